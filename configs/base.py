@@ -1,0 +1,94 @@
+"""Every key of every run, with its default."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the defaults; a config file changes what differs."""
+  return ml_collections.ConfigDict(
+    {
+      # Names the run in tables and results.
+      "name": "",
+      # Of data order, augmentation, dropout and fresh parameters.
+      "seed": 42,
+      # Images in a step, over all devices of all processes.
+      "batch_size": 128,
+      # Passes over a stage's data.
+      "epochs": 5,
+      # Share of the training images that takes the place of the test images,
+      # class by class, to tune on; 0 tests on the test images.
+      "holdout": 0.0,
+      # Pretrained weights, .npz or .safetensors.
+      "init_checkpoint": config_dict.placeholder(str),
+      # Config whose run makes those weights on first use, kept in the cache.
+      "pretrain": config_dict.placeholder(str),
+      # Whether a run may start from random weights.
+      "random_init": False,
+      # Whether the final weights are written to the workdir, as params.npz.
+      "export": False,
+      # Row of SCENARIOS, and its options.
+      "scenario": {
+        "name": "class_incremental",
+        "num_tasks": 10,
+        # Seed of the class order; None: natural order.
+        "order_seed": config_dict.placeholder(int),
+        "reverse": False,
+        # Whether a test answer may name the classes of its task only.
+        "task_incremental": False,
+      },
+      # Row of DATASETS, and its options.
+      "dataset": {"name": "synthetic"},
+      # Fields of Preprocess; the size is the model's.
+      "preprocess": {
+        "train": "random_resized_crop",
+        "eval": "center_crop",
+        "resize": config_dict.placeholder(int),
+        "mean": config_dict.placeholder(tuple),
+        "std": config_dict.placeholder(tuple),
+        "flip": 0.5,
+        "area": (0.05, 1.0),
+        "aspect": (0.75, 1.33),
+        "padding": 4,
+        "antialias": False,
+      },
+      # Row of PROBLEMS.
+      "problem": {"name": "classification"},
+      # Row of MODELS, and its options; the classes come from the data.
+      "model": {
+        "name": "vit",
+        "variant": "ViT-B_16",
+        "image_size": 224,
+        "gelu": "tanh",
+        "classifier": "token",
+        "norm_pre_logits": False,
+        "temperature": 1.0,
+        # Of the computation; parameters stay float32.
+        "dtype": "float32",
+      },
+      # Row of METHODS, and its options.
+      "method": {"name": "finetune", "restart_optimizer": True},
+      "optimizer": {
+        # (name, pattern) in order; each name has its settings below. The
+        # settings None freeze a group.
+        "groups": (("head", r"head/.*"), ("backbone", r".*")),
+        # Learning rates are for this many images a step; None: as they stand.
+        "lr_batch_size": config_dict.placeholder(int),
+        "clip_norm": 1.0,
+        # "trainable", or "all": the norm of frozen gradients counts, too.
+        "clip_scope": "trainable",
+        # 0.5 * l2 * sum of squares of all matrices, as a gradient.
+        "l2": 0.0,
+        "head": {"name": "adam", "lr": 1e-3},
+        "backbone": config_dict.placeholder(dict),
+      },
+      # Devices along the batch (-1: all that are left) and the model.
+      "mesh": {"data": -1, "model": 1},
+      # (pattern, "replicate" | "fsdp" | axis names) for the state's leaves.
+      "sharding": ((r".*", "replicate"),),
+      # Steps between points of the training curves.
+      "log_every": 10,
+      # Inside a stage; each stage's end is a checkpoint anyway.
+      "checkpoint": {"every_steps": 500, "keep": 2},
+    }
+  )

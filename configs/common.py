@@ -1,0 +1,200 @@
+"""Parts that config files share."""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+# The channel statistics with which most ImageNet weights were trained.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PROMPT_GROUPS = (
+  ("prompt", r"prompt_pool/.*|prefix|reweight"),
+  ("head", r"head/.*"),
+  ("backbone", r".*"),
+)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+  """Reads "smoke,tasks=4": a bare name is True; "smoke" is always known.
+
+  Args:
+    arg: What follows the colon of --my_config; None: nothing.
+    **defaults: The names that a config file takes, with their defaults.
+
+  Raises:
+    ValueError: An unknown name, or a value of another type.
+  """
+  known = {"smoke": False, **defaults}
+  parsed = dict(known)
+  for item in (arg or "").split(","):
+    if not item:
+      continue
+    name, _, text = item.partition("=")
+    if name not in known:
+      close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+      hint = f"Did you mean {close[0]!r}? " if close else ""
+      raise ValueError(
+        f"Unknown config argument {name!r}. {hint}Known: {sorted(known)}."
+      )
+    kind = type(known[name])
+    if kind is bool:
+      if text.lower() not in ("", "true", "false"):
+        raise ValueError(f"{item!r}: {name} is either true or false.")
+      parsed[name] = text.lower() != "false"
+    else:
+      try:
+        parsed[name] = kind(text)
+      except ValueError:
+        raise ValueError(
+          f"{item!r}: {name} takes a value of type {kind.__name__}."
+        ) from None
+  return ml_collections.ConfigDict(parsed)
+
+
+def l2p(**changes: Any) -> dict[str, Any]:
+  """Returns L2P's options (the original's values for CIFAR-100)."""
+  options = {
+    "name": "l2p",
+    "restart_optimizer": True,
+    "e_layers": (0,),
+    "e_prefix": False,
+    "pool_size": 10,
+    "length": 10,
+    "top_k": 4,
+    "prompt_key": True,
+    "prompt_init": "uniform",
+    "key_init": "uniform",
+    "e_same_key_value": False,
+    "g_layers": (),
+    "g_prefix": True,
+    "g_length": 5,
+    "g_same_key_value": False,
+    "reweight": False,
+    "query": "cls",
+    # The original's batch of one device; 0: each image chooses for itself.
+    "vote_group": 16,
+    "prompt_mask": False,
+    "transfer_prompts": False,
+    "transfer_keys": False,
+    "key_loss": 1.0,
+    "mask_classes": True,
+    "transfer_head": "none",
+  }
+  return {**options, **changes}
+
+
+def dualprompt(**changes: Any) -> dict[str, Any]:
+  """Returns DualPrompt's options (the original's values for CIFAR-100)."""
+  options = l2p(
+    name="dualprompt",
+    e_layers=(2, 3, 4),
+    e_prefix=True,
+    length=5,
+    top_k=1,
+    g_layers=(0, 1),
+    vote_group=24,
+    prompt_mask=True,
+    transfer_prompts=True,
+  )
+  return {**options, **changes}
+
+
+def adam(lr: float, **changes: Any) -> dict[str, Any]:
+  """Returns Adam's settings for one parameter group."""
+  options = {
+    "name": "adam",
+    "lr": lr,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "min_lr": 0.0,
+    "weight_decay": 0.0,
+    "normalize_columns": False,
+  }
+  return {**options, **changes}
+
+
+def sgd(lr: float, **changes: Any) -> dict[str, Any]:
+  """Returns the settings of SGD with Nesterov momentum for one group."""
+  return adam(lr, name="sgd", **{"momentum": 0.9, **changes})
+
+
+def prompt_optimizer(config: ml_collections.ConfigDict, lr: float) -> None:
+  """Trains prompts and head at one rate and freezes the rest."""
+  config.optimizer.groups = PROMPT_GROUPS
+  config.optimizer.prompt = adam(lr)
+  config.optimizer.head = adam(lr)
+  config.optimizer.backbone = None
+
+
+# Reference points beside the prompt methods: the method's options, and the
+# learning rate of the backbone as a share of the head's (0: frozen).
+_REFERENCES = {
+  "finetune": ({"name": "finetune", "mask_classes": False}, 1.0),
+  "head": ({"name": "finetune", "mask_classes": False}, 0.0),
+  "masked_head": ({"name": "finetune", "mask_classes": True}, 0.0),
+  "nearest_mean": ({"name": "nearest_mean"}, 0.0),
+  "joint": ({"name": "joint", "mask_classes": False}, 1.0),
+}
+
+
+def reference(
+  config: ml_collections.ConfigDict, method: str, head_lr: float, body_lr: float
+) -> None:
+  """Turns a prompt method's config into one of the reference points.
+
+  Args:
+    config: Changed in place; data, scenario and model stay.
+    method: "finetune" (all weights, one task after the other), "head" (only
+      the head), "masked_head" (the same, other tasks' classes masked in
+      training), "nearest_mean" or "joint" (all weights, all data so far).
+    head_lr: Learning rate of the head.
+    body_lr: Learning rate of the backbone, where it is trained.
+
+  Raises:
+    ValueError: Another method.
+  """
+  if method not in _REFERENCES:
+    raise ValueError(f"method={method!r} must be one of {sorted(_REFERENCES)}.")
+  options, trained = _REFERENCES[method]
+  config.name = method
+  config.model.classifier = "token"
+  config.method = {**options, "restart_optimizer": True}
+  config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
+  config.optimizer.head = adam(head_lr)
+  config.optimizer.backbone = adam(body_lr * trained) if trained else None
+
+
+def finish(
+  config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+  """Returns the config, shrunk if the argument says "smoke"."""
+  return smoke(config) if arg.smoke else config
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Shrinks any config: tiny model, made-up images, three tasks, seconds."""
+  config.batch_size = 8
+  config.epochs = 1
+  config.holdout = 0.0
+  config.random_init = True
+  config.init_checkpoint = None
+  config.pretrain = None
+  config.scenario.num_tasks = min(3, config.scenario.num_tasks)
+  config.dataset = {
+    "name": "synthetic",
+    "num_classes": 6,
+    "per_class": 16,
+    "size": 8,
+  }
+  config.preprocess.train = "none"
+  config.preprocess.eval = "native"
+  config.preprocess.resize = None
+  config.model.variant = "smoke"
+  config.model.image_size = 8
+  if "vote_group" in config.method:
+    config.method.vote_group = min(4, config.method.vote_group)
+  config.log_every = 2
+  config.checkpoint.every_steps = 3
+  return config

@@ -1,0 +1,36 @@
+"""L2P on scikit-learn's handwritten digits, 5 tasks of 2 digits.
+
+  python main.py --my_config configs/digits_l2p.py --workdir ./digits
+
+No download; the weights come from configs/glyphs_pretrain.py, made on first
+use. ":tune" tests on a part of the training images.
+"""
+
+from configs import base
+from configs import common
+from configs import glyphs_pretrain
+
+
+def stream(config, arg):
+  """Gives a config the digits, their tasks and the pretrained model."""
+  config.batch_size = 16
+  config.epochs = 10
+  config.holdout = 0.25 if arg.tune else 0.0
+  config.pretrain = "glyphs_pretrain"
+  config.scenario.num_tasks = 5
+  config.dataset = {"name": "digits"}
+  config.preprocess.train = "none"
+  config.preprocess.eval = "native"
+  glyphs_pretrain.model(config)
+
+
+def get_config(arg=None):
+  """Returns the demo's main run."""
+  arg = common.parse_arg(arg, tune=False)
+  config = base.get_config()
+  config.name = "digits_l2p"
+  stream(config, arg)
+  config.model.classifier = "prompt"
+  config.method = common.l2p(length=4)
+  common.prompt_optimizer(config, lr=0.01)
+  return common.finish(config, arg)

@@ -1,0 +1,1 @@
+"""The loop and its parts; knows no method, no model and no config."""

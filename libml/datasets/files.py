@@ -1,0 +1,175 @@
+"""Sources from the user's own files: one npz archive, or folders of images."""
+
+import os
+import pathlib
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from libml.datasets import source
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def npz(
+  *, path: str | os.PathLike[str], classes: Sequence[int] | None = None
+) -> source.Source:
+  """Returns the arrays of an npz archive.
+
+  Args:
+    path: Archive with x_train, x_test (uint8 [N, H, W] or [N, H, W, 1 or 3]),
+      y_train, y_test (integer [N]) and, if wanted, class_names [C] (text).
+    classes: Ids of the classes to keep; they become 0, 1, ... in this order.
+      None: all.
+
+  Raises:
+    FileNotFoundError: No such archive.
+    ValueError: An archive that cannot be read, arrays that are missing or have
+      other shapes or types, or an unknown class.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"No file {path}. The data set 'npz' needs an archive with "
+      f"{', '.join(_ARRAYS)}, as np.savez writes it."
+    )
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      arrays = {name: archive[name] for name in archive.files}
+  except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    raise ValueError(
+      f"Cannot read {path} ({error}). Save it with np.savez, and labels and "
+      "names as arrays of integers and text, not of objects."
+    ) from error
+  missing = [name for name in _ARRAYS if name not in arrays]
+  if missing:
+    raise ValueError(
+      f"{path} has no {', '.join(missing)}; it has {', '.join(arrays)}."
+    )
+  splits = {
+    key: _npz_split(path, key, arrays[f"x_{key}"], arrays[f"y_{key}"])
+    for key in ("train", "test")
+  }
+  count = 1 + max(int(split.labels.max(initial=0)) for split in splits.values())
+  names = tuple(map(str, arrays.get("class_names", range(count))))
+  if classes is not None:
+    splits = {k: _keep(v, classes, len(names)) for k, v in splits.items()}
+    names = tuple(names[label] for label in classes)
+  return source.Source("npz", names, splits, origin=f"file {path.name}")
+
+
+def folder(
+  *, root: str | os.PathLike[str], verify: bool = True
+) -> source.Source:
+  """Returns images from root/train/CLASS/* and root/test/CLASS/*.
+
+  Class ids are positions in the sorted folder names of root/train. Files with
+  other suffixes than SUFFIXES are passed over.
+
+  Args:
+    root: Folder with the folders train and test.
+    verify: Whether to decode every file once now, so that a broken one is
+      named here and not hours into a run. Some thousand files a second.
+
+  Raises:
+    FileNotFoundError: A missing folder.
+    ValueError: An empty class, a class that only test has, or (with verify) a
+      file that cannot be decoded.
+  """
+  root = pathlib.Path(root)
+  names = tuple(_folders(root / "train"))
+  unknown = sorted(set(_folders(root / "test")) - set(names))
+  if unknown:
+    raise ValueError(
+      f"{root / 'test'} has classes that {root / 'train'} does not have: "
+      f"{', '.join(unknown)}. Add training images or remove them."
+    )
+  splits = {key: _folder_split(root / key, names) for key in ("train", "test")}
+  found = source.Source("folder", names, splits, origin=f"folder {root.name}")
+  if verify:
+    for split in splits.values():
+      _verify(split.images)
+  return found
+
+
+def _npz_split(
+  path: pathlib.Path, key: str, images: np.ndarray, labels: np.ndarray
+) -> source.Split:
+  labels = labels.reshape(-1) if labels.shape[1:] in ((), (1,)) else labels
+  if labels.dtype.kind not in "iu":
+    raise ValueError(
+      f"{path}: y_{key} is {labels.dtype}; labels must be integers."
+    )
+  if images.ndim == 3:
+    images = images[..., None]
+  try:
+    return source.Split(images, labels.astype(np.int32))
+  except ValueError as error:
+    raise ValueError(f"{path}, x_{key}, y_{key}: {error}") from error
+
+
+def _keep(
+  split: source.Split, classes: Sequence[int], count: int
+) -> source.Split:
+  wrong = [label for label in classes if not 0 <= label < count]
+  if wrong or len(set(classes)) < len(classes):
+    raise ValueError(
+      f"Classes {list(classes)} must be different ids in 0 to {count - 1}."
+    )
+  ids = np.full(count, -1, np.int32)
+  ids[list(classes)] = np.arange(len(classes))
+  rows = np.flatnonzero(ids[split.labels] >= 0)
+  return source.Split(split.images[rows], ids[split.labels[rows]])
+
+
+def _folders(path: pathlib.Path) -> list[str]:
+  if not path.is_dir():
+    raise FileNotFoundError(
+      f"No folder {path}. The data set 'folder' needs root/train/CLASS/ and "
+      "root/test/CLASS/ with image files."
+    )
+  return sorted(
+    entry.name
+    for entry in path.iterdir()
+    if entry.is_dir() and not entry.name.startswith(".")
+  )
+
+
+def _folder_split(path: pathlib.Path, names: Sequence[str]) -> source.Split:
+  paths, labels = [], []
+  for label, name in enumerate(names):
+    files = sorted(
+      str(file)
+      for file in (path / name).glob("*")
+      if file.suffix.lower() in SUFFIXES
+    )
+    paths += files
+    labels += [label] * len(files)
+  images = np.array(paths, object)
+  return source.Split(images, np.array(labels, np.int32), encoding="path")
+
+
+def _verify(paths: np.ndarray) -> None:
+  """Decodes all files; raises naming the first that cannot be decoded."""
+  import tensorflow as tf
+
+  from libml import preprocess
+
+  def size(path: tf.Tensor) -> tf.Tensor:
+    return tf.size(preprocess.decode(tf.io.read_file(path)))
+
+  if not len(paths):
+    return
+  data = tf.data.Dataset.from_tensor_slices(paths)
+  data = data.map(size, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  results = data.as_numpy_iterator()
+  for path in paths:
+    try:
+      next(results)
+    except tf.errors.OpError as error:
+      raise ValueError(
+        f"Cannot decode {path}: {error.message.splitlines()[0]} Replace or "
+        f"remove it; allowed are {', '.join(SUFFIXES)} files."
+      ) from error

@@ -1,0 +1,200 @@
+"""What a data set is: two splits of labelled images, checked and counted."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+ENCODINGS = ("array", "bytes", "path")
+
+
+def generator(*seeds: int) -> np.random.Generator:
+  """Returns random numbers that depend on these integers (>= 0) alone."""
+  return np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """Labelled images in a fixed order. Compared by identity.
+
+  Attributes:
+    images: uint8 [N, H, W, 1 or 3]; or [N] contents of image files (bytes);
+      or [N] paths of image files.
+    labels: int32 [N], class ids of the source.
+    encoding: Which of the three `images` holds: "array", "bytes", "path".
+
+  Raises:
+    ValueError: Arrays of other shapes or types, or of unequal length.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  encoding: str = "array"
+
+  def __post_init__(self):
+    """Checks the fields."""
+    if self.encoding not in ENCODINGS:
+      raise ValueError(
+        f"Unknown encoding {self.encoding!r}. Known: {', '.join(ENCODINGS)}."
+      )
+    shape, dtype = self.images.shape, self.images.dtype
+    if self.encoding == "array":
+      if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        raise ValueError(
+          f"Images are {dtype} {list(shape)}; they must be uint8 "
+          "[N, H, W, 1 or 3] with grey levels 0 to 255. Convert them first."
+        )
+    elif len(shape) != 1:
+      raise ValueError(
+        f"Encoded images have shape {list(shape)}; give one entry an image."
+      )
+    if self.labels.shape != shape[:1] or self.labels.dtype != np.int32:
+      raise ValueError(
+        f"Labels are {self.labels.dtype} {list(self.labels.shape)}; "
+        f"{shape[0]} images need int32 [{shape[0]}]."
+      )
+
+  def __len__(self) -> int:
+    """Number of images."""
+    return len(self.labels)
+
+  def rows(self, rows: np.ndarray) -> "Split":
+    """Returns a split of these rows, in their order."""
+    return Split(self.images[rows], self.labels[rows], self.encoding)
+
+  def fingerprint(self) -> dict[str, int]:
+    """Returns the number of examples and CRC-32 sums of what is in memory."""
+    sums = {"examples": len(self), "labels_crc32": _crc32(self.labels)}
+    if self.encoding == "array":
+      sums["images_crc32"] = _crc32(self.images)
+    elif self.encoding == "bytes":
+      sums["images_crc32"] = functools.reduce(
+        lambda crc, image: zlib.crc32(image, crc), self.images, 0
+      )
+    return sums
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+  """A data set: a training and a test split over the same classes.
+
+  Attributes:
+    name: Row of DATASETS, or the builder's name.
+    class_names: One name a class; the position is the class id.
+    splits: {"train": Split, "test": Split}.
+    origin: Where the images come from, for the results.
+
+  Raises:
+    ValueError: Other splits than these two, a label out of range, or an empty
+      class: one without a training image.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  splits: Mapping[str, Split]
+  origin: str
+
+  def __post_init__(self):
+    """Checks the fields."""
+    if set(self.splits) != {"train", "test"}:
+      raise ValueError(
+        f"Source {self.name!r} has the splits {sorted(self.splits)}; it "
+        "needs 'train' and 'test' and nothing else."
+      )
+    for key, split in self.splits.items():
+      wrong = (split.labels < 0) | (split.labels >= self.num_classes)
+      if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+          f"Source {self.name!r}, split {key!r}, row {row}: label "
+          f"{split.labels[row]} is outside 0 to {self.num_classes - 1}."
+        )
+    counts = np.bincount(
+      self.splits["train"].labels, minlength=self.num_classes
+    )
+    empty = [self.class_names[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+      raise ValueError(
+        f"Source {self.name!r} has an empty class: no training image of "
+        f"{', '.join(map(repr, empty))}. Add images or drop the class."
+      )
+
+  @property
+  def num_classes(self) -> int:
+    """The number of classes."""
+    return len(self.class_names)
+
+  @functools.cached_property
+  def description(self) -> dict[str, Any]:
+    """Name, origin, classes, and counts and CRC-32 sums of each split."""
+    return {
+      "name": self.name,
+      "origin": self.origin,
+      "classes": self.num_classes,
+      "splits": {
+        key: split.fingerprint() for key, split in self.splits.items()
+      },
+    }
+
+
+def stratify(
+  labels: np.ndarray, fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the same fraction of each class.
+
+  Args:
+    labels: int [N]; each class that occurs needs two rows or more.
+    fraction: Part to draw, between 0 and 1; at least one row of each class is
+      drawn and at least one is left.
+    rng: Random numbers.
+
+  Returns:
+    Rows left and rows drawn, int64 and ascending.
+
+  Raises:
+    ValueError: A fraction out of range, or a class of one row.
+  """
+  if not 0 < fraction < 1:
+    raise ValueError(f"Fraction {fraction} must lie between 0 and 1.")
+  drawn = np.zeros(len(labels), bool)
+  for label in np.unique(labels):
+    rows = np.flatnonzero(labels == label)
+    if len(rows) < 2:
+      raise ValueError(
+        f"Class {label} has a single image and cannot be divided; add images "
+        "or drop the class."
+      )
+    count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+    drawn[rng.permutation(rows)[:count]] = True
+  return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def hold_out(source: Source, fraction: float, seed: int) -> Source:
+  """Returns a source for tuning: its test split is part of the training split.
+
+  The true test split does not occur in the result, so nothing that is chosen
+  on it can have seen test images.
+
+  Args:
+    source: The whole source.
+    fraction: Part of each class's training images that becomes the test split.
+    seed: Decides which images.
+
+  Raises:
+    ValueError: As `stratify`.
+  """
+  train = source.splits["train"]
+  left, held = stratify(train.labels, fraction, generator(seed))
+  return dataclasses.replace(
+    source,
+    splits={"train": train.rows(left), "test": train.rows(held)},
+    origin=f"{source.origin}; test held out of train: fraction {fraction}, "
+    f"seed {seed}",
+  )
+
+
+def _crc32(array: np.ndarray) -> int:
+  return zlib.crc32(np.ascontiguousarray(array).data)

@@ -1,0 +1,326 @@
+"""The loop: stages, rounds, probes, checkpoints, results."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import re
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from libml import checkpoint
+from libml import evaluation
+from libml import paths
+from libml import reporting
+from libml import results
+from libml import scenarios
+from libml import sharding
+from libml import stage_data
+from libml import steps
+from libml.train_state import TrainState
+
+
+_LOG = logging.getLogger("palimpsest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How a run goes on, whatever its method.
+
+  Attributes:
+    seed: Of data order, augmentation, dropout and fresh parameters.
+    batch_size: Global.
+    log_every: Steps between two points of the training curves.
+    checkpoint_every: Steps between two checkpoints inside a stage.
+    checkpoint_keep: How many to keep.
+  """
+
+  seed: int
+  batch_size: int
+  log_every: int = 10
+  checkpoint_every: int = 500
+  checkpoint_keep: int = 2
+
+
+class Interrupted(Exception):
+  """The run was asked to stop; what was done is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How far a run is: all that a checkpoint holds beside arrays.
+
+  Attributes:
+    stage: Stages finished.
+    begun: Whether the stage's `before_stage` is done.
+    trained: Whether the stage's `after_stage` is done.
+    round: Rounds finished in this stage.
+    step: Steps taken in this round.
+    steps: Steps taken in the run.
+    saves: Checkpoints made.
+    rows: Figures of each finished stage.
+    observed: Counts of each finished stage.
+    compiled: Compilations of each function.
+    seconds: Wall time of the run, of its training, and steps in the latter.
+  """
+
+  stage: int = 0
+  begun: bool = False
+  trained: bool = False
+  round: int = 0
+  step: int = 0
+  steps: int = 0
+  saves: int = 0
+  rows: tuple[Any, ...] = ()
+  observed: tuple[Any, ...] = ()
+  compiled: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  seconds: Mapping[str, float] = dataclasses.field(
+    default_factory=lambda: {"run": 0.0, "train": 0.0, "timed_steps": 0}
+  )
+
+  def to(self, **changes) -> "Progress":
+    """Returns a changed copy."""
+    return dataclasses.replace(self, **changes)
+
+
+class Run:
+  """One run's settled objects, and the walk through its stages.
+
+  Attributes:
+    method: How parameters change.
+    scenario: What arrives when.
+    optimizer: What a gradient does.
+    settings: How the run goes on.
+  """
+
+  def __init__(
+    self,
+    *,
+    method: Any,
+    scenario: scenarios.Scenario,
+    optimizer: Any,
+    preprocess: Any,
+    settings: Settings,
+    mesh: jax.sharding.Mesh,
+    rules: sharding.Rules,
+    should_stop: Callable[[], bool],
+  ):
+    self.method = method
+    self.scenario = scenario
+    self.optimizer = optimizer
+    self.settings = settings
+    self._preprocess = preprocess
+    self._mesh = mesh
+    self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
+    self._should_stop = should_stop
+    self._compiled = steps.Compiled()
+    self._rng = jax.random.key(settings.seed)
+
+  def start(self, params: Any) -> TrainState:
+    """Returns the state before the first stage.
+
+    Args:
+      params: The model's parameters, arrays on the host.
+    """
+    params = self.method.init_params(params, jax.random.fold_in(self._rng, 0))
+    trainable = self.optimizer.groups.trainable(params)
+    state = TrainState(
+      step=jnp.zeros((), jnp.int32),
+      steps_per_epoch=jnp.ones((), jnp.int32),
+      params=params,
+      opt_state=(),
+      memory=self.method.init_memory(params, trainable),
+      rng=jax.random.fold_in(self._rng, 1),
+    )
+    state = self._place(state)
+    opt_state = jax.jit(self.optimizer.tx.init)(state.params)
+    return self._place(state.replace(opt_state=opt_state))
+
+  def changing(self, state: TrainState) -> dict[str, Any]:
+    """Returns the leaves that a checkpoint must hold, by name."""
+    trainable = paths.flatten(self.optimizer.groups.trainable(state.params))
+    return {
+      name: leaf
+      for name, leaf in paths.flatten(state).items()
+      if not name.startswith("params/")
+      or trainable[name.removeprefix("params/")]
+      or re.fullmatch(self.method.rewrites, name.removeprefix("params/"))
+    }
+
+  def data(self, stage: scenarios.Stage) -> stage_data.StageData:
+    """Returns the images of a stage."""
+    return stage_data.StageData(
+      train=stage.train,
+      stage=stage.index,
+      preprocess=self._preprocess,
+      batch_size=self.settings.batch_size,
+      seed=self.settings.seed,
+      mesh=self._mesh,
+      compiled=self._compiled,
+    )
+
+  def walk(
+    self,
+    params: Any,
+    workdir: pathlib.Path,
+    facts: Mapping[str, Any],
+    reporter: Any,
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Goes through all stages that are left; returns last state and results.
+
+    Args:
+      params: Pretrained or fresh parameters, on the host.
+      workdir: Where checkpoints and results go, and come from.
+      facts: Joins the results: config, weights, versions.
+      reporter: Shows people what goes on.
+
+    Raises:
+      Interrupted: It was asked to stop.
+      FloatingPointError: A loss or gradient is not finite.
+    """
+    self._reporter = reporter
+    state = self.start(params)
+    evaluator = evaluation.Evaluator(
+      self.method, self.scenario.num_classes, self._mesh, self._compiled
+    )
+    with checkpoint.Saver(
+      workdir / "checkpoints", keep=self.settings.checkpoint_keep
+    ) as saver:
+      state, progress = self._resume(state, saver)
+      evaluator.check(state, self.data(self.scenario.stages[0]), self.scenario)
+      self._began = time.time() - progress.seconds["run"]
+      for stage in self.scenario.stages[progress.stage :]:
+        data = self.data(stage)
+        if not progress.trained:
+          state, progress = self._train(state, stage, data, saver, progress)
+        try:
+          row, observed = evaluator.probe(
+            state, stage, data, stop=self._should_stop
+          )
+        except evaluation.Stopped:
+          self._save(saver, state, progress)
+          raise Interrupted from None
+        progress = progress.to(
+          stage=stage.index + 1,
+          begun=False,
+          trained=False,
+          round=0,
+          step=0,
+          rows=(*progress.rows, row),
+          observed=(*progress.observed, observed),
+        )
+        progress = self._save(saver, state, progress)
+        record = results.assemble(self.scenario, progress, facts)
+        saver.wait()
+        results.write(workdir / "results.json", record)
+        self._reporter.stage(progress.steps, stage, record, observed)
+    return state, results.assemble(self.scenario, progress, facts)
+
+  def _resume(self, state, saver):
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      self.changing(state),
+    )
+    found = saver.restore(abstract)
+    if found is None:
+      return state, Progress()
+    number, leaves, progress = found
+    saver.delete_above(number)
+    progress = Progress(**progress)
+    _LOG.info(
+      "Resuming in stage %d at step %d.", progress.stage, progress.steps
+    )
+    return self._place(paths.update(state, leaves)), progress
+
+  def _save(self, saver, state, progress) -> Progress:
+    counts = {
+      name: max(count, progress.compiled.get(name, 0))
+      for name, count in self._compiled.counts().items()
+    }
+    progress = progress.to(
+      saves=progress.saves + 1,
+      compiled={**progress.compiled, **counts},
+      seconds={**progress.seconds, "run": time.time() - self._began},
+    )
+    saver.save(
+      progress.saves, self.changing(state), dataclasses.asdict(progress)
+    )
+    return progress
+
+  def _train(self, state, stage, data, saver, progress):
+    method = self.method
+    if not progress.begun:
+      state = self._place(method.before_stage(state, stage, data))
+      state = self._begin(state, stage, data)
+      progress = progress.to(begun=True)
+    for number, round_ in enumerate(method.rounds(stage, data)):
+      if number < progress.round:
+        continue
+      state, progress = self._train_round(
+        state, stage, data, saver, progress, round_
+      )
+      state = self._place(round_.finish(state))
+      progress = progress.to(round=number + 1, step=0)
+    state = self._place(method.after_stage(state, stage, data))
+    return state, progress.to(trained=True)
+
+  def _begin(self, state, stage, data):
+    begin = self._compiled(
+      "begin_stage",
+      functools.partial(
+        steps.begin_stage,
+        tx=self.optimizer.tx,
+        restart=self.method.restart_optimizer,
+      ),
+    )
+    per_epoch = data.steps_per_epoch(self.method.roles(stage))
+    # Stage keys start at 2: 0 drew fresh parameters, 1 the first state's key.
+    return self._place(
+      begin(state, np.int32(stage.index + 2), np.int32(per_epoch), self._rng)
+    )
+
+  def _train_round(self, state, stage, data, saver, progress, round_):
+    step_fn = self._compiled(
+      f"train/{round_.name}",
+      steps.make_train_step(
+        round_.loss, self.method.extra_args, self.optimizer
+      ),
+      donate_argnums=0,
+      out_shardings=(
+        jax.tree.map(lambda x: x.sharding, state),
+        sharding.replicated(self._mesh),
+      ),
+    )
+    window = reporting.Window(stage.index)
+    batches = data.stream(round_.streams, progress.round, progress.step)
+    timer = None
+    for step in range(progress.step, round_.steps):
+      state, metrics = step_fn(state, next(batches))
+      window.add(progress.steps, metrics)
+      progress = progress.to(step=step + 1, steps=progress.steps + 1)
+      last = step + 1 == round_.steps
+      if timer is None:  # the first step may hold a compilation
+        jax.block_until_ready(metrics)
+        timer, timed_from = time.time(), progress.steps
+      if last or progress.steps % self.settings.log_every == 0:
+        self._reporter.train(
+          progress.steps, stage, step + 1, round_.steps, window.read()
+        )
+      stop = self._should_stop()
+      if stop or (progress.steps % self.settings.checkpoint_every == 0):
+        window.read()
+        progress = self._save(saver, state, progress)
+      if stop:
+        raise Interrupted
+    if timer is not None:
+      seconds = dict(progress.seconds)
+      seconds["train"] += time.time() - timer
+      seconds["timed_steps"] += progress.steps - timed_from
+      progress = progress.to(seconds=seconds)
+    return state, progress

@@ -1,0 +1,67 @@
+"""From an accuracy matrix to the figures that papers report.
+
+R[i, j] is the accuracy on task i after task j, for i <= j.
+"""
+
+import numpy as np
+
+
+def avg_acc(matrix: np.ndarray, task: int) -> float:
+  """Returns the mean over tasks 0..task of their accuracy after `task`."""
+  return float(np.mean(matrix[: task + 1, task]))
+
+
+def forgetting(matrix: np.ndarray, task: int) -> float:
+  """Returns the mean drop of tasks before `task` from their best (L2P).
+
+  mean_{i<t} (max_{i<=j<=t} R[i, j] - R[i, t]); the maximum includes the
+  current column, so it is never negative.
+  """
+  drops = [matrix[i, i : task + 1].max() - matrix[i, task] for i in range(task)]
+  return float(np.mean(drops))
+
+
+def backward(matrix: np.ndarray, task: int) -> float:
+  """Returns the mean of R[i, t] - R[i, i] over tasks before `task`."""
+  return float(np.mean([matrix[i, task] - matrix[i, i] for i in range(task)]))
+
+
+def learning_acc(matrix: np.ndarray, task: int) -> float:
+  """Returns the mean accuracy of each task right after it was learned."""
+  return float(np.mean(np.diag(matrix)[: task + 1]))
+
+
+def seen_acc(matrix: np.ndarray, counts: np.ndarray, task: int) -> float:
+  """Returns the accuracy over all test images of tasks 0..task.
+
+  Args:
+    matrix: [T, T].
+    counts: Test images of each task, [T].
+    task: The last task.
+  """
+  weights = counts[: task + 1]
+  return float(np.sum(matrix[: task + 1, task] * weights) / np.sum(weights))
+
+
+def curve_mean(matrix: np.ndarray, counts: np.ndarray, task: int) -> float:
+  """Returns the mean of `seen_acc` over stages 0..task.
+
+  The "average accuracy" of PILOT and PyCIL; L2P's is `avg_acc`.
+  """
+  return float(np.mean([seen_acc(matrix, counts, j) for j in range(task + 1)]))
+
+
+def class_incremental(
+  matrix: np.ndarray, counts: np.ndarray, task: int
+) -> dict[str, float]:
+  """Returns the summary after `task`; what needs a past is absent at 0."""
+  summary = {
+    "avg_acc": avg_acc(matrix, task),
+    "learning_acc": learning_acc(matrix, task),
+    "seen_acc": seen_acc(matrix, counts, task),
+    "curve_mean_acc": curve_mean(matrix, counts, task),
+  }
+  if task:
+    summary["forgetting"] = forgetting(matrix, task)
+    summary["backward"] = backward(matrix, task)
+  return summary

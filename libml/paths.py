@@ -1,0 +1,30 @@
+"""Names of the leaves of a tree: "Transformer/encoderblock_0/..."."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+def name(path: tuple[Any, ...]) -> str:
+  """Returns a key path as a name with slashes."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+  """Maps fn(name, leaf, ...) over a tree."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *leaves: fn(name(path), *leaves), tree, *rest
+  )
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns {name: leaf} in the tree's order."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {name(path): leaf for path, leaf in leaves}
+
+
+def update(tree: Any, leaves: Mapping[str, Any]) -> Any:
+  """Returns the tree with the named leaves replaced."""
+  return map_named(lambda key, leaf: leaves.get(key, leaf), tree)

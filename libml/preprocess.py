@@ -1,0 +1,271 @@
+"""From an image file or array to what the model sees, as TensorFlow functions.
+
+Everything is a pure function of the image and a seed. A chain maps a uint8 or
+encoded image to float32 [size, size, 3] in 0 to 1; mean and standard deviation
+come after it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+
+# JAX computes; TensorFlow only feeds it and must not take its memory.
+tf.config.set_visible_devices([], "GPU")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """Training and evaluation chain with their settings.
+
+  Attributes:
+    size: Height and width in pixels of what the model sees.
+    train: Row of CHAINS_TRAIN.
+    eval: Row of CHAINS_EVAL.
+    resize: Side in pixels before the crop, in "reference" and "center_crop";
+      None: size * 256 // 224, the usual ratio.
+    mean: Subtracted from images in 0 to 1, one number a channel; None: images
+      stay in 0 to 1.
+    std: Divides after that; None with mean.
+    flip: Probability of a horizontal flip.
+    area: Range of the random crop's part of the image.
+    aspect: Range of the random crop's width / height.
+    padding: Rows and columns of zeros that "crop_flip" adds in all, half of
+      them on each side.
+    antialias: Whether "random_resized_crop" and "center_crop" filter before
+      they make an image smaller.
+
+  Raises:
+    ValueError: An unknown chain or a setting out of range.
+  """
+
+  size: int
+  train: str = "random_resized_crop"
+  eval: str = "center_crop"
+  resize: int | None = None
+  mean: tuple[float, float, float] | None = None
+  std: tuple[float, float, float] | None = None
+  flip: float = 0.5
+  area: tuple[float, float] = (0.05, 1.0)
+  aspect: tuple[float, float] = (0.75, 1.33)
+  padding: int = 4
+  antialias: bool = False
+
+  def __post_init__(self):
+    """Checks the fields."""
+    for kind, name, table in (
+      ("train", self.train, CHAINS_TRAIN),
+      ("eval", self.eval, CHAINS_EVAL),
+    ):
+      if name not in table:
+        raise ValueError(
+          f"Unknown {kind} chain {name!r}. Known: {', '.join(sorted(table))}."
+        )
+    for name, valid, allowed in (
+      ("size", self.size >= 1, "at least 1"),
+      ("resize", self.side >= self.size, f"at least size {self.size}"),
+      ("flip", 0 <= self.flip <= 1, "in 0 to 1"),
+      ("area", 0 < self.area[0] <= self.area[1] <= 1, "0 < low <= high <= 1"),
+      ("aspect", 0 < self.aspect[0] <= self.aspect[1], "0 < low <= high"),
+      ("padding", self.padding >= 0, "at least 0"),
+      ("mean", (self.mean is None) == (self.std is None), "given with std"),
+      ("mean", self.mean is None or len(self.mean) == 3, "three numbers"),
+      (
+        "std",
+        self.std is None or (len(self.std) == 3 and min(self.std) > 0),
+        "three positive numbers",
+      ),
+    ):
+      if not valid:
+        raise ValueError(
+          f"Preprocessing has {name} {getattr(self, name)}; it must be "
+          f"{allowed}."
+        )
+
+  @property
+  def side(self) -> int:
+    """Height and width in pixels before the crop."""
+    return self.size * 256 // 224 if self.resize is None else self.resize
+
+  def train_fn(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns an augmented image.
+
+    Args:
+      image: uint8 [H, W, 1 or 3], or the contents of an image file.
+      seed: int [2], decides the augmentation.
+
+    Returns:
+      float32 [size, size, 3].
+    """
+    return self._normalize(CHAINS_TRAIN[self.train](self, image, seed))
+
+  def eval_fn(self, image: tf.Tensor) -> tf.Tensor:
+    """Returns an image without augmentation; see train_fn."""
+    return self._normalize(CHAINS_EVAL[self.eval](self, image))
+
+  def _normalize(self, image: tf.Tensor) -> tf.Tensor:
+    image = tf.ensure_shape(image, [self.size, self.size, 3])
+    if self.mean is None or self.std is None:
+      return image
+    return (image - tf.constant(self.mean)) / tf.constant(self.std)
+
+
+def decode(image: tf.Tensor) -> tf.Tensor:
+  """Returns uint8 [H, W, 3] of a grey or colour array or an image file.
+
+  Files may be JPEG, PNG, BMP or GIF (its first frame).
+  """
+  if image.dtype == tf.string:
+    image = tf.io.decode_image(image, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+  if image.shape[-1] == 1:
+    return tf.image.grayscale_to_rgb(image)
+  return image
+
+
+def _unit(image: tf.Tensor) -> tf.Tensor:
+  return tf.cast(image, tf.float32) / 255.0
+
+
+def _squash(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
+  """The reference's resize: aspect ignored, no antialiasing, truncated."""
+  image = tf.image.resize(decode(image), [chain.side, chain.side])
+  return tf.cast(image, tf.uint8)
+
+
+def _center(image: tf.Tensor, size: int) -> tf.Tensor:
+  start = (tf.shape(image)[:2] - size) // 2
+  return tf.slice(image, [start[0], start[1], 0], [size, size, 3])
+
+
+def _window(
+  chain: Preprocess, shape: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Draws begin and size, int32 [3] each, of a crop of an image's shape."""
+  begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+    shape,
+    tf.zeros([0, 0, 4], tf.float32),
+    seed=seed,
+    # Anything above 0 would cut the range of areas from below.
+    min_object_covered=0.0,
+    aspect_ratio_range=chain.aspect,
+    area_range=chain.area,
+    max_attempts=100,
+    use_image_if_no_bounding_boxes=True,
+  )
+  # A size of -1 stands for all channels.
+  return begin, tf.concat([size[:2], [3]], axis=0)
+
+
+def _crop_jpeg(
+  chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
+  """Decodes only the part of a JPEG file that is needed."""
+  begin, size = _window(chain, tf.io.extract_jpeg_shape(image), seed)
+  window = tf.concat([begin[:2], size[:2]], axis=0)
+  return tf.image.decode_and_crop_jpeg(image, window, channels=3)
+
+
+def _crop(chain: Preprocess, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  image = decode(image)
+  begin, size = _window(chain, tf.shape(image), seed)
+  return tf.slice(image, begin, size)
+
+
+def _flip(chain: Preprocess, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  flip = tf.random.stateless_uniform([], seed) < chain.flip
+  return tf.where(flip, tf.reverse(image, [1]), image)
+
+
+def _train_reference(
+  chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
+  """L2P's and DualPrompt's, with their needless JPEG round trip."""
+  crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+  image = tf.io.encode_jpeg(_squash(chain, image), quality=95)
+  image = _unit(_crop_jpeg(chain, image, crop_seed))
+  image = tf.image.resize(image, [chain.size, chain.size])
+  return _flip(chain, image, flip_seed)
+
+
+def _train_random_resized_crop(
+  chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
+  """A random part of the image, stretched (Szegedy et al., 2015)."""
+  crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+  if image.dtype == tf.string:
+    crop = tf.cond(
+      tf.io.is_jpeg(image),
+      lambda: _crop_jpeg(chain, image, crop_seed),
+      lambda: _crop(chain, image, crop_seed),
+    )
+  else:
+    crop = _crop(chain, image, crop_seed)
+  size = [chain.size, chain.size]
+  crop = tf.image.resize(_unit(crop), size, antialias=chain.antialias)
+  return _flip(chain, crop, flip_seed)
+
+
+def _train_crop_flip(
+  chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
+  """A shift of an image that has the right size already."""
+  crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
+  image = _native(chain, image)
+  before, after = chain.padding // 2, chain.padding - chain.padding // 2
+  image = tf.pad(image, [[before, after], [before, after], [0, 0]])
+  shape = [chain.size, chain.size, 3]
+  image = tf.image.stateless_random_crop(image, shape, crop_seed)
+  return _flip(chain, image, flip_seed)
+
+
+def _train_none(
+  chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
+  del seed
+  return CHAINS_EVAL[chain.eval](chain, image)
+
+
+def _eval_reference(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
+  """L2P's and DualPrompt's: squash to a square, centre crop."""
+  return _center(_unit(_squash(chain, image)), chain.size)
+
+
+def _eval_center_crop(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
+  """The shorter side to `side` pixels, aspect kept, and the centre of it."""
+  image = decode(image)
+  shape = tf.cast(tf.shape(image)[:2], tf.float32)
+  shape = tf.round(shape * (chain.side / tf.reduce_min(shape)))
+  image = tf.image.resize(
+    _unit(image), tf.cast(shape, tf.int32), antialias=chain.antialias
+  )
+  return _center(image, chain.size)
+
+
+def _native(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
+  """The image as it is; it must have the right size already."""
+  image = decode(image)
+  size = [chain.size, chain.size]
+  message = (
+    f"The chains 'native' and 'crop_flip' need {chain.size}x{chain.size} "
+    "images; take 'center_crop' and 'random_resized_crop'"
+  )
+  # Arrays are known before a run, files only when they are decoded.
+  if not image.shape[:2].is_compatible_with(size):
+    raise ValueError(f"{message}. Images are {image.shape}.")
+  tf.debugging.assert_equal(tf.shape(image)[:2], size, message)
+  return _unit(image)
+
+
+CHAINS_TRAIN: dict[str, Callable[..., tf.Tensor]] = {
+  "reference": _train_reference,
+  "random_resized_crop": _train_random_resized_crop,
+  "crop_flip": _train_crop_flip,
+  "none": _train_none,
+}
+
+CHAINS_EVAL: dict[str, Callable[..., tf.Tensor]] = {
+  "reference": _eval_reference,
+  "center_crop": _eval_center_crop,
+  "native": _native,
+}

@@ -1,0 +1,60 @@
+"""Tables of things that a config names, and errors that help to name them."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """Returns "Did you mean ...? Known: ..." for a name that is not known."""
+  known = sorted(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  hint = f"Did you mean {close[0]!r}? " if close else ""
+  return f"{hint}Known: {', '.join(known) or 'none'}."
+
+
+def build(
+  table: Mapping[str, Callable[..., Any]], kind: str, name: str, **options
+) -> Any:
+  """Calls the row `name` of a table with the options that a config gives.
+
+  Args:
+    table: Name to class or function.
+    kind: What the rows are, for the errors ("method").
+    name: The row.
+    **options: Keyword arguments of the row.
+
+  Returns:
+    What the row returns.
+
+  Raises:
+    ValueError: An unknown name, an unknown option, or one that is missing;
+      the message names the nearest valid one.
+  """
+  if name not in table:
+    raise ValueError(f"Unknown {kind} {name!r}. {nearest(name, table)}")
+  parameters = inspect.signature(table[name]).parameters.values()
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    known = [p.name for p in parameters]
+    for option in options:
+      if option not in known:
+        raise ValueError(
+          f"Unknown option {option!r} of the {kind} {name!r}. "
+          f"{nearest(option, known)}"
+        )
+  missing = [
+    p.name
+    for p in parameters
+    if p.default is p.empty
+    and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    and p.name not in options
+  ]
+  if missing:
+    raise ValueError(
+      f"The {kind} {name!r} needs {', '.join(missing)}; give "
+      f"{'it' if len(missing) == 1 else 'them'} in the config."
+    )
+  return table[name](**options)

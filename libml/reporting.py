@@ -1,0 +1,222 @@
+"""What a person sees of a run: TensorBoard, a progress bar, log lines."""
+
+import io
+import logging
+import math
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from libml import scenarios
+
+_LOG = logging.getLogger("palimpsest")
+
+
+class Window:
+  """Step metrics that still lie on the device, until someone reads them."""
+
+  def __init__(self, stage: int):
+    self._stage = stage
+    self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+    self._mean: dict[str, float] = {}
+
+  def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Keeps one step's metrics without waiting for them."""
+    self._pending.append((step, metrics))
+
+  def read(self) -> dict[str, float]:
+    """Returns the means since the last read.
+
+    Raises:
+      FloatingPointError: A value is not finite.
+    """
+    pending, self._pending = jax.device_get(self._pending), []
+    for step, metrics in pending:
+      bad = {k: float(v) for k, v in metrics.items() if not np.isfinite(v)}
+      if bad:
+        raise FloatingPointError(
+          f"Step {step + 1}, in stage {self._stage}: {bad}. The run stops; the "
+          "last good checkpoint is kept. Lower the learning rate, or clip the "
+          "gradient, in a new workdir."
+        )
+    if pending:
+      self._mean = {
+        name: float(np.mean([m[name] for _, m in pending]))
+        for name in pending[0][1]
+      }
+    return self._mean
+
+
+def _figure_array(figure: Any) -> np.ndarray:
+  """Returns a matplotlib figure as uint8 [1, H, W, 3]."""
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png")
+  return np.asarray(Image.open(buffer).convert("RGB"))[None]
+
+
+def draw_matrix(matrix: np.ndarray, title: str) -> Any:
+  """Draws R[i, j] as a figure: row i = task, column j = after task j."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  size = len(matrix)
+  side = max(3.0, 0.55 * size + 1.5)
+  figure = Figure(figsize=(side + 0.8, side), dpi=110, layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.subplots()
+  image = axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis")
+  for i in range(size):
+    for j in range(i, size):
+      value = 100 * matrix[i, j]
+      axes.text(
+        j,
+        i,
+        f"{value:.0f}",
+        ha="center",
+        va="center",
+        fontsize=9,
+        color="white" if value < 60 else "black",
+      )
+  axes.set(
+    title=title,
+    xlabel="after task",
+    ylabel="accuracy on task (%)",
+    xticks=range(size),
+    yticks=range(size),
+  )
+  figure.colorbar(image, ax=axes, shrink=0.8)
+  return figure
+
+
+class Reporter:
+  """Writes metrics for people; on one process, for all."""
+
+  def __init__(
+    self, workdir: pathlib.Path, *, total_stages: int, quiet: bool = False
+  ):
+    from clu import metric_writers  # pulls in TensorFlow
+
+    self._stages = total_stages
+    chief = jax.process_index() == 0 and not quiet
+    self._writer = (
+      metric_writers.AsyncMultiWriter(
+        [metric_writers.SummaryWriter(str(workdir))]
+      )
+      if chief
+      else None
+    )
+    self._bar = None
+    if chief and sys.stderr.isatty():
+      from rich import progress
+
+      self._bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("loss {task.fields[loss]:.3f}"),
+        transient=True,
+      )
+      self._bar.start()
+      self._task = self._bar.add_task("", total=None, loss=math.nan)
+
+  def hparams(self, config: Mapping[str, Any]) -> None:
+    """Writes the hyper-parameters, flat."""
+    if self._writer:
+      self._writer.write_hparams(_flat(config))
+
+  def train(
+    self,
+    step: int,
+    stage: scenarios.Stage,
+    done: int,
+    total: int,
+    means: Mapping[str, float],
+  ) -> None:
+    """Writes a point of the training curves."""
+    if not self._writer:
+      return
+    self._writer.write_scalars(
+      step,
+      {
+        **{
+          n if n.startswith("train") else f"train/{n}": v
+          for n, v in means.items()
+        },
+        "task_id": stage.index,
+      },
+    )
+    label = f"stage {stage.index + 1}/{self._stages}"
+    if self._bar:
+      self._bar.update(
+        self._task,
+        description=label,
+        completed=done,
+        total=total,
+        loss=means["loss"],
+      )
+    else:
+      _LOG.info("%s, step %d/%d: %s", label, done, total, _line(means))
+
+  def stage(
+    self,
+    step: int,
+    stage: scenarios.Stage,
+    record: Mapping[str, Any],
+    observed: Mapping[str, Any],
+  ) -> None:
+    """Writes what was measured after a stage, under L2P's tags."""
+    if not self._writer:
+      return
+    scalars = {}
+    for key, rows in record["summary"].items():
+      suffix = key.removeprefix("accuracy")
+      scalars.update({f"{n}{suffix}": v for n, v in rows[-1].items()})
+      matrix = np.asarray(record["matrix"][key], float)
+      for task, value in enumerate(matrix[:, -1]):
+        scalars[f"accuracy_{task}{suffix}"] = value
+      self._writer.write_images(
+        step,
+        {f"matrix{suffix}": _figure_array(draw_matrix(matrix, key))},
+      )
+    self._writer.write_scalars(step, scalars)
+    for probe, counts in observed.items():
+      for name, values in counts.items():
+        ids = np.repeat(np.arange(len(values)), values)
+        if ids.size:
+          self._writer.write_histograms(
+            step,
+            {f"{name}/{probe}": ids},
+            num_buckets={f"{name}/{probe}": len(values)},
+          )
+    self._writer.flush()
+    _LOG.info("After stage %d: %s", stage.index + 1, _line(scalars))
+
+  def close(self) -> None:
+    """Ends the bar and flushes what was written."""
+    if self._bar:
+      self._bar.stop()
+    if self._writer:
+      self._writer.close()
+
+
+def _line(scalars: Mapping[str, float]) -> str:
+  return ", ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat.update(_flat(value, f"{prefix}{key}."))
+    elif isinstance(value, int | float | str | bool):
+      flat[prefix + key] = value
+    else:
+      flat[prefix + key] = str(value)
+  return flat

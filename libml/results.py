@@ -1,0 +1,108 @@
+"""results.json: what a run found, and all that one must know to believe it."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from libml import scenarios
+
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "tensorflow-cpu",
+  "tensorflow-datasets",
+  "ml_collections",
+  "clu",
+  "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of the packages that figure."""
+  found = {"python": platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      pass
+  return found
+
+
+def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """Returns what the run computes on."""
+  return {
+    "platform": mesh.devices.flat[0].platform,
+    "kind": mesh.devices.flat[0].device_kind,
+    "count": mesh.devices.size,
+    "processes": jax.process_count(),
+    "mesh": dict(mesh.shape),
+  }
+
+
+def assemble(
+  scenario: scenarios.Scenario, progress: Any, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the record of a run so far.
+
+  Args:
+    scenario: Its stages, and how they are summed up.
+    progress: How far the run is, with each stage's figures.
+    facts: Config, seeds, weights, data, versions, devices.
+
+  Returns:
+    "matrix": {reading: R[i][j], accuracy on task i after stage j, None where
+    not measured}; "summary": {reading: one dict a stage}; "final": the main
+    reading's last summary; the other keys speak for themselves.
+  """
+  rows = progress.rows
+  readings = list(next(iter(rows[-1].values()))) if rows else []
+  matrix, summary = {}, {}
+  for reading in readings:
+    key = f"accuracy{reading}"
+    grid = scenario.matrix(rows, reading)
+    matrix[key] = [[None if np.isnan(x) else float(x) for x in r] for r in grid]
+    summary[key] = [
+      scenario.summarize(rows[: i + 1], reading) for i in range(len(rows))
+    ]
+  seconds = progress.seconds
+  trained = seconds["timed_steps"] * facts["global_batch_size"]
+  return {
+    "finished": len(rows) == len(scenario.stages),
+    "stages_done": len(rows),
+    "stages": len(scenario.stages),
+    **facts,
+    "matrix": matrix,
+    "summary": summary,
+    "final": summary["accuracy"][-1] if rows else {},
+    "observed": list(progress.observed),
+    "train_steps": progress.steps,
+    "compiled_steps": dict(progress.compiled),
+    "wall_seconds": round(seconds["run"], 1),
+    "examples_per_second": (
+      round(trained / seconds["train"], 1) if seconds["train"] else None
+    ),
+  }
+
+
+def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes JSON atomically; only the first process does."""
+  if jax.process_index():
+    return
+  draft = path.with_suffix(".tmp")
+  draft.write_text(json.dumps(record, indent=2) + "\n")
+  os.replace(draft, path)
+
+
+def read(path: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the record, or None where there is none."""
+  return json.loads(path.read_text()) if path.exists() else None

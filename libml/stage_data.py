@@ -1,0 +1,113 @@
+"""The data of one stage, as batches that lie on the mesh."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from libml import datasets
+from libml import sharding
+from libml import steps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StageData:
+  """What hooks and the loop read a stage's images through.
+
+  Attributes:
+    train: Role -> images.
+    stage: Number of the stage, part of every seed.
+    preprocess: The train and eval chains.
+    batch_size: Global.
+    seed: Of the run.
+    mesh: Where batches go.
+    compiled: The run's compiled functions.
+  """
+
+  train: Mapping[str, datasets.Subset]
+  stage: int
+  preprocess: Any
+  batch_size: int
+  seed: int
+  mesh: jax.sharding.Mesh
+  compiled: steps.Compiled
+
+  def subset(self, roles: Sequence[str]) -> datasets.Subset:
+    """Returns the images of some roles, one after the other."""
+    return functools.reduce(operator.add, (self.train[r] for r in roles))
+
+  def steps_per_epoch(self, roles: Sequence[str]) -> int:
+    """Returns the whole batches in one pass over the roles, at least 1."""
+    return max(1, len(self.subset(roles)) // self.batch_size)
+
+  def stream(
+    self, streams: Mapping[str, Sequence[str]], number: int, start: int
+  ) -> Iterator[dict[str, Any]]:
+    """Yields the batches of round `number` from step `start` on, for ever."""
+    from libml import streams as pipelines  # TensorFlow: only when needed
+
+    parts = {
+      name: pipelines.train_stream(
+        self.subset(roles),
+        self.preprocess,
+        batch_size=self.batch_size,
+        seed=(self.seed, self.stage, number, position),
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      )
+      for position, (name, roles) in enumerate(streams.items())
+    }
+    while True:
+      yield {
+        name: sharding.place_batch(next(part), self.mesh)
+        for name, part in parts.items()
+      }
+
+  def sweep(self, subset: datasets.Subset) -> Iterator[dict[str, Any]]:
+    """Yields every image once, on the host: padded, with mask and index."""
+    from libml import streams as pipelines
+
+    return pipelines.sweep(
+      subset,
+      self.preprocess,
+      batch_size=self.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def accumulate(
+    self, name: str, fn: Callable[..., Any], state: Any, *roles: str
+  ) -> Any:
+    """Returns the sum of fn(params, memory, batch) over the roles' images.
+
+    Args:
+      name: Of the compiled function.
+      fn: Sums over the rows of a batch that batch["mask"] keeps.
+      state: The TrainState whose params and memory it sees.
+      *roles: Whose images; unaugmented, each once.
+    """
+
+    def add(total, params, memory, batch):
+      return jax.tree.map(jnp.add, total, fn(params, memory, batch))
+
+    total = None
+    for batch in self.sweep(self.subset(roles)):
+      batch = sharding.place_batch(batch, self.mesh)
+      if total is None:
+        shapes = jax.eval_shape(fn, state.params, state.memory, batch)
+        total = jax.device_put(
+          jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+          sharding.replicated(self.mesh),
+        )
+      total = self.compiled(
+        name, add, out_shardings=sharding.replicated(self.mesh)
+      )(total, state.params, state.memory, batch)
+    return total

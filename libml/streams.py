@@ -1,0 +1,216 @@
+"""Batches of a subset: endless and shuffled, or one ordered pass.
+
+What a batch holds is a pure function of the seed and the step, whatever the
+number of threads or processes, so a run can stop and go on at any step.
+"""
+
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from libml import preprocess as preprocess_lib
+from libml.datasets import source
+from libml.datasets import subset as subset_lib
+
+Batch = dict[str, np.ndarray]
+
+# One copy of a split's images serves all streams that read them.
+_TENSORS: weakref.WeakKeyDictionary[source.Split, tf.Tensor] = (
+  weakref.WeakKeyDictionary()
+)
+
+
+def train_stream(
+  subset: subset_lib.Subset,
+  preprocess: preprocess_lib.Preprocess,
+  *,
+  batch_size: int,
+  seed: tuple[int, ...],
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int = 2,
+) -> Iterator[Batch]:
+  """Returns an endless iterator of shuffled and augmented batches.
+
+  Each epoch is a new permutation of the whole subset. Batches straddle the
+  border between epochs, so no image is dropped, and a subset may be smaller
+  than a batch.
+
+  Args:
+    subset: The images, classes already chosen: processes divide what is left
+      after that choice.
+    preprocess: Its training chain is used.
+    batch_size: Over all processes.
+    seed: Integers folded together: run, stage, round, role.
+    start_step: Number of batches to skip, without reading an image.
+    process_index: Which part of every batch to return.
+    process_count: Number of parts.
+    threads: Threads that read and augment.
+
+  Returns:
+    Batches {"image": float32 [B, H, W, 3], "label": int32 [B]}, where B is
+    batch_size // process_count.
+
+  Raises:
+    ValueError: An empty subset, or a batch that processes cannot divide.
+  """
+  part = _part(subset, batch_size, process_index, process_count)
+  first = start_step * batch_size
+  order_seed, image_seed = tf.unstack(tf.random.split(_fold([0, 0], *seed), 2))
+  num = len(subset)
+  read = _reader(subset)
+
+  def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
+    order = tf.random.experimental.stateless_shuffle(
+      tf.range(num, dtype=tf.int64), _fold(order_seed, epoch)
+    )
+    epochs = tf.fill([num], epoch)
+    return tf.data.Dataset.from_tensor_slices((epochs, order))
+
+  def load(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    rng = _fold(image_seed, epoch, index)
+    image, label = read(index, lambda image: preprocess.train_fn(image, rng))
+    return {"image": image, "label": label}
+
+  data = tf.data.Dataset.counter(start=first // num, dtype=tf.int64)
+  data = data.flat_map(shuffle).skip(first % num)
+  # Only numbers up to here: an image is read by one process alone.
+  data = data.batch(batch_size).map(lambda *at: [x[part] for x in at])
+  data = data.unbatch()
+  return _iterate(data, load, batch_size // process_count, threads)
+
+
+def sweep(
+  subset: subset_lib.Subset,
+  preprocess: preprocess_lib.Preprocess,
+  *,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int = 2,
+) -> Iterator[Batch]:
+  """Returns batches of one pass over the whole subset in its order.
+
+  The last batch is filled up with repetitions of image 0 under a mask of
+  False: no image is lost, and all processes run the same number of batches.
+
+  Args:
+    subset: The images.
+    preprocess: Its evaluation chain is used.
+    batch_size: Over all processes.
+    process_index: Which part of every batch to return.
+    process_count: Number of parts.
+    threads: Threads that read.
+
+  Returns:
+    Batches {"image": float32 [B, H, W, 3], "label": int32 [B], "mask": bool
+    [B], "index": int32 [B], the position in the subset}, where B is
+    batch_size // process_count.
+
+  Raises:
+    ValueError: An empty subset, or a batch that processes cannot divide.
+  """
+  part = _part(subset, batch_size, process_index, process_count)
+  read = _reader(subset)
+  num = len(subset)
+  index = np.arange(-(-num // batch_size) * batch_size).reshape(-1, batch_size)
+  index = index[:, part].reshape(-1)
+  mask = index < num
+  index = np.where(mask, index, 0)
+
+  def load(index: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
+    image, label = read(index, preprocess.eval_fn)
+    index = tf.cast(index, tf.int32)
+    return {"image": image, "label": label, "mask": mask, "index": index}
+
+  data = tf.data.Dataset.from_tensor_slices((index, mask))
+  return _iterate(data, load, batch_size // process_count, threads)
+
+
+def _part(
+  subset: subset_lib.Subset, batch_size: int, index: int, count: int
+) -> slice:
+  """Returns a process's part of each batch, after the common checks."""
+  if not len(subset):
+    raise ValueError("The subset has no images; check its classes.")
+  if batch_size < 1 or batch_size % count:
+    raise ValueError(
+      f"Batch size {batch_size} must be a positive multiple of the number "
+      f"of processes, {count}."
+    )
+  if not 0 <= index < count:
+    raise ValueError(f"Process index {index} must lie in 0 to {count - 1}.")
+  size = batch_size // count
+  return slice(index * size, (index + 1) * size)
+
+
+def _fold(seed: tf.Tensor | list[int], *data: tf.Tensor | int) -> tf.Tensor:
+  seed = tf.cast(seed, tf.int64)
+  for number in data:
+    seed = tf.random.fold_in(seed, tf.cast(number, tf.int64))
+  return seed
+
+
+def _constant(array: Any) -> tf.Tensor:
+  # Any, because TensorFlow's stubs know another ndarray.
+  return tf.constant(array)
+
+
+def _images(split: source.Split) -> tf.Tensor:
+  if split not in _TENSORS:
+    _TENSORS[split] = _constant(split.images)
+  return _TENSORS[split]
+
+
+def _reader(
+  subset: subset_lib.Subset,
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+  """Returns a function (index, chain) -> (image, label) of one example."""
+  splits = list(dict.fromkeys(piece.split for piece in subset.pieces))
+  images = [_images(split) for split in splits]
+  numbers = [splits.index(piece.split) for piece in subset.pieces]
+  counts = [len(piece.rows) for piece in subset.pieces]
+  which = _constant(np.repeat(numbers, counts).astype(np.int32))
+  rows = _constant(np.concatenate([piece.rows for piece in subset.pieces]))
+  labels = _constant(subset.labels)
+
+  def read(
+    index: tf.Tensor, chain: Callable[[tf.Tensor], tf.Tensor]
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    def branch(number: int) -> Callable[[], tf.Tensor]:
+      def load() -> tf.Tensor:
+        image = images[number][rows[index]]
+        if splits[number].encoding == "path":
+          image = tf.io.read_file(image)
+        return chain(image)
+
+      return load
+
+    branches = [branch(number) for number in range(len(splits))]
+    if len(branches) == 1:
+      return branches[0](), labels[index]
+    return tf.switch_case(which[index], branches), labels[index]
+
+  return read
+
+
+def _iterate(
+  data: tf.data.Dataset,
+  load: Callable[..., dict[str, tf.Tensor]],
+  batch_size: int,
+  threads: int,
+) -> Iterator[Batch]:
+  data = data.map(load, num_parallel_calls=threads, deterministic=True)
+  data = data.batch(batch_size, drop_remainder=True).prefetch(2)
+  options = tf.data.Options()
+  options.deterministic = True
+  # Autotuning would make speed and memory differ from run to run.
+  options.autotune.enabled = False
+  options.threading.private_threadpool_size = threads
+  options.threading.max_intra_op_parallelism = 1
+  return data.with_options(options).as_numpy_iterator()

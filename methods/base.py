@@ -1,0 +1,142 @@
+"""What a method is: how parameters change from stage to stage."""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from libml.problems import Problem
+from libml.scenarios import Stage
+from libml.stage_data import StageData
+from libml.train_state import TrainState
+
+Outputs = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+  """Some steps of one loss on some streams.
+
+  Attributes:
+    name: Rounds of one name share one compiled step.
+    loss: (params, memory, batch, rng) -> (scalar, {name: scalar}).
+    streams: Name in the batch -> roles whose data are mixed into it.
+    steps: Number of steps.
+    finish: Applied to the state after the last step.
+  """
+
+  name: str
+  loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+  streams: Mapping[str, tuple[str, ...]]
+  steps: int
+  finish: Callable[[TrainState], TrainState] = lambda state: state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+  """How a pretrained model changes, stage after stage: pure hooks.
+
+  Attributes:
+    model: A linen module, (inputs, *, train) -> {name: array}.
+    problem: What an example is.
+    num_classes: Columns of the head.
+    num_stages: Length of the scenario.
+    epochs: Passes over the anchor data of a stage.
+    restart_optimizer: Whether a stage starts with fresh moments.
+  """
+
+  model: nn.Module
+  problem: Problem
+  num_classes: int
+  num_stages: int
+  epochs: int = 1
+  restart_optimizer: bool = True
+
+  # Pattern of the untrained parameters that the hooks rewrite between stages;
+  # checkpoints must hold them.
+  rewrites = r"(?!)"
+
+  def init_params(self, params: Any, rng: jax.Array) -> Any:
+    """Returns the model's parameters with the method's own ones added."""
+    del rng
+    return params
+
+  def init_memory(self, params: Any, trainable: Any) -> Any:
+    """Returns what the method carries over stages: arrays, fixed structure.
+
+    Args:
+      params: All parameters.
+      trainable: Booleans of the same structure.
+    """
+    del params, trainable
+    return {}
+
+  def roles(self, stage: Stage) -> tuple[str, ...]:
+    """Returns the roles whose data make an epoch."""
+    return ("retain",) if "retain" in stage.train else (stage.goal,)
+
+  def before_stage(
+    self, state: TrainState, stage: Stage, data: StageData
+  ) -> TrainState:
+    """Returns the state with which a stage starts."""
+    del stage, data
+    return state
+
+  def rounds(self, stage: Stage, data: StageData) -> tuple[Round, ...]:
+    """Returns what is trained in a stage, in order."""
+    roles = self.roles(stage)
+    steps = self.epochs * data.steps_per_epoch(roles)
+    return (Round("train", self.loss, {"train": roles}, steps),)
+
+  def loss(
+    self, params: Any, memory: Any, batch: Any, rng: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss of one batch, and named scalars for the log."""
+    raise NotImplementedError
+
+  def extra_args(self, memory: Any) -> dict[str, Any]:
+    """Returns arrays for the optimizer's transforms."""
+    del memory
+    return {}
+
+  def after_stage(
+    self, state: TrainState, stage: Stage, data: StageData
+  ) -> TrainState:
+    """Returns the state that is measured after a stage."""
+    del stage, data
+    return state
+
+  def precompute(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
+    """Returns arrays [B, ...] of test images that no stage will change.
+
+    They are made once a run and join the batch that `predict` receives.
+    """
+    del params, memory, batch
+    return {}
+
+  def predict(self, params: Any, memory: Any, batch: Any) -> dict[str, Outputs]:
+    """Returns the outputs by reading; "" is the one that counts.
+
+    A further reading's name is the suffix of its metrics ("_batchwise").
+    """
+    del memory
+    return {"": self.apply(params, batch)}
+
+  def observe(
+    self, readings: Mapping[str, Outputs], batch: Any
+  ) -> dict[str, jax.Array]:
+    """Returns counts to sum over a test set and draw as histograms."""
+    del readings, batch
+    return {}
+
+  def apply(
+    self, params: Any, inputs: Any, rng: jax.Array | None = None
+  ) -> Outputs:
+    """Runs the model; with an rng in training mode, dropout on."""
+    rngs = None if rng is None else {"dropout": rng}
+    return self.model.apply(
+      {"params": params}, inputs, train=rng is not None, rngs=rngs
+    )

@@ -1,0 +1,61 @@
+"""Nearest class mean on frozen features: nothing is trained.
+
+SimpleCIL: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained
+Models: Generalizability and Adaptivity are All You Need", IJCV 2024.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from methods import base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NearestMean(base.Method):
+  """Answers with the class whose mean feature has the largest cosine."""
+
+  def init_memory(self, params, trainable):
+    """Holds sums [C, D] and counts [C] of the features of each class."""
+    del params, trainable
+    return {
+      "sums": jnp.zeros((self.num_classes, self.model.width)),
+      "counts": jnp.zeros(self.num_classes),
+    }
+
+  def rounds(self, stage, data):
+    """Trains nothing."""
+    del stage, data
+    return ()
+
+  def class_sums(self, params, memory, batch):
+    """Returns the sums and counts that one batch adds."""
+    del memory
+    features = self.apply(params, batch)["features"].astype(jnp.float32)
+    member = jax.nn.one_hot(batch["label"], self.num_classes)  # [B, C]
+    member *= batch["mask"][:, None]
+    return {"sums": member.T @ features, "counts": member.sum(axis=0)}
+
+  def after_stage(self, state, stage, data):
+    """Adds the stage's images to the means."""
+    added = data.accumulate("class_sums", self.class_sums, state, stage.goal)
+    return state.replace(memory=jax.tree.map(jnp.add, state.memory, added))
+
+  def precompute(self, params, memory, batch):
+    """Features of a test image never change."""
+    del memory
+    return {"features": self.apply(params, batch)["features"]}
+
+  def predict(self, params, memory, batch):
+    """Logits are cosines to the means; a class without one cannot win."""
+    del params
+    known = memory["counts"] > 0
+    means = memory["sums"] / jnp.maximum(memory["counts"], 1)[:, None]
+    cosine = _unit(batch["features"]) @ _unit(means).T
+    return {"": {"logits": jnp.where(known[None, :], cosine, -2.0)}}
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+  return x / jnp.maximum(norm, 1e-12)

@@ -1,0 +1,6 @@
+"""Models: linen modules that map a batch to named outputs."""
+
+from models import vit
+
+# Name in a config -> builder of the module from the config's other keys.
+MODELS = {"vit": vit.build}

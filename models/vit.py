@@ -1,0 +1,332 @@
+"""Vision Transformer with places for prompts, under the official names."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from models import layers
+
+CLASSIFIERS = ("token", "gap", "prompt", "token+prompt")
+
+# Layer index -> {"tokens": [B, P, D], "prefix": [2, B, L, H, K]}, either or
+# both.
+LayerPrompts = Mapping[int, Mapping[str, jax.Array]]
+
+
+def _sizes(
+  patch_size: int,
+  width: int,
+  mlp_dim: int,
+  num_heads: int,
+  depth: int,
+  dropout: float = 0.0,
+) -> dict[str, Any]:
+  return dict(
+    patch_size=patch_size,
+    width=width,
+    mlp_dim=mlp_dim,
+    num_heads=num_heads,
+    depth=depth,
+    dropout=dropout,
+  )
+
+
+VARIANTS = {
+  "ViT-Ti_16": _sizes(16, 192, 768, 3, 12),
+  "ViT-S_16": _sizes(16, 384, 1536, 6, 12),
+  "ViT-B_16": _sizes(16, 768, 3072, 12, 12),
+  "ViT-B_32": _sizes(32, 768, 3072, 12, 12),
+  "ViT-B_16_2X2": _sizes(2, 768, 3072, 12, 12),
+  "ViT-B_16_4X4": _sizes(4, 768, 3072, 12, 12),
+  "ViT-L_16": _sizes(16, 1024, 4096, 16, 24, dropout=0.1),
+  "ViT-L_32": _sizes(32, 1024, 4096, 16, 24),
+  "ViT-H_14": _sizes(14, 1280, 5120, 16, 32, dropout=0.1),
+  "testing": _sizes(16, 10, 10, 2, 1, dropout=0.1),
+  # Ours: for images of a few pixels, and for runs of seconds.
+  "small_images": _sizes(2, 64, 256, 4, 6),
+  "smoke": _sizes(4, 16, 32, 2, 5),
+}
+
+
+class PositionEmbedding(nn.Module):
+  """Learned position embedding, added to the tokens."""
+
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [B, T, D] to [B, T, D]."""
+    shape = (1, *x.shape[1:])
+    init = nn.initializers.normal(0.02)
+    embedding = self.param("pos_embedding", init, shape, self.param_dtype)
+    return x + embedding.astype(x.dtype)
+
+
+class Encoder(nn.Module):
+  """Position embedding, blocks, final norm.
+
+  Attributes:
+    depth: Number of blocks.
+    block: Builds one block from its name.
+    dropout: Rate after the position embedding.
+    param_dtype: Type of the parameters.
+  """
+
+  depth: int
+  block: Callable[..., layers.EncoderBlock]
+  dropout: float = 0.0
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, prompts: LayerPrompts, *, train: bool = False
+  ) -> jax.Array:
+    """Maps x [B, T, D] to [B, P + T, D] float32, P prompt tokens first."""
+    x = PositionEmbedding(self.param_dtype, name="posembed_input")(x)
+    x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    for i in range(self.depth):
+      prompt = prompts.get(i, {})
+      if "tokens" in prompt:
+        tokens = prompt["tokens"].astype(x.dtype)
+        x = jnp.concatenate([tokens, x], axis=1)  # [B, P + T, D]
+      block = self.block(name=f"encoderblock_{i}")
+      x = block(x, prompt.get("prefix"), train=train)
+    return layers.layer_norm("encoder_norm", self.param_dtype)(x)
+
+
+class ViT(nn.Module):
+  """Vision Transformer for classification (Dosovitskiy et al., ICLR 2021).
+
+  The parameters have the names and layouts of the official .npz files (after
+  Linen). Prompts are inputs, not parameters: see models/prompts.py.
+
+  Attributes:
+    num_classes: C, the columns of the head.
+    patch_size: Side of the square patches; divides image_size.
+    width: D.
+    depth: Number of blocks.
+    mlp_dim: Hidden width of the blocks' MLPs.
+    num_heads: H; divides width.
+    image_size: Side of the square images.
+    dropout: Rate in the blocks and after the position embedding.
+    attention_dropout: Rate on the attention weights.
+    gelu: "tanh" (official ViT) or "erf" (DeiT and timm).
+    classifier: Which tokens the feature is the mean of: "token" the class
+      token, "gap" all, "prompt" the prompts, "token+prompt" both of these.
+    norm_pre_logits: Whether the head sees the feature at unit length.
+    temperature: The logits are divided by it.
+    dtype: Compute type; norms, softmax, features and head stay float32.
+    param_dtype: Type of the parameters.
+    dense: Class of the blocks' dense layers, as nn.DenseGeneral.
+
+  Raises:
+    ValueError: On construction, if sizes do not divide or a name is unknown.
+  """
+
+  num_classes: int
+  patch_size: int
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  image_size: int = 224
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  gelu: str = "tanh"
+  classifier: str = "token"
+  norm_pre_logits: bool = False
+  temperature: float = 1.0
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+  dense: layers.Dense = nn.DenseGeneral
+
+  def __post_init__(self) -> None:
+    """Rejects sizes and names that do not fit together."""
+    if self.image_size % self.patch_size:
+      below = self.image_size // self.patch_size * self.patch_size
+      raise ValueError(
+        f"image_size={self.image_size} is no multiple of"
+        f" patch_size={self.patch_size}: resize the images to"
+        f" {below or self.patch_size} or {below + self.patch_size}."
+      )
+    if self.width % self.num_heads:
+      raise ValueError(
+        f"width={self.width} is no multiple of num_heads={self.num_heads}:"
+        " choose a number of heads that divides it."
+      )
+    if self.classifier not in CLASSIFIERS:
+      raise ValueError(
+        f"Unknown classifier {self.classifier!r}; known: {CLASSIFIERS}."
+      )
+    if self.gelu not in layers.GELUS:
+      raise ValueError(
+        f"Unknown gelu {self.gelu!r}; known: {tuple(layers.GELUS)}."
+      )
+    super().__post_init__()
+
+  def setup(self) -> None:
+    """Declares the parameters under their official names."""
+    dtype, param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
+    self.embedding = nn.Conv(
+      self.width,
+      kernel_size=(self.patch_size, self.patch_size),
+      strides=(self.patch_size, self.patch_size),
+      padding="VALID",
+      dtype=dtype,
+      param_dtype=param_dtype,
+    )
+    self.cls = self.param(
+      "cls", nn.initializers.zeros, (1, 1, self.width), param_dtype
+    )
+    self.encoder = Encoder(
+      depth=self.depth,
+      block=functools.partial(
+        layers.EncoderBlock,
+        num_heads=self.num_heads,
+        mlp_dim=self.mlp_dim,
+        dropout=self.dropout,
+        attention_dropout=self.attention_dropout,
+        gelu=self.gelu,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        dense=self.dense,
+      ),
+      dropout=self.dropout,
+      param_dtype=param_dtype,
+      name="Transformer",
+    )
+    self.head = nn.Dense(
+      self.num_classes,
+      dtype=jnp.float32,
+      param_dtype=param_dtype,
+      kernel_init=nn.initializers.zeros,
+    )
+
+  @property
+  def num_patches(self) -> int:
+    """N, the number of patches of an image."""
+    return (self.image_size // self.patch_size) ** 2
+
+  def __call__(
+    self, inputs: Mapping[str, Any], *, train: bool = False
+  ) -> dict[str, jax.Array]:
+    """Classifies images.
+
+    Args:
+      inputs: "image" [B, S, S, 3]; optional "prompts", layer index ->
+        {"tokens": [B, P, D] and / or "prefix": [2, B, L, H, K]}; optional
+        "reweight" [P], logits of the weights that classifier "prompt" gives
+        the prompt tokens. Other entries are ignored. Tokens are prepended
+        before their layer, get no position embedding and stay for all later
+        layers, the newest first.
+      train: Whether dropout is active (then apply needs rngs "dropout").
+
+    Returns:
+      "tokens" [B, P + 1 + N, D] after the final norm, "features" [B, D] and
+      "logits" [B, C], all float32; the features as they are before
+      norm_pre_logits.
+
+    Raises:
+      ValueError: If classifier "prompt" gets no prompt tokens, or an input's
+        shape does not fit the model.
+    """
+    x = self.encode(inputs["image"], inputs.get("prompts"), train=train)
+    features = self._features(x, inputs.get("reweight"))
+    y = features
+    if self.norm_pre_logits:
+      # The floor keeps the gradient of the root finite at zero.
+      square = jnp.sum(y**2, axis=-1, keepdims=True)
+      y = y / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
+    logits = self.head(y) / self.temperature
+    return {"tokens": x, "features": features, "logits": logits}
+
+  def encode(
+    self,
+    image: jax.Array,
+    prompts: LayerPrompts | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Maps image [B, S, S, 3] to all tokens [B, P + 1 + N, D], float32."""
+    prompts = prompts or {}
+    outside = sorted(set(prompts) - set(range(self.depth)))
+    if outside:
+      raise ValueError(
+        f"Prompts for layers {outside}, but the layers of this model are 0 to"
+        f" {self.depth - 1}: move the prompts."
+      )
+    x = self.embed(image)
+    cls = jnp.broadcast_to(self.cls, (x.shape[0], 1, self.width))
+    x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)  # [B, 1 + N, D]
+    return self.encoder(x, prompts, train=train)
+
+  def embed(self, image: jax.Array) -> jax.Array:
+    """Maps image [B, S, S, 3] to patch embeddings [B, N, D], row by row.
+
+    They are what comes before the class token and the position embedding.
+    """
+    expected = (self.image_size, self.image_size, 3)
+    if image.ndim != 4 or image.shape[1:] != expected:
+      raise ValueError(
+        f"Images are {image.shape}, this model takes (batch,"
+        f" {self.image_size}, {self.image_size}, 3): resize them, or build the"
+        " model with another image_size."
+      )
+    x = self.embedding(image)  # [B, S / patch, S / patch, D]
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+  def _features(self, x: jax.Array, reweight: jax.Array | None) -> jax.Array:
+    """Reads [B, D] out of x [B, P + 1 + N, D]."""
+    num_prompts = x.shape[1] - self.num_patches - 1
+    match self.classifier:
+      case "token":
+        return x[:, num_prompts]
+      case "gap":
+        return x.mean(axis=1)
+      case "token+prompt":
+        return x[:, : num_prompts + 1].mean(axis=1)
+    if not num_prompts and self.is_initializing():
+      return x[:, 0]  # prompts are made apart, and no parameter depends on them
+    if not num_prompts:
+      raise ValueError(
+        'classifier="prompt" averages prompt tokens and got none: give'
+        ' inputs["prompts"] with "tokens", or use classifier="token".'
+      )
+    if reweight is None:
+      return x[:, :num_prompts].mean(axis=1)
+    if reweight.shape != (num_prompts,):
+      raise ValueError(
+        f"reweight has shape {reweight.shape} for {num_prompts} prompt tokens:"
+        " give one logit for each token."
+      )
+    weights = nn.softmax(reweight.astype(jnp.float32))
+    return jnp.einsum("p,bpd->bd", weights, x[:, :num_prompts])
+
+
+def build(variant: str | None = None, **overrides: Any) -> ViT:
+  """Returns a ViT: a row of VARIANTS, with some of ViT's fields replaced.
+
+  Args:
+    variant: Name in VARIANTS; None if the overrides give all sizes.
+    **overrides: Fields of ViT; num_classes is always needed.
+
+  Raises:
+    ValueError: If the variant is unknown or the fields do not fit together.
+  """
+  if variant is not None and variant not in VARIANTS:
+    near = difflib.get_close_matches(variant, VARIANTS, n=3, cutoff=0.4)
+    raise ValueError(
+      f"Unknown ViT variant {variant!r}; nearest: {near}; known:"
+      f" {sorted(VARIANTS)}."
+    )
+  sizes = VARIANTS[variant] if variant is not None else {}
+  return ViT(**{**sizes, **overrides})

@@ -1,0 +1,45 @@
+"""Two virtual CPU devices, a compilation cache, and where real data lies."""
+
+import os
+import pathlib
+
+# Read once at the first import of jax or TensorFlow, so set before either.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402  (the environment comes first)
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 2)
+# Queued steps of several virtual devices starve each other's collectives on
+# few cores, and the process aborts.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+_CACHE = pathlib.Path.home() / ".cache" / "palimpsest" / "xla-tests"
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """Returns a reader of stored reference figures: golden("l2p", "l2p_step")."""
+  import numpy as np
+
+  def read(family, name):
+    with np.load(ROOT / "tests" / "golden" / family / f"{name}.npz") as file:
+      return dict(file)
+
+  return read
+
+
+@pytest.fixture(scope="session")
+def real_data():
+  """Returns the folder of real images and weights, or skips."""
+  folder = os.environ.get("PALIMPSEST_DATA", ROOT.parent / "shared" / "data")
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    pytest.skip(f"No real data at {folder}; set PALIMPSEST_DATA to its folder.")
+  return folder
