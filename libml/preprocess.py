@@ -245,16 +245,14 @@ def _eval_center_crop(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
 def _native(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
   """The image as it is; it must have the right size already."""
   image = decode(image)
-  size = [chain.size, chain.size]
-  message = (
-    f"The chains 'native' and 'crop_flip' need {chain.size}x{chain.size} "
-    "images; take 'center_crop' and 'random_resized_crop'"
-  )
-  # Arrays are known before a run, files only when they are decoded.
-  if not image.shape[:2].is_compatible_with(size):
-    raise ValueError(f"{message}. Images are {image.shape}.")
-  tf.debugging.assert_equal(tf.shape(image)[:2], size, message)
-  return _unit(image)
+  shape = [chain.size, chain.size, 3]
+  # Arrays are known before a run; a file's size only when it is decoded.
+  if not image.shape.is_compatible_with(shape):
+    raise ValueError(
+      f"Images are {image.shape}; the chains 'native' and 'crop_flip' need "
+      f"{tuple(shape)}. Take 'center_crop' and 'random_resized_crop'."
+    )
+  return _unit(tf.ensure_shape(image, shape))
 
 
 CHAINS_TRAIN: dict[str, Callable[..., tf.Tensor]] = {

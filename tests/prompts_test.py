@@ -101,7 +101,7 @@ def test_prefix_keeps_each_examples_own_prompts():
     top_k=2,
   )
   query = jnp.eye(3, 4)
-  mark = jnp.arange(2)[:, None] * 10 + jnp.arange(3)  # 10 kind + id
+  mark = jnp.arange(2)[:, None] * 10 + jnp.arange(3)[None]  # 10 kind + id
   prompt = jnp.broadcast_to(
     mark[None, :, :, None, None, None], (1, 2, 3, 2, 2, 2)
   )

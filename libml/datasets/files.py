@@ -3,6 +3,7 @@
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +37,16 @@ def npz(
       f"{', '.join(_ARRAYS)}, as np.savez writes it."
     )
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files}
-  except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+  # A TypeError is a single array (.npy), which is no archive.
+  except (
+    ValueError,
+    TypeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     raise ValueError(
       f"Cannot read {path} ({error}). Save it with np.savez, and labels and "
       "names as arrays of integers and text, not of objects."
