@@ -25,6 +25,8 @@ PARAMETERS = {
   "ViT-L_32": 305_520_650,
   "ViT-H_14": 630_777_610,
   "testing": 10_500,
+  "small_images": 1_104_458,
+  "smoke": 62_314,
 }
 TOY = dict(
   num_classes=5, image_size=8, patch_size=4, width=8, depth=2, mlp_dim=16,
@@ -255,9 +257,10 @@ def test_unknown_variant_names_the_nearest():
 )
 def test_bad_inputs(fields, inputs, message):
   model = vit.build(**TOY, **fields)
-  image = np.zeros((1, 8, 8, 3), np.float32)
+  image = {"image": np.zeros((1, 8, 8, 3), np.float32)}
+  variables = model.init(jax.random.key(0), image)
   with pytest.raises(ValueError, match=message):
-    model.init(jax.random.key(0), {"image": image, **inputs})
+    model.apply(variables, {**image, **inputs})
 
 
 @pytest.mark.parametrize(

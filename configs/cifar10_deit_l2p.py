@@ -1,0 +1,47 @@
+"""L2P on a CIFAR-10 subset with DeiT-Tiny, 5 tasks of 2 classes.
+
+  python main.py --my_config configs/cifar10_deit_l2p.py --workdir ./l2p
+
+Takes 500 + 100 images a class and the weights from files under ":data=DIR";
+":size=" sets the image size, ":tune" tests on a part of the training images.
+"""
+
+from configs import base
+from configs import common
+
+# What the files lie under, where a config argument does not say.
+DATA = "../shared/data"
+
+
+def stream(config, arg):
+  """Gives a config the images, their tasks and DeiT-Tiny."""
+  config.batch_size = 16
+  config.epochs = 1
+  config.holdout = 0.2 if arg.tune else 0.0
+  config.init_checkpoint = (
+    f"{arg.data}/vit_ti16_deit_imagenet1k/vit_ti16_deit_imagenet1k.f16.npz"
+  )
+  config.scenario.num_tasks = 5
+  config.dataset = {
+    "name": "npz",
+    "path": f"{arg.data}/cifar10_6k/cifar10_6k.npz",
+  }
+  config.preprocess.mean = common.IMAGENET_MEAN
+  config.preprocess.std = common.IMAGENET_STD
+  config.preprocess.area = (0.5, 1.0)
+  config.preprocess.resize = arg.size
+  config.model.variant = "ViT-Ti_16"
+  config.model.gelu = "erf"
+  config.model.image_size = arg.size
+
+
+def get_config(arg=None):
+  """Returns L2P with the original's CIFAR-100 prompts."""
+  arg = common.parse_arg(arg, tune=False, data=DATA, size=224)
+  config = base.get_config()
+  config.name = "cifar10_deit_l2p"
+  stream(config, arg)
+  config.model.classifier = "prompt"
+  config.method = common.l2p()
+  common.prompt_optimizer(config, lr=0.01)
+  return common.finish(config, arg)

@@ -1,0 +1,23 @@
+"""Reference points beside configs/cifar10_deit_l2p.py.
+
+  python main.py --my_config configs/cifar10_deit_reference.py:method=joint \
+      --workdir ./joint
+
+":method=" finetune, head, masked_head, nearest_mean or joint; further
+arguments as in configs/cifar10_deit_l2p.py.
+"""
+
+from configs import base
+from configs import cifar10_deit_l2p
+from configs import common
+
+
+def get_config(arg=None):
+  """Returns the same stream as configs/cifar10_deit_l2p.py."""
+  arg = common.parse_arg(
+    arg, method="finetune", tune=False, data=cifar10_deit_l2p.DATA, size=224
+  )
+  config = base.get_config()
+  cifar10_deit_l2p.stream(config, arg)
+  common.reference(config, arg.method, head_lr=0.01, body_lr=1e-4)
+  return common.finish(config, arg)
