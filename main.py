@@ -270,7 +270,7 @@ def main(argv: list[str]) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   stopped = []
   signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-  workdir = pathlib.Path(_WORKDIR.value) / (_EXP_ID.value or "")
+  workdir = pathlib.Path(_WORKDIR.value or "", _EXP_ID.value or "")
   try:
     record = execute(_CONFIG.value, workdir, lambda: bool(stopped))
   except experiment.Interrupted:

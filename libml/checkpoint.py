@@ -28,7 +28,7 @@ def fingerprint(tree: Any) -> list[int]:
       if not leaf.is_fully_replicated:
         return 0
       leaf = leaf.addressable_data(0)
-    return zlib.crc32(np.ascontiguousarray(leaf))
+    return zlib.crc32(np.asarray(leaf).tobytes())
 
   return [crc(leaf) for leaf in jax.tree.leaves(tree)]
 
@@ -79,7 +79,7 @@ class Saver:
     errors = {}
     for number in sorted(self._manager.all_steps(), reverse=True):
       try:
-        got = self._manager.restore(
+        got: Any = self._manager.restore(
           number,
           args=ocp.args.Composite(
             state=ocp.args.StandardRestore(dict(abstract)),

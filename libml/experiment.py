@@ -25,7 +25,6 @@ from libml import stage_data
 from libml import steps
 from libml.train_state import TrainState
 
-
 _LOG = logging.getLogger("palimpsest")
 
 
@@ -299,7 +298,7 @@ class Run:
     )
     window = reporting.Window(stage.index)
     batches = data.stream(round_.streams, progress.round, progress.step)
-    timer = None
+    timer, timed_from = None, 0
     for step in range(progress.step, round_.steps):
       state, metrics = step_fn(state, next(batches))
       window.add(progress.steps, metrics)

@@ -1,162 +1,23 @@
-"""Optimizers: parameter groups by name, schedules in epochs, None = frozen.
+"""Optimizers: parameter groups by name, None = frozen.
 
 A step is always `tx.update(grads, opt_state, params, epoch=..., **extra)`;
-whatever bends it is a transform here that takes arrays as extra arguments.
+whatever bends it is a transform that takes arrays as extra arguments.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from libml import paths
 from libml import registry
-
-Schedule = Callable[[jax.Array], jax.Array]
-
-
-def constant(epoch: jax.Array, length: float) -> jax.Array:
-  """Stays at 1."""
-  del length
-  return jnp.ones_like(epoch)
-
-
-def cosine(epoch: jax.Array, length: float) -> jax.Array:
-  """Falls as half a cosine from 1 to 0, and stays there."""
-  return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(epoch / length, 0.0, 1.0)))
-
-
-def linear(epoch: jax.Array, length: float) -> jax.Array:
-  """Falls in a line from 1 to 0, and stays there."""
-  return 1 - jnp.clip(epoch / length, 0.0, 1.0)
-
-
-SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear}
-
-
-def schedule(
-  name: str,
-  *,
-  lr: float,
-  epochs: float,
-  warmup_epochs: float = 0.0,
-  min_lr: float = 0.0,
-) -> Schedule:
-  """Returns the learning rate as a function of the epochs done, a float32[].
-
-  rate(e) = max(lr * decay((e - w) / (E - w)), min_lr) for e >= w; below, lr *
-  e / w, without the floor (L2P's schedule, which starts anew at each task;
-  unlike the original it does not rise again past its end).
-
-  Args:
-    name: "constant", "cosine" or "linear".
-    lr: Peak rate.
-    epochs: Length E of a stage.
-    warmup_epochs: Length w of the linear warm-up.
-    min_lr: Floor after the warm-up.
-
-  Raises:
-    ValueError: An unknown name, or a warm-up not shorter than the stage.
-  """
-  if name not in SCHEDULES:
-    raise ValueError(
-      f"Unknown schedule {name!r}. {registry.nearest(name, SCHEDULES)}"
-    )
-  if not 0 <= warmup_epochs < epochs:
-    raise ValueError(
-      f"warmup_epochs={warmup_epochs} must be at least 0 and below the "
-      f"{epochs} epochs of a stage."
-    )
-
-  def rate(epoch: jax.Array) -> jax.Array:
-    epoch = jnp.asarray(epoch, jnp.float32)
-    value = lr * SCHEDULES[name](epoch - warmup_epochs, epochs - warmup_epochs)
-    floored = jnp.maximum(value, min_lr)
-    if not warmup_epochs:
-      return floored
-    warm = epoch / warmup_epochs
-    return jnp.where(warm < 1, value * warm, floored)
-
-  return rate
-
-
-class RateState(NamedTuple):
-  """The rate of the last step, for the log."""
-
-  learning_rate: jax.Array
-
-
-def scale_by_rate(rate: Schedule) -> optax.GradientTransformationExtraArgs:
-  """Multiplies updates by -rate(epoch); `epoch` is an extra argument."""
-
-  def init(params):
-    del params
-    return RateState(jnp.zeros((), jnp.float32))
-
-  def update(updates, state, params=None, *, epoch, **extra):
-    del state, params, extra
-    lr = rate(epoch)
-    scaled = jax.tree.map(lambda u: (-lr * u).astype(u.dtype), updates)
-    return scaled, RateState(lr)
-
-  return optax.GradientTransformationExtraArgs(init, update)
-
-
-class ClipState(NamedTuple):
-  """The gradient's norm before the last clipping, for the log."""
-
-  l2_grads: jax.Array
-
-
-def clip_by_global_norm(
-  max_norm: float | None,
-) -> optax.GradientTransformationExtraArgs:
-  """Scales updates by min(1, max_norm / (norm + 1e-6)), and keeps the norm.
-
-  None only measures. Unlike optax's it has the 1e-6 of the L2P code, and
-  remembers what it saw.
-  """
-
-  def init(params):
-    del params
-    return ClipState(jnp.zeros((), jnp.float32))
-
-  def update(updates, state, params=None, **extra):
-    del state, params, extra
-    norm = optax.tree.norm(updates)
-    if max_norm is not None:
-      scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
-      updates = jax.tree.map(lambda u: (scale * u).astype(u.dtype), updates)
-    return updates, ClipState(norm)
-
-  return optax.GradientTransformationExtraArgs(init, update)
-
-
-def unit_columns() -> optax.GradientTransformationExtraArgs:
-  """Ends a step with each matrix's columns at length 1 (weight_norm in L2P)."""
-
-  def project(update, param):
-    if param.ndim != 2:
-      return update
-    moved = param + update
-    norm = optax.safe_norm(moved, 0.0, axis=0, keepdims=True)
-    return moved / (norm + 1e-10) - param
-
-  def update(updates, state, params=None, **extra):
-    del extra
-    return jax.tree.map(project, updates, params), state
-
-  return optax.GradientTransformationExtraArgs(
-    lambda params: optax.EmptyState(), update
-  )
+from libml import schedules
+from libml import transforms
 
 
 def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
@@ -177,7 +38,7 @@ def group_transform(
   name: str,
   lr: float,
   epochs: float,
-  schedule_name: str = "constant",
+  schedule: str = "constant",
   warmup_epochs: float = 0.0,
   min_lr: float = 0.0,
   weight_decay: float = 0.0,
@@ -190,15 +51,15 @@ def group_transform(
     name: Row of OPTIMIZERS.
     lr: Peak learning rate.
     epochs: Length of a stage, for the schedule.
-    schedule_name: Row of SCHEDULES.
-    warmup_epochs: See `schedule`.
-    min_lr: See `schedule`.
+    schedule: Row of schedules.SCHEDULES.
+    warmup_epochs: See schedules.build.
+    min_lr: See schedules.build.
     weight_decay: Decoupled decay, lr * weight_decay * theta a step.
     normalize_columns: Whether matrices keep columns of length 1.
     **options: Of the optimizer, such as b1 or momentum.
   """
-  rate = schedule(
-    schedule_name,
+  rate = schedules.build(
+    schedule,
     lr=lr,
     epochs=epochs,
     warmup_epochs=warmup_epochs,
@@ -207,9 +68,9 @@ def group_transform(
   chain = [registry.build(OPTIMIZERS, "optimizer", name, **options)]
   if weight_decay:
     chain.append(optax.add_decayed_weights(weight_decay))
-  chain.append(scale_by_rate(rate))
+  chain.append(transforms.scale_by_rate(rate))
   if normalize_columns:
-    chain.append(unit_columns())
+    chain.append(transforms.unit_columns())
   return optax.chain(*chain)
 
 
@@ -306,18 +167,15 @@ def build(
   frozen = frozenset(name for name in names if settings[name] is None)
   parts = Groups(tuple((name, pattern) for name, pattern in groups), frozen)
 
-  def transform(options):
+  def transform(options: Mapping[str, Any] | None) -> Any:
     if options is None:
       return optax.set_to_zero()
-    options = {"schedule": "constant", **options}
-    scaled = {"lr": options.pop("lr") * lr_scale, "epochs": epochs}
-    if "min_lr" in options:
-      scaled["min_lr"] = options.pop("min_lr") * lr_scale
-    return group_transform(
-      schedule_name=options.pop("schedule"), **scaled, **options
-    )
+    scaled: dict[str, Any] = {
+      k: options[k] * lr_scale for k in ("lr", "min_lr") if k in options
+    }
+    return group_transform(**{**options, **scaled, "epochs": epochs})
 
-  clip = clip_by_global_norm(clip_norm)
+  clip: Any = transforms.clip_by_global_norm(clip_norm)
   if clip_scope == "trainable":
     # Outside the mask a clip reads, and so keeps alive, frozen gradients.
     clip = optax.masked(clip, parts.trainable)
@@ -329,7 +187,7 @@ def build(
   ]
   if l2:
     matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
-    chain.insert(0, optax.add_decayed_weights(l2, mask=matrices))
+    chain = [optax.add_decayed_weights(l2, mask=matrices), *chain]
   return Optimizer(optax.chain(*chain), parts)
 
 

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import flax.struct
 import jax
+from flax import struct
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """The arrays of a run; settings live in frozen objects elsewhere.
 
   Attributes:

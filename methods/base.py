@@ -5,7 +5,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from libml.problems import Problem
@@ -40,7 +39,7 @@ class Method:
   """How a pretrained model changes, stage after stage: pure hooks.
 
   Attributes:
-    model: A linen module, (inputs, *, train) -> {name: array}.
+    model: A flax linen module, (inputs, *, train) -> {name: array}.
     problem: What an example is.
     num_classes: Columns of the head.
     num_stages: Length of the scenario.
@@ -48,7 +47,7 @@ class Method:
     restart_optimizer: Whether a stage starts with fresh moments.
   """
 
-  model: nn.Module
+  model: Any
   problem: Problem
   num_classes: int
   num_stages: int

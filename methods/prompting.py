@@ -122,7 +122,8 @@ class L2P(base.Method):
   def init_params(self, params: Any, rng: jax.Array) -> Any:
     """Adds prompt_pool, prefix and reweight beside the ViT's parameters."""
     query = jnp.zeros((1, self.model.width))
-    return {**params, **self.prompts.init(rng, query).get("params", {})}
+    added: Any = self.prompts.init(rng, query)
+    return {**params, **added.get("params", {})}
 
   def init_memory(self, params: Any, trainable: Any) -> Any:
     """Holds the task, its classes, and queries' weights if they would move."""
@@ -166,11 +167,15 @@ class L2P(base.Method):
     tokens = self.model.apply({"params": weights}, image, method="encode")
     return jax.lax.stop_gradient(tokens[:, 0])
 
+  def choose(self, params: Any, query: jax.Array, **how: Any) -> Any:
+    """Returns the ViT's further inputs, and what was selected."""
+    return self.prompts.apply({"params": params}, query, **how)
+
   def loss(self, params, memory, batch, rng):
     """Masked cross entropy, less the similarity to the chosen keys."""
     batch = batch["train"]
-    inputs, chosen = self.prompts.apply(
-      {"params": params},
+    inputs, chosen = self.choose(
+      params,
       self.find_query(params, memory, batch["image"]),
       task=memory["task"] if self.prompt_mask else None,
       vote_group=self.vote_group or None,
@@ -202,8 +207,8 @@ class L2P(base.Method):
       groups["_batchwise"] = self.vote_group
     readings = {}
     for name, group in groups.items():
-      inputs, chosen = self.prompts.apply(
-        {"params": params}, query, vote_group=group, mask=batch.get("mask")
+      inputs, chosen = self.choose(
+        params, query, vote_group=group, mask=batch.get("mask")
       )
       readings[name] = {**self.apply(params, {**batch, **inputs}), **chosen}
     return readings

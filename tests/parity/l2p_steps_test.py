@@ -12,6 +12,7 @@ from libml import metrics
 from libml import optim
 from libml import paths
 from libml import scenarios
+from libml import schedules
 from libml import steps
 from libml.problems import classification
 from libml.train_state import TrainState
@@ -268,7 +269,7 @@ def test_frozen_weights_keep_their_bits_and_have_no_moments(golden):
 def test_schedules(golden):
   case = golden("l2p", "lr_schedule")
   for name, c in json.loads(str(case["in/config"])).items():
-    rate = optim.schedule(
+    rate = schedules.build(
       c["schedule"],
       lr=c["base_learning_rate"],
       epochs=c["num_epochs"],
@@ -282,7 +283,7 @@ def test_schedules(golden):
 
 
 def test_schedules_end_at_their_floor():
-  rate = optim.schedule("cosine", lr=0.1, epochs=5, warmup_epochs=1)
+  rate = schedules.build("cosine", lr=0.1, epochs=5, warmup_epochs=1)
   assert rate(6.0) == 0.0  # the reference's rises again past its end
 
 

@@ -1,0 +1,43 @@
+# make demo: the main job on embedded data. make test: everything is checked.
+# Another Python: make test PYTHON=python3.13 VENV=.venv313
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+REFERENCES := finetune head masked_head nearest_mean joint
+
+.PHONY: demo test lint types install clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt .ci/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt \
+	  -r .ci/requirements.txt
+	touch $@
+
+demo: install
+	$(BIN)/python main.py --my_config configs/digits_l2p.py \
+	  --workdir $(DEMO)/l2p
+	for method in $(REFERENCES); do \
+	  $(BIN)/python main.py --workdir $(DEMO)/$$method \
+	    --my_config configs/digits_reference.py:method=$$method \
+	    > $(DEMO)-$$method.log 2>&1 || { cat $(DEMO)-$$method.log; exit 1; }; \
+	done
+	@$(BIN)/python -m libml.tables $(DEMO)/l2p \
+	  $(addprefix $(DEMO)/,$(REFERENCES))
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/pyrefly check
+
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache

@@ -1,0 +1,75 @@
+"""Learning rates as functions of the epochs done in a stage."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from libml import registry
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def constant(epoch: jax.Array, length: float) -> jax.Array:
+  """Stays at 1."""
+  del length
+  return jnp.ones_like(epoch)
+
+
+def cosine(epoch: jax.Array, length: float) -> jax.Array:
+  """Falls as half a cosine from 1 to 0, and stays there."""
+  return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(epoch / length, 0.0, 1.0)))
+
+
+def linear(epoch: jax.Array, length: float) -> jax.Array:
+  """Falls in a line from 1 to 0, and stays there."""
+  return 1 - jnp.clip(epoch / length, 0.0, 1.0)
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear}
+
+
+def build(
+  name: str,
+  *,
+  lr: float,
+  epochs: float,
+  warmup_epochs: float = 0.0,
+  min_lr: float = 0.0,
+) -> Schedule:
+  """Returns the learning rate as a function of the epochs done, a float32[].
+
+  rate(e) = max(lr * decay((e - w) / (E - w)), min_lr) for e >= w; below, lr *
+  e / w, without the floor (L2P's schedule, which starts anew at each task;
+  unlike the original it does not rise again past its end).
+
+  Args:
+    name: "constant", "cosine" or "linear".
+    lr: Peak rate.
+    epochs: Length E of a stage.
+    warmup_epochs: Length w of the linear warm-up.
+    min_lr: Floor after the warm-up.
+
+  Raises:
+    ValueError: An unknown name, or a warm-up not shorter than the stage.
+  """
+  if name not in SCHEDULES:
+    raise ValueError(
+      f"Unknown schedule {name!r}. {registry.nearest(name, SCHEDULES)}"
+    )
+  if not 0 <= warmup_epochs < epochs:
+    raise ValueError(
+      f"warmup_epochs={warmup_epochs} must be at least 0 and below the "
+      f"{epochs} epochs of a stage."
+    )
+
+  def rate(epoch: jax.Array) -> jax.Array:
+    epoch = jnp.asarray(epoch, jnp.float32)
+    value = lr * SCHEDULES[name](epoch - warmup_epochs, epochs - warmup_epochs)
+    floored = jnp.maximum(value, min_lr)
+    if not warmup_epochs:
+      return floored
+    warm = epoch / warmup_epochs
+    return jnp.where(warm < 1, value * warm, floored)
+
+  return rate
