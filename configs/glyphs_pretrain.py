@@ -25,7 +25,7 @@ def get_config(arg=None):
   config.random_init = True
   config.export = True
   config.scenario.num_tasks = 1
-  config.dataset = {"name": "glyphs"}
+  config.dataset = {"name": "glyphs", "per_class": 300}
   config.preprocess.train = "none"
   config.preprocess.eval = "native"
   model(config)

@@ -170,10 +170,12 @@ def build(
   def transform(options: Mapping[str, Any] | None) -> Any:
     if options is None:
       return optax.set_to_zero()
-    scaled: dict[str, Any] = {
-      k: options[k] * lr_scale for k in ("lr", "min_lr") if k in options
-    }
-    return group_transform(**{**options, **scaled, "epochs": epochs})
+    settled: dict[str, Any] = {"min_lr": 0.0, **options, "epochs": epochs}
+    if "lr" not in settled:
+      raise ValueError(f"Optimizer settings {dict(options)} need an 'lr'.")
+    for rate in ("lr", "min_lr"):
+      settled[rate] *= lr_scale
+    return group_transform(**settled)
 
   clip: Any = transforms.clip_by_global_norm(clip_norm)
   if clip_scope == "trainable":

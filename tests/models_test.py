@@ -160,6 +160,9 @@ def test_compute_type_is_apart_from_parameter_type():
   assert 0 < jnp.abs(exact - rough).max() < 0.1
   stored = single.clone(param_dtype="bfloat16").init(jax.random.key(1), image)
   assert {x.dtype for x in jax.tree.leaves(stored)} == {jnp.dtype("bfloat16")}
+  # Norms, features and head are float32 whatever the two types are.
+  outputs = half.clone(param_dtype="bfloat16").apply(stored, image)
+  assert {x.dtype for x in outputs.values()} == {jnp.dtype("float32")}
 
 
 def test_dropout_needs_train():
@@ -174,6 +177,28 @@ def test_dropout_needs_train():
     variables, image, train=True, rngs={"dropout": jax.random.key(2)}
   )["features"]
   assert jnp.abs(moved - still).max() > 1e-2
+
+
+def test_dropout_sites():
+  seen = []
+
+  def spy(call, args, kwargs, context):
+    if isinstance(context.module, nn.Dropout):
+      seen.append((context.module.rate, kwargs["deterministic"]))
+    return call(*args, **kwargs)
+
+  model = vit.build(**TOY, dropout=0.5, attention_dropout=0.1)
+  image = {"image": jnp.ones((1, 8, 8, 3))}
+  variables = model.init(jax.random.key(0), image)
+  for train in (True, False):
+    with nn.intercept_methods(spy):
+      model.apply(
+        variables, image, train=train, rngs={"dropout": jax.random.key(1)}
+      )
+    # Positions; then attention weights, attention, both layers of the MLP.
+    rates = [0.5] + [0.1, 0.5, 0.5, 0.5] * TOY["depth"]
+    assert seen == [(rate, not train) for rate in rates]
+    seen.clear()
 
 
 def test_dense_class_serves_every_projection():
