@@ -155,12 +155,14 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Makes a workdir a config's own.
 
   Raises:
-    ValueError: The workdir holds the run of another config.
+    ValueError: The workdir holds the run of another config. One that never
+      came to a checkpoint, because of a bad setting, holds nothing.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "config.json"
   ours = json.loads(config.to_json())
-  if path.exists():
+  traces = [*workdir.glob("checkpoints/*"), *workdir.glob("results.json")]
+  if path.exists() and traces:
     theirs = json.loads(path.read_text())
     changes = differences(theirs, ours)
     if changes:
@@ -204,7 +206,8 @@ def execute(
   """
   claim(workdir, config)
   record = results.read(workdir / "results.json")
-  if record is not None and record["finished"]:
+  export = workdir / "params.npz" if config.export else None
+  if record and record["finished"] and not (export and not export.exists()):
     _LOG.info("%s is finished; nothing is trained.", workdir)
     return record
   # These two pull in TensorFlow, which takes seconds.
@@ -255,8 +258,8 @@ def execute(
     state, record = run.walk(params, workdir, facts, reporter)
   finally:
     reporter.close()
-  if config.export:
-    pretrained.save(workdir / "params.npz", jax.device_get(state.params))
+  if export:
+    pretrained.save(export, jax.device_get(state.params))
   return record
 
 

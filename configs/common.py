@@ -130,7 +130,7 @@ def prompt_optimizer(config: ml_collections.ConfigDict, lr: float) -> None:
 
 # Reference points beside the prompt methods: the method's options, and the
 # learning rate of the backbone as a share of the head's (0: frozen).
-_REFERENCES = {
+REFERENCES = {
   "finetune": ({"name": "finetune", "mask_classes": False}, 1.0),
   "head": ({"name": "finetune", "mask_classes": False}, 0.0),
   "masked_head": ({"name": "finetune", "mask_classes": True}, 0.0),
@@ -155,9 +155,9 @@ def reference(
   Raises:
     ValueError: Another method.
   """
-  if method not in _REFERENCES:
-    raise ValueError(f"method={method!r} must be one of {sorted(_REFERENCES)}.")
-  options, trained = _REFERENCES[method]
+  if method not in REFERENCES:
+    raise ValueError(f"method={method!r} must be one of {sorted(REFERENCES)}.")
+  options, trained = REFERENCES[method]
   config.name = method
   config.model.classifier = "token"
   config.method = {**options, "restart_optimizer": True}

@@ -6,6 +6,7 @@ import logging
 import pathlib
 import re
 import time
+import zlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -66,6 +67,7 @@ class Progress:
     rows: Figures of each finished stage.
     observed: Counts of each finished stage.
     compiled: Compilations of each function.
+    frozen: Checksum of the weights that no checkpoint holds.
     seconds: Wall time of the run, of its training, and steps in the latter.
   """
 
@@ -79,6 +81,7 @@ class Progress:
   rows: tuple[Any, ...] = ()
   observed: tuple[Any, ...] = ()
   compiled: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  frozen: int = 0
   seconds: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: {"run": 0.0, "train": 0.0, "timed_steps": 0}
   )
@@ -110,6 +113,12 @@ class Run:
     rules: sharding.Rules,
     should_stop: Callable[[], bool],
   ):
+    ways = mesh.shape["data"]
+    if settings.batch_size % ways:
+      raise ValueError(
+        f"batch_size={settings.batch_size} does not divide among the {ways} "
+        f"devices along the batch; take a multiple of {ways}."
+      )
     self.method = method
     self.scenario = scenario
     self.optimizer = optimizer
@@ -151,6 +160,13 @@ class Run:
       or trainable[name.removeprefix("params/")]
       or re.fullmatch(self.method.rewrites, name.removeprefix("params/"))
     }
+
+  def frozen(self, state: TrainState) -> int:
+    """Returns the checksum of the leaves that a checkpoint does not hold."""
+    changing = self.changing(state)
+    leaves = paths.flatten(state).items()
+    held = {name: leaf for name, leaf in leaves if name not in changing}
+    return zlib.crc32(repr([*held, *checkpoint.fingerprint(held)]).encode())
 
   def data(self, stage: scenarios.Stage) -> stage_data.StageData:
     """Returns the images of a stage."""
@@ -227,11 +243,18 @@ class Run:
       self.changing(state),
     )
     found = saver.restore(abstract)
+    frozen = self.frozen(state)
     if found is None:
-      return state, Progress()
+      return state, Progress(frozen=frozen)
     number, leaves, progress = found
-    saver.delete_above(number)
     progress = Progress(**progress)
+    if progress.frozen != frozen:
+      raise ValueError(
+        "The frozen weights are not those with which this run started, and "
+        "its checkpoints hold none. Give the old file as init_checkpoint "
+        "again, or take another --workdir."
+      )
+    saver.delete_above(number)
     _LOG.info(
       "Resuming in stage %d at step %d.", progress.stage, progress.steps
     )

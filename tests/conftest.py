@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 # Read once at the first import of jax or TensorFlow, so set before either.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -43,3 +45,29 @@ def real_data():
   if not folder.is_dir():
     pytest.skip(f"No real data at {folder}; set PALIMPSEST_DATA to its folder.")
   return folder
+
+
+@pytest.fixture(scope="session")
+def main_py():
+  """Returns a starter of main.py as a process of its own, as set up as here."""
+  environment = {
+    **os.environ,
+    "JAX_NUM_CPU_DEVICES": "2",
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+    "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "PYTHONUNBUFFERED": "1",
+  }
+
+  def start(config, workdir, *arguments):
+    command = [sys.executable, "main.py", "--my_config", config]
+    return subprocess.Popen(
+      [*command, "--workdir", str(workdir), *arguments],
+      cwd=ROOT,
+      env=environment,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
+
+  return start

@@ -1,0 +1,192 @@
+"""A run goes on where it stopped, whatever stopped it."""
+
+import json
+import multiprocessing
+import pathlib
+import random
+import re
+import shutil
+import signal
+import time
+from concurrent import futures
+
+import jax
+import pytest
+
+import main
+from configs import cifar100_l2p
+from libml import experiment
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KILLS = 10
+
+
+def tiny(**changes):
+  """Returns L2P's smoke run with one layer: 3 stages of 8 steps."""
+  config = cifar100_l2p.get_config("smoke")
+  config.model.depth = 1
+  config.epochs = 2
+  config.update(changes)
+  return config
+
+
+def numbers(workdir):
+  """Returns a run's results without its times."""
+  record = json.loads((workdir / "results.json").read_text())
+  del record["wall_seconds"], record["examples_per_second"]
+  return record
+
+
+def stop_at(call):
+  """Returns a should_stop that says so when it is asked for that time."""
+  asked = iter(range(1, call + 1))
+  return lambda: next(asked) == call
+
+
+def newest(workdir):
+  return max(
+    (workdir / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name)
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Returns the workdir of the tiny run, uninterrupted."""
+  workdir = tmp_path_factory.mktemp("whole")
+  main.execute(tiny(), workdir)
+  return workdir
+
+
+# A stage asks after each of 8 steps, then after each of 3 batches a probe.
+@pytest.mark.parametrize("call", [1, 8, 10, 16, 42], ids="at_call_{}".format)
+def test_stopped_run_goes_on_bit_for_bit(tmp_path, whole, call):
+  with pytest.raises(experiment.Interrupted):
+    main.execute(tiny(), tmp_path, stop_at(call))
+  main.execute(tiny(), tmp_path)
+  assert numbers(tmp_path) == numbers(whole)
+
+
+def test_run_stopped_at_every_seventh_call(tmp_path, whole):
+  for _ in range(6):
+    with pytest.raises(experiment.Interrupted):
+      main.execute(tiny(), tmp_path, stop_at(7))
+  main.execute(tiny(), tmp_path)
+  assert numbers(tmp_path) == numbers(whole)
+
+
+def run_alone(workdir, cache):
+  """Is the life of a process that will be killed."""
+  jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  main.execute(tiny(epochs=4), workdir)
+
+
+@pytest.fixture
+def spawn(monkeypatch):
+  """Returns a starter of processes in which everything is imported already."""
+  monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(
+    [
+      "experiment_test",
+      "libml.preprocess",
+      "libml.reporting",
+      "clu.metric_writers",
+    ]
+  )
+  cache = jax.config.jax_compilation_cache_dir
+
+  def start(workdir):
+    process = context.Process(target=run_alone, args=(workdir, cache))
+    process.start()
+    return process
+
+  return start
+
+
+def test_killed_run_goes_on_bit_for_bit(tmp_path, spawn):
+  def finish(workdir):
+    process = spawn(workdir)
+    process.join()
+    assert process.exitcode == 0
+
+  def kill_and_finish(number):
+    workdir = tmp_path / f"killed_{number}"
+    process = spawn(workdir)
+    process.join(random.Random(number).uniform(number, number + 1) * duration)
+    process.kill()
+    process.join()
+    saved = any((workdir / "checkpoints").glob("[0-9]*"))
+    finished = process.exitcode == 0
+    finish(workdir)
+    assert numbers(workdir) == numbers(tmp_path / "whole")
+    return saved and not finished
+
+  finish(tmp_path / "whole")  # compiles
+  shutil.rmtree(tmp_path / "whole")
+  began = time.time()
+  finish(tmp_path / "whole")
+  duration = (time.time() - began) / KILLS
+  with futures.ThreadPoolExecutor(2) as pool:
+    in_the_middle = list(pool.map(kill_and_finish, range(KILLS)))
+  assert sum(in_the_middle) >= 2, "the kills came too early or too late"
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path, main_py):
+  process = main_py("configs/cifar100_l2p.py:smoke", tmp_path / "stopped")
+  for line in process.stdout:
+    if "stage 1/3, step 2/4" in line:
+      process.send_signal(signal.SIGTERM)
+      break
+  output, _ = process.communicate()
+  assert process.returncode == 0, output
+  assert "Stopped and saved; the same command goes on" in output
+  config = cifar100_l2p.get_config("smoke")
+  main.execute(config, tmp_path / "stopped")
+  main.execute(config, tmp_path / "whole")
+  assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_finished_run_is_not_touched(whole, monkeypatch):
+  before = (whole / "results.json").read_bytes()
+  monkeypatch.delattr(experiment, "Run")
+  record = main.execute(tiny(), whole)
+  assert record["final"] == numbers(whole)["final"]
+  assert (whole / "results.json").read_bytes() == before
+
+
+def test_other_config_is_refused_with_what_differs(whole):
+  with pytest.raises(ValueError) as error:
+    main.execute(tiny(seed=7, batch_size=4), whole)
+  message = str(error.value)
+  assert "batch_size: 8, now 4; seed: 42, now 7. Take another" in message
+
+
+def test_export_is_made_up_for(tmp_path):
+  config = tiny(export=True)
+  main.execute(config, tmp_path)
+  first = (tmp_path / "params.npz").read_bytes()
+  (tmp_path / "params.npz").unlink()  # as if killed right before
+  main.execute(config, tmp_path)
+  assert (tmp_path / "params.npz").read_bytes() == first
+
+
+def test_results_lie_there_after_each_stage(tmp_path):
+  with pytest.raises(experiment.Interrupted):
+    main.execute(tiny(), tmp_path, stop_at(8 + 3 + 1))
+  record = numbers(tmp_path)
+  assert (record["stages_done"], record["finished"]) == (1, False)
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, main_py):
+  process = main_py(
+    "configs/cifar100_l2p.py:smoke",
+    tmp_path,
+    "--my_config.optimizer.head.lr=1e30",
+    "--my_config.checkpoint.every_steps=1",
+  )
+  output, _ = process.communicate()
+  assert process.returncode == 1
+  assert re.search(r"FloatingPointError: Step \d+, in stage 0: ", output)
+  assert "Traceback" not in output
