@@ -12,7 +12,7 @@ from configs import common
 
 def get_config(arg=None):
   """Returns DualPrompt with the original's CIFAR-100 prompts."""
-  arg = common.parse_arg(arg, tune=False, data=cifar10_deit_l2p.DATA, size=224)
+  arg = common.parse_arg(arg, tune=False, data=cifar10_deit_l2p.DATA, size=112)
   config = base.get_config()
   config.name = "cifar10_deit_dualprompt"
   cifar10_deit_l2p.stream(config, arg)

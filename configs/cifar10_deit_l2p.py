@@ -3,7 +3,7 @@
   python main.py --my_config configs/cifar10_deit_l2p.py --workdir ./l2p
 
 Takes 500 + 100 images a class and the weights from files under ":data=DIR";
-":size=" sets the image size, ":tune" tests on a part of the training images.
+":size=" sets the image size (112: a quarter of the tokens of 224), ":tune" tests on a part of the training images.
 """
 
 from configs import base
@@ -37,7 +37,7 @@ def stream(config, arg):
 
 def get_config(arg=None):
   """Returns L2P with the original's CIFAR-100 prompts."""
-  arg = common.parse_arg(arg, tune=False, data=DATA, size=224)
+  arg = common.parse_arg(arg, tune=False, data=DATA, size=112)
   config = base.get_config()
   config.name = "cifar10_deit_l2p"
   stream(config, arg)

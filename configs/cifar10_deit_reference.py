@@ -15,7 +15,7 @@ from configs import common
 def get_config(arg=None):
   """Returns the same stream as configs/cifar10_deit_l2p.py."""
   arg = common.parse_arg(
-    arg, method="finetune", tune=False, data=cifar10_deit_l2p.DATA, size=224
+    arg, method="finetune", tune=False, data=cifar10_deit_l2p.DATA, size=112
   )
   config = base.get_config()
   cifar10_deit_l2p.stream(config, arg)

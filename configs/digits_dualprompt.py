@@ -17,5 +17,5 @@ def get_config(arg=None):
   config.name = "digits_dualprompt"
   digits_l2p.stream(config, arg)
   config.method = common.dualprompt(vote_group=16)
-  common.prompt_optimizer(config, lr=0.01)
+  common.prompt_optimizer(config, lr=0.003)
   return common.finish(config, arg)

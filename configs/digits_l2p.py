@@ -31,6 +31,6 @@ def get_config(arg=None):
   config.name = "digits_l2p"
   stream(config, arg)
   config.model.classifier = "prompt"
-  config.method = common.l2p(length=4)
-  common.prompt_optimizer(config, lr=0.01)
+  config.method = common.l2p(length=5, top_k=2)
+  common.prompt_optimizer(config, lr=0.003)
   return common.finish(config, arg)
