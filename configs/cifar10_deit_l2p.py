@@ -2,8 +2,10 @@
 
   python main.py --my_config configs/cifar10_deit_l2p.py --workdir ./l2p
 
-Takes 500 + 100 images a class and the weights from files under ":data=DIR";
-":size=" sets the image size (112: a quarter of the tokens of 224), ":tune" tests on a part of the training images.
+Takes 500 + 100 images a class and the weights from files under ":data=DIR".
+":size=" sets the image size: at 112 the position embeddings are resized and a
+run takes a quarter of the time that 224 does. ":tune" tests on a part of the
+training images.
 """
 
 from configs import base
