@@ -1,0 +1,233 @@
+"""What every method must keep to, and what single options do."""
+
+import dataclasses
+import importlib
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import main
+from configs import common
+from libml import evaluation
+from libml import experiment
+from libml import paths
+from libml import reporting
+from methods import METHODS
+from methods import masking
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def smoke_config(name):
+  """Returns the smoke run of the first config that names a method."""
+  arguments = ["smoke", *(f"smoke,method={m}" for m in common.REFERENCES)]
+  for path in sorted((ROOT / "configs").glob("[a-z]*_*.py")):
+    get_config = importlib.import_module(f"configs.{path.stem}").get_config
+    for argument in arguments:
+      try:
+        config = get_config(argument)
+      except ValueError:
+        continue  # takes no method
+      if config.method.name == name:
+        return config
+  raise ValueError(f"No config names the method {name!r}.")
+
+
+def host(state):
+  """Returns a state's parameters and memory on the host, by name."""
+  tree = {"params": state.params, "memory": state.memory}
+  return {k: np.array(v) for k, v in paths.flatten(tree).items()}
+
+
+def watch(name, workdir, mesh=None):
+  """Runs a method's smoke config; returns what is there to see of it."""
+  seen = types.SimpleNamespace(name=name, states=[], metrics=[])
+
+  class Run(experiment.Run):
+    def start(self, params):
+      seen.run, seen.start = self, super().start(params)
+      seen.states.append(host(seen.start))
+      return seen.start
+
+  class Evaluator(evaluation.Evaluator):
+    def probe(self, state, *rest, **options):
+      seen.states.append(host(state))
+      return super().probe(state, *rest, **options)
+
+  class Window(reporting.Window):
+    def add(self, step, metrics):
+      seen.metrics.append(metrics)
+      super().add(step, metrics)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(experiment, "Run", Run)
+    patch.setattr(evaluation, "Evaluator", Evaluator)
+    patch.setattr(reporting, "Window", Window)
+    if mesh is not None:
+      patch.setattr(main.sharding, "make_mesh", lambda **_: mesh)
+    seen.record = main.execute(smoke_config(name), workdir)
+  return seen
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def run(request, tmp_path_factory):
+  """Returns each method's smoke run on two devices."""
+  return watch(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory):
+  """Returns the same run on one device."""
+  mesh = jax.make_mesh(
+    (1, 1),
+    ("data", "model"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[:1],
+  )
+  return watch(run.name, tmp_path_factory.mktemp(f"{run.name}_1"), mesh)
+
+
+def trained(run):
+  """Returns the names of the parameters that may change."""
+  groups = run.run.optimizer.groups
+  names = paths.flatten({"params": groups.trainable(run.start.params)})
+  return {name for name, trainable in names.items() if trainable}
+
+
+def test_all_stages_run(run):
+  assert run.record["finished"] and run.record["stages_done"] == 3
+  assert run.record["devices"]["count"] == 2
+
+
+def test_frozen_weights_stay_bit_for_bit(run):
+  first, last = run.states[0], run.states[-1]
+  changed = {
+    name for name in first if not np.array_equal(first[name], last[name])
+  }
+  changed = {name for name in changed if name.startswith("params/")}
+  assert changed <= trained(run)
+  assert bool(changed) == bool(run.metrics), "training moves something"
+
+
+def test_memory_keeps_its_structure(run):
+  kinds = [
+    {name: (x.shape, x.dtype) for name, x in state.items()}
+    for state in run.states
+  ]
+  assert len(kinds) == 4
+  assert all(kind == kinds[0] for kind in kinds)
+
+
+def test_each_step_is_compiled_once(run):
+  stages, made = run.run.scenario.stages, run.record["compiled_steps"]
+  rounds = {
+    f"train/{round_.name}"
+    for stage in stages
+    for round_ in run.run.method.rounds(stage, run.run.data(stage))
+  }
+  assert {name for name in made if name.startswith("train/")} == rounds
+  assert made["evaluate"] == 1
+  assert set(made.values()) == {1}
+
+
+def test_metrics_are_finite_scalars(run):
+  for metrics in run.metrics:
+    assert "loss" in metrics
+    assert {np.shape(value) for value in metrics.values()} == {()}
+    assert np.isfinite(list(metrics.values())).all()
+
+
+def test_parameters_are_the_same_on_one_device(run, alone):
+  for ours, theirs in zip(run.states, alone.states, strict=True):
+    for name, value in ours.items():
+      np.testing.assert_allclose(
+        value, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name
+      )
+
+
+def test_figures_are_the_same_on_one_device(run, alone):
+  assert alone.record["devices"]["count"] == 1
+  assert run.record["matrix"] == alone.record["matrix"]
+  assert run.record["summary"] == alone.record["summary"]
+
+
+def build(name, **changes):
+  """Returns a smoke method with one layer, and its parameters."""
+  config = smoke_config(name)
+  config.model.depth = 1
+  config.method.update(changes)
+  method = main.build_method(config, 6, 3)
+  params, _ = main.initial_params(config, method.model)
+  return method, method.init_params(params, jax.random.key(0))
+
+
+MASKED = [
+  ("finetune", {"mask_classes": True}),
+  ("l2p", {}),
+  ("dualprompt", {"e_layers": (0,), "g_layers": (0,)}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), MASKED)
+def test_masked_columns_get_no_gradient(name, options):
+  method, params = build(name, **options)
+  memory = method.init_memory(params, jax.tree.map(lambda _: False, params))
+  memory["classes"] = masking.allowed((1, 4), 6)
+  batch = {"image": jnp.ones((4, 8, 8, 3)), "label": jnp.array([1, 4, 4, 1])}
+  grads, _ = jax.grad(method.loss, has_aux=True)(
+    params, memory, {"train": batch}, jax.random.key(1)
+  )
+  others = jnp.array([0, 2, 3, 5])
+  assert (grads["head"]["bias"][others] == 0).all()
+  columns = abs(grads["head"]["kernel"]).sum(axis=0)
+  assert (columns[others] == 0).all()
+  assert (columns[jnp.array([1, 4])] > 0).all()
+
+
+@pytest.mark.parametrize("part", ["none", "kernel", "all"])
+def test_transfer_head_starts_with_means_of_the_same_position(part):
+  kernel = jnp.arange(12.0).reshape(2, 6)
+  params = {"head": {"kernel": kernel, "bias": jnp.arange(6.0)}, "cls": 0}
+  classes = {"learn": (4, 0), "seen": (5, 2, 1, 3, 4, 0)}
+  head = masking.transfer_head(params, classes, part)["head"]
+  means = kernel.at[:, 4].set((kernel[:, 5] + kernel[:, 1]) / 2)
+  means = means.at[:, 0].set((kernel[:, 2] + kernel[:, 3]) / 2)
+  bias = jnp.array([2.5, 1, 2, 3, 3, 5]) if part == "all" else jnp.arange(6.0)
+  np.testing.assert_array_equal(
+    head["kernel"], kernel if part == "none" else means
+  )
+  np.testing.assert_array_equal(head["bias"], bias)
+
+
+def test_first_task_has_no_head_to_transfer():
+  params = {"head": {"kernel": jnp.ones((2, 4)), "bias": jnp.ones(4)}}
+  classes = {"learn": (2, 3), "seen": (2, 3)}
+  assert masking.transfer_head(params, classes, "all") is params
+
+
+def test_trained_backbone_keeps_the_initial_queries():
+  method, params = build("l2p")
+  memory = method.init_memory(params, jax.tree.map(lambda _: True, params))
+  moved = jax.tree.map(lambda p: p + 0.1, params)
+  image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  initial = method.find_query(params, {}, image)
+  np.testing.assert_array_equal(
+    method.find_query(moved, memory, image), initial
+  )
+  assert abs(method.find_query(moved, {}, image) - initial).max() > 1e-3
+
+
+def test_frozen_backbone_has_no_second_copy():
+  method, params = build("l2p")
+  frozen = jax.tree.map(lambda _: False, params)
+  assert set(method.init_memory(params, frozen)) == {"task", "classes"}
+
+
+@pytest.mark.parametrize("method", METHODS.values())
+def test_methods_are_frozen_dataclasses(method):
+  assert dataclasses.is_dataclass(method)
+  assert method.__dataclass_params__.frozen
