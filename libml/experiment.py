@@ -210,6 +210,9 @@ class Run:
       state, progress = self._resume(state, saver)
       evaluator.check(state, self.data(self.scenario.stages[0]), self.scenario)
       self._began = time.time() - progress.seconds["run"]
+      if progress.rows:  # a kill may have come between checkpoint and results
+        record = results.assemble(self.scenario, progress, facts)
+        results.write(workdir / "results.json", record)
       for stage in self.scenario.stages[progress.stage :]:
         data = self.data(stage)
         if not progress.trained:
@@ -234,7 +237,7 @@ class Run:
         record = results.assemble(self.scenario, progress, facts)
         saver.wait()
         results.write(workdir / "results.json", record)
-        self._reporter.stage(progress.steps, stage, record, observed)
+        self._reporter.stage(stage, record, observed)
     return state, results.assemble(self.scenario, progress, facts)
 
   def _resume(self, state, saver):

@@ -166,14 +166,17 @@ class Reporter:
 
   def stage(
     self,
-    step: int,
     stage: scenarios.Stage,
     record: Mapping[str, Any],
     observed: Mapping[str, Any],
   ) -> None:
-    """Writes what was measured after a stage, under L2P's tags."""
+    """Writes what was measured after a stage, under L2P's tags.
+
+    The horizontal axis counts stages, so that runs of other lengths compare.
+    """
     if not self._writer:
       return
+    step = stage.index + 1
     scalars = {}
     for key, rows in record["summary"].items():
       suffix = key.removeprefix("accuracy")
@@ -196,7 +199,7 @@ class Reporter:
             num_buckets={f"{name}/{probe}": len(values)},
           )
     self._writer.flush()
-    _LOG.info("After stage %d: %s", stage.index + 1, _line(scalars))
+    _LOG.info("After stage %d: %s", step, _line(scalars))
 
   def close(self) -> None:
     """Ends the bar and flushes what was written."""

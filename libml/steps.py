@@ -48,10 +48,11 @@ class Compiled:
     A jitted function's own `_cache_size` counts signatures: for a state that
     holds a random key it is 2 where XLA compiled once.
     """
-    return {
+    made = {
       name: _COMPILATIONS[f"jit({name})"] - before
       for name, before in sorted(self._before.items())
     }
+    return {name: count for name, count in made.items() if count}
 
 
 def make_train_step(
