@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import signal
 import sys
 import zlib
@@ -37,6 +36,7 @@ from libml import results
 from libml import scenarios
 from libml import sharding
 from libml import tables
+from libml import workdirs
 from libml.problems import PROBLEMS
 from methods import METHODS
 from models import MODELS
@@ -105,7 +105,9 @@ def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
 
 
 def initial_params(
-  config: ConfigDict, model: Any
+  config: ConfigDict,
+  model: Any,
+  should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Any, dict[str, Any]]:
   """Returns the parameters on the host, and what the results say of them."""
   size = config.model.image_size
@@ -113,7 +115,7 @@ def initial_params(
   init = functools.partial(model.init, jax.random.key(config.seed))
   path = config.init_checkpoint
   if path is None and config.pretrain:
-    path = upstream(config.pretrain)
+    path = upstream(config.pretrain, should_stop)
   if path is not None:
     template = jax.eval_shape(init, inputs)["params"]
     params = pretrained.load(path, template)
@@ -128,11 +130,11 @@ def initial_params(
   return params, {"name": "random", "seed": config.seed}
 
 
-def upstream(name: str) -> str:
+def upstream(name: str, should_stop: Callable[[], bool]) -> str:
   """Returns the weights that a pretraining config makes, from the cache.
 
-  They are made on first use, and again where their checksum is not the one
-  that was written beside them.
+  They are made on first use; where their checksum is not the one that was
+  written beside them, they are written again from that run's checkpoint.
   """
   config = importlib.import_module(f"configs.{name}").get_config()
   key = f"{zlib.crc32(config.to_json(sort_keys=True).encode()):08x}"
@@ -144,49 +146,10 @@ def upstream(name: str) -> str:
     known = note.read_text() if note.exists() and params.exists() else None
     if known is None or known != pretrained.checksum(params):
       _LOG.info("Making the weights of configs/%s.py, once.", name)
-      shutil.rmtree(folder / "run", ignore_errors=True)
-      execute(config, folder / "run")
+      execute(config, folder / "run", should_stop)
       os.replace(folder / "run" / "params.npz", params)
       note.write_text(pretrained.checksum(params))
   return str(params)
-
-
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Makes a workdir a config's own.
-
-  Raises:
-    ValueError: The workdir holds the run of another config. One that never
-      came to a checkpoint, because of a bad setting, holds nothing.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / "config.json"
-  ours = json.loads(config.to_json())
-  traces = [*workdir.glob("checkpoints/*"), *workdir.glob("results.json")]
-  if path.exists() and traces:
-    theirs = json.loads(path.read_text())
-    changes = differences(theirs, ours)
-    if changes:
-      raise ValueError(
-        f"{workdir} holds a run of another config: {'; '.join(changes)}. "
-        "Take another --workdir, or the settings of that run."
-      )
-  elif jax.process_index() == 0:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(ours, indent=2) + "\n")
-    os.replace(draft, path)
-
-
-def differences(theirs: Any, ours: Any, prefix: str = "") -> list[str]:
-  """Returns "key: theirs, now ours" for each key that differs."""
-  if not (isinstance(theirs, dict) and isinstance(ours, dict)):
-    return [] if theirs == ours else [f"{prefix}: {theirs!r}, now {ours!r}"]
-  return [
-    line
-    for key in sorted({*theirs, *ours})
-    for line in differences(
-      theirs.get(key), ours.get(key), f"{prefix}.{key}".removeprefix(".")
-    )
-  ]
 
 
 def execute(
@@ -204,7 +167,8 @@ def execute(
   Returns:
     The results.
   """
-  claim(workdir, config)
+  plain_config = json.loads(config.to_json())
+  workdirs.claim(workdir, plain_config)
   record = results.read(workdir / "results.json")
   export = workdir / "params.npz" if config.export else None
   if record and record["finished"] and not (export and not export.exists()):
@@ -218,7 +182,7 @@ def execute(
   method = build_method(config, scenario.num_classes, len(scenario.stages))
   optimizer = build_optimizer(config)
   mesh = sharding.make_mesh(**plain(config.mesh))
-  params, weights = initial_params(config, method.model)
+  params, weights = initial_params(config, method.model, should_stop)
   facts = {
     "name": config.name,
     "global_batch_size": config.batch_size,
@@ -228,7 +192,7 @@ def execute(
     "scenario": dict(scenario.description),
     "versions": results.versions(),
     "devices": results.devices(mesh),
-    "config": json.loads(config.to_json()),
+    "config": plain_config,
   }
   run = experiment.Run(
     method=method,

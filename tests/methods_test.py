@@ -46,6 +46,12 @@ def host(state):
 def watch(name, workdir, mesh=None):
   """Runs a method's smoke config; returns what is there to see of it."""
   seen = types.SimpleNamespace(name=name, states=[], metrics=[])
+  config = smoke_config(name)
+  for group, _ in config.optimizer.groups:
+    if config.optimizer[group]:
+      # Else Adam makes steps of full size from the noise of rounding.
+      settings = {**config.optimizer[group], "eps": 1e-4}
+      config.optimizer[group] = settings
 
   class Run(experiment.Run):
     def start(self, params):
@@ -69,7 +75,7 @@ def watch(name, workdir, mesh=None):
     patch.setattr(reporting, "Window", Window)
     if mesh is not None:
       patch.setattr(main.sharding, "make_mesh", lambda **_: mesh)
-    seen.record = main.execute(smoke_config(name), workdir)
+    seen.record = main.execute(config, workdir)
   return seen
 
 

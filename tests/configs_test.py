@@ -1,0 +1,235 @@
+"""Every config loads, and fits the classes that it names."""
+
+import functools
+import importlib
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import main
+from configs import common
+from libml import paths
+from libml import preprocess
+from libml import registry
+from methods import METHODS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NAMES = [path.stem for path in sorted((ROOT / "configs").glob("[a-z]*_*.py"))]
+
+
+def load(name, arg=None):
+  return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def arguments(name):
+  """Returns what a config's docstring says may stand after the colon."""
+  text = importlib.import_module(f"configs.{name}").__doc__
+  found = [None]
+  if '":paper"' in text:
+    found += ["paper"]
+  if '":tune"' in text:
+    found += ["tune"]
+  if '":method="' in text:
+    found += [f"method={method}" for method in common.REFERENCES]
+  return found
+
+
+CASES = [(name, arg) for name in NAMES for arg in arguments(name)]
+
+
+def build(config, num_classes):
+  """Returns the method and the optimizer that a config describes."""
+  tasks = config.scenario.num_tasks
+  method = main.build_method(config, num_classes, tasks)
+  return method, main.build_optimizer(config)
+
+
+def shapes(config, num_classes):
+  """Returns the shapes of a config's parameters, and which are trained."""
+  method, optimizer = build(config, num_classes)
+  size = config.model.image_size
+  image = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.float32)}
+  init = functools.partial(method.model.init, jax.random.key(0))
+  params = jax.eval_shape(
+    lambda image: method.init_params(init(image)["params"], jax.random.key(0)),
+    image,
+  )
+  return params, optimizer.groups.trainable(params)
+
+
+@pytest.mark.parametrize("shrunk", [False, True], ids=["full", "smoke"])
+@pytest.mark.parametrize(("name", "arg"), CASES)
+def test_options_are_those_of_the_classes(name, arg, shrunk):
+  config = load(name, ",".join(filter(None, [arg, "smoke" if shrunk else ""])))
+  build(config, 10)
+  registry.build(
+    {"preprocess": preprocess.Preprocess},
+    "chain",
+    "preprocess",
+    **main.plain(config.preprocess),
+    size=config.model.image_size,
+  )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_trains_what_the_full_config_trains(name):
+  def trained(config):
+    _, trainable = shapes(config, 10)
+    leaves = paths.flatten(trainable)
+    # Depths differ; a whole kind of parameter is trained or not.
+    return {re.sub(r"_\d+", "", leaf): on for leaf, on in leaves.items()}
+
+  assert trained(load(name)) == trained(load(name, "smoke"))
+
+
+def test_every_method_has_a_config():
+  assert {load(*case).method.name for case in CASES} >= METHODS.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_their_files(name):
+  if name.endswith("_reference"):  # named by the method
+    assert load(name, "method=joint").name == "joint"
+  else:
+    assert load(name).name == name
+
+
+# The released values (spec 1.1 and 1.2), a device's batch times 8 devices.
+COMMON = {
+  "epochs": 5,
+  "batch_size": 192,
+  "seed": 42,
+  "holdout": 0.0,
+  "scenario.num_tasks": 10,
+  "scenario.order_seed": None,
+  "model.variant": "ViT-B_16",
+  "model.image_size": 224,
+  "model.classifier": "token",
+  "model.norm_pre_logits": False,
+  "model.temperature": 1.0,
+  "preprocess.resize": 256,
+  "preprocess.mean": None,
+  "optimizer.clip_norm": 1.0,
+  "optimizer.lr_batch_size": 256,
+  "optimizer.l2": 0.0,
+  "optimizer.backbone": None,
+  "optimizer.head.name": "adam",
+  "optimizer.head.lr": 0.03,
+  "optimizer.head.schedule": "constant",
+  "optimizer.head.warmup_epochs": 0.0,
+  "optimizer.prompt.name": "adam",
+  "optimizer.prompt.lr": 0.03,
+  "method.restart_optimizer": True,
+  "method.mask_classes": True,
+  "method.pool_size": 10,
+  "method.e_layers": (2, 3, 4),
+  "method.e_prefix": True,
+  "method.length": 5,
+  "method.top_k": 1,
+  "method.g_layers": (0, 1),
+  "method.g_prefix": True,
+  "method.g_length": 5,
+  "method.prompt_init": "uniform",
+  "method.prompt_key": True,
+  "method.key_init": "uniform",
+  "method.key_loss": 1.0,
+  "method.query": "cls",
+  "method.prompt_mask": True,
+  "method.transfer_prompts": True,
+  "method.transfer_keys": False,
+  "method.vote_group": 24,
+}
+ORIGINAL = {
+  "cifar100_dualprompt": {"dataset.name": "cifar100"},
+  "imr_dualprompt": {
+    "dataset.name": "imagenet_r",
+    "epochs": 50,
+    "optimizer.head.lr": 0.005,
+    "optimizer.prompt.lr": 0.005,
+    "method.length": 20,
+    "method.vote_group": 0,
+  },
+  "cifar100_l2p": {
+    "dataset.name": "cifar100",
+    "batch_size": 128,
+    "model.classifier": "prompt",
+    "method.e_layers": (0,),
+    "method.e_prefix": False,
+    "method.length": 10,
+    "method.top_k": 4,
+    "method.g_layers": (),
+    "method.prompt_mask": False,
+    "method.transfer_prompts": False,
+    "method.vote_group": 16,
+  },
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_values_are_the_original_ones(name):
+  config, expected = load(name), {**COMMON, **ORIGINAL[name]}
+  found = {
+    key: functools.reduce(lambda part, word: part[word], key.split("."), config)
+    for key in expected
+  }
+  assert found == expected
+
+
+def test_paper_values():
+  l2p = load("cifar100_l2p", "paper").method
+  assert (l2p.top_k, l2p.length, l2p.key_loss) == (5, 5, 0.5)
+  dual = load("cifar100_dualprompt", "paper")
+  assert (dual.method.length, dual.batch_size) == (20, 128)
+  assert dual.optimizer.prompt.lr == dual.optimizer.head.lr == 0.005
+
+
+@pytest.mark.parametrize(
+  ("name", "classes", "count"),
+  [
+    ("cifar100_l2p", 100, 161_380),
+    ("cifar100_dualprompt", 100, 407_140),
+    ("imr_dualprompt", 200, 1_175_240),
+  ],
+)
+def test_number_of_trained_parameters(name, classes, count):
+  params, trainable = shapes(load(name), classes)
+  sizes = jax.tree.map(lambda p, on: p.size * on, params, trainable)
+  assert sum(jax.tree.leaves(sizes)) == count
+
+
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("smok", "Unknown config argument 'smok'. Did you mean 'smoke'"),
+    ("paper=maybe", "paper is either true or false"),
+  ],
+)
+def test_unknown_arguments_are_named(arg, message):
+  with pytest.raises(ValueError, match=message):
+    load("cifar100_l2p", arg)
+
+
+def test_unknown_reference_is_named():
+  with pytest.raises(
+    ValueError, match="method='jont' must be one of .*'joint'"
+  ):
+    load("digits_reference", "method=jont")
+
+
+def test_unknown_method_option_is_named():
+  config = load("cifar100_l2p", "smoke")
+  config.method.topk = 2
+  with pytest.raises(ValueError, match="'topk' of the method 'l2p'.*'top_k'"):
+    build(config, 10)
+
+
+def test_unknown_key_on_the_command_line_is_named(tmp_path, main_py):
+  process = main_py(
+    "configs/cifar100_l2p.py:smoke", tmp_path, "--my_config.method.topk=2"
+  )
+  output, _ = process.communicate()
+  assert process.returncode != 0
+  assert 'Did you mean "top_k"' in output
