@@ -18,6 +18,7 @@ import numpy as np
 from libml import checkpoint
 from libml import evaluation
 from libml import paths
+from libml import progress as progress_lib
 from libml import reporting
 from libml import results
 from libml import scenarios
@@ -50,45 +51,6 @@ class Settings:
 
 class Interrupted(Exception):
   """The run was asked to stop; what was done is saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-  """How far a run is: all that a checkpoint holds beside arrays.
-
-  Attributes:
-    stage: Stages finished.
-    begun: Whether the stage's `before_stage` is done.
-    trained: Whether the stage's `after_stage` is done.
-    round: Rounds finished in this stage.
-    step: Steps taken in this round.
-    steps: Steps taken in the run.
-    saves: Checkpoints made.
-    rows: Figures of each finished stage.
-    observed: Counts of each finished stage.
-    compiled: Compilations of each function.
-    frozen: Checksum of the weights that no checkpoint holds.
-    seconds: Wall time of the run, of its training, and steps in the latter.
-  """
-
-  stage: int = 0
-  begun: bool = False
-  trained: bool = False
-  round: int = 0
-  step: int = 0
-  steps: int = 0
-  saves: int = 0
-  rows: tuple[Any, ...] = ()
-  observed: tuple[Any, ...] = ()
-  compiled: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  frozen: int = 0
-  seconds: Mapping[str, float] = dataclasses.field(
-    default_factory=lambda: {"run": 0.0, "train": 0.0, "timed_steps": 0}
-  )
-
-  def to(self, **changes) -> "Progress":
-    """Returns a changed copy."""
-    return dataclasses.replace(self, **changes)
 
 
 class Run:
@@ -248,9 +210,9 @@ class Run:
     found = saver.restore(abstract)
     frozen = self.frozen(state)
     if found is None:
-      return state, Progress(frozen=frozen)
+      return state, progress_lib.Progress(frozen=frozen)
     number, leaves, progress = found
-    progress = Progress(**progress)
+    progress = progress_lib.Progress(**progress)
     if progress.frozen != frozen:
       raise ValueError(
         "The frozen weights are not those with which this run started, and "
@@ -263,7 +225,7 @@ class Run:
     )
     return self._place(paths.update(state, leaves)), progress
 
-  def _save(self, saver, state, progress) -> Progress:
+  def _save(self, saver, state, progress) -> progress_lib.Progress:
     counts = {
       name: max(count, progress.compiled.get(name, 0))
       for name, count in self._compiled.counts().items()

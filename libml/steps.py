@@ -14,8 +14,8 @@ from libml.train_state import TrainState
 _COMPILATIONS: collections.Counter[str] = collections.Counter()
 
 
-def _count(event: str, seconds: float, **facts) -> None:
-  del seconds
+def _count(event: str, duration_secs: float, **facts: Any) -> None:
+  del duration_secs
   if event == "/jax/core/compile/backend_compile_duration":
     _COMPILATIONS[facts["fun_name"]] += 1
 

@@ -1,0 +1,231 @@
+"""Optimizers: who is trained, who is counted, and what a step costs."""
+
+import collections
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import main
+from configs import cifar100_l2p
+from libml import optim
+from libml import sharding
+from libml import steps
+from libml.train_state import TrainState
+
+GROUPS = (("head", r"head/.*"), ("body", r".*"))
+PARAMS = {
+  "head": {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.ones(2)},
+  "body": {"kernel": jnp.full((3, 3), 3.0)},
+}
+GRADS = jax.tree.map(lambda p: 2 * jnp.ones_like(p), PARAMS)
+PLAIN = {"name": "sgd", "momentum": 0.0, "lr": 0.1}
+
+
+def update(params=PARAMS, grads=GRADS, *, epoch=0.0, groups=GROUPS, **settings):
+  """Returns one step's updates and the state after it."""
+  settings = {"head": PLAIN, "body": None, **settings}
+  optimizer = optim.build(groups=groups, epochs=4, **settings)
+  state = optimizer.tx.init(params)
+  return optimizer.tx.update(grads, state, params, epoch=epoch)
+
+
+def test_none_freezes_and_holds_no_moments():
+  updates, state = update(head={"name": "adam", "lr": 0.1})
+  assert (updates["body"]["kernel"] == 0).all()
+  assert (updates["head"]["kernel"] < 0).all()
+  moments = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
+  assert moments == 2 * (6 + 2)  # Adam's two, for the head alone
+
+
+def test_each_group_has_its_own_rate():
+  updates, _ = update(body={**PLAIN, "lr": 0.01})
+  np.testing.assert_allclose(updates["head"]["bias"], -0.2)
+  np.testing.assert_allclose(updates["body"]["kernel"], -0.02)
+
+
+def test_first_matching_pattern_wins():
+  groups = (("body", r".*/kernel"), ("head", r"head/.*"))
+  updates, _ = update(groups=groups)
+  assert (updates["head"]["kernel"] == 0).all()
+  assert (updates["head"]["bias"] != 0).all()
+
+
+def test_unmatched_parameter_is_named():
+  optimizer = optim.build(groups=GROUPS[:1], epochs=1, head=PLAIN)
+  with pytest.raises(ValueError, match="'body/kernel' matches none.*'head'"):
+    optimizer.tx.init(PARAMS)
+
+
+@pytest.mark.parametrize(
+  ("scope", "norm"), [("trainable", 2 * 8**0.5), ("all", 2 * 17**0.5)]
+)
+def test_clip_counts_what_its_scope_says(scope, norm):
+  updates, state = update(clip_norm=1.0, clip_scope=scope)
+  np.testing.assert_allclose(optim.metrics(state)["l2_grads"], norm, rtol=1e-6)
+  np.testing.assert_allclose(updates["head"]["bias"], -0.2 / norm, rtol=1e-5)
+
+
+def test_small_gradients_are_not_clipped():
+  updates, _ = update(clip_norm=100.0)
+  np.testing.assert_allclose(updates["head"]["bias"], -0.2)
+
+
+def test_columns_end_at_length_one():
+  updates, _ = update(head={**PLAIN, "normalize_columns": True})
+  kernel = PARAMS["head"]["kernel"] + updates["head"]["kernel"]
+  np.testing.assert_allclose(jnp.linalg.norm(kernel, axis=0), 1, rtol=1e-6)
+  np.testing.assert_allclose(updates["head"]["bias"], -0.2)  # no matrix
+
+
+def test_weight_decay_is_decoupled():
+  updates, _ = update(head={**PLAIN, "weight_decay": 0.5})
+  np.testing.assert_allclose(updates["head"]["bias"], -0.1 * (2 + 0.5 * 1))
+  np.testing.assert_allclose(updates["head"]["kernel"], -0.1 * (2 + 0.5 * 2))
+
+
+def test_l2_joins_the_gradient_of_matrices_before_clipping():
+  updates, _ = update(l2=0.5, clip_norm=1.0)
+  norm = math.sqrt(6 * (2 + 0.5 * 2) ** 2 + 2 * 2**2)
+  kernel, bias = updates["head"]["kernel"], updates["head"]["bias"]
+  np.testing.assert_allclose(kernel, -0.1 * 3 / norm, rtol=1e-5)
+  np.testing.assert_allclose(bias, -0.1 * 2 / norm, rtol=1e-5)
+
+
+def test_schedule_reaches_the_update_and_the_log():
+  linear = {**PLAIN, "schedule": "linear"}
+  updates, state = update(head=linear, epoch=1.0, lr_scale=0.5)
+  rate = 0.1 * 0.5 * (1 - 1 / 4)
+  np.testing.assert_allclose(updates["head"]["bias"], -rate * 2, rtol=1e-6)
+  logged = optim.metrics(state)
+  np.testing.assert_allclose(logged["learning_rate/head"], rate, rtol=1e-6)
+  assert "learning_rate/body" not in logged
+
+
+def scale_by_memory(name="factor"):
+  """Multiplies by an array that the method hands to each step."""
+
+  def change(updates, state, params=None, **extra):
+    return jax.tree.map(lambda u: u * extra[name], updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), change
+  )
+
+
+def tiny(**optimizer):
+  """Returns L2P's smoke config with one layer."""
+  config = cifar100_l2p.get_config("smoke")
+  config.model.depth = 1
+  config.optimizer.update(optimizer)
+  return config
+
+
+def lower(config, method=None):
+  """Returns a train step on two devices, its state and its batch."""
+  method = method or main.build_method(config, 6, 3)
+  optimizer = main.build_optimizer(config)
+  params, _ = main.initial_params(config, method.model)
+  params = method.init_params(params, jax.random.key(0))
+  trainable = optimizer.groups.trainable(params)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    steps_per_epoch=jnp.ones((), jnp.int32),
+    params=params,
+    opt_state=optimizer.tx.init(params),
+    memory=method.init_memory(params, trainable),
+    rng=jax.random.key(0),
+  )
+  mesh = sharding.make_mesh()
+  state = sharding.place(state, (), mesh)
+  batch = {"image": np.ones((8, 8, 8, 3), np.float32)}
+  batch["label"] = np.arange(8, dtype=np.int32) % 5
+  batch = sharding.place_batch({"train": batch}, mesh)
+  step = jax.jit(
+    steps.make_train_step(method.loss, method.extra_args, optimizer),
+    out_shardings=sharding.replicated(mesh),
+  )
+  trained = sum(
+    p.nbytes * on
+    for p, on in zip(
+      jax.tree.leaves(params), jax.tree.leaves(trainable), strict=True
+    )
+  )
+  return step.lower(state, batch), (state, batch), trained
+
+
+def test_arrays_of_the_method_reach_a_transform_in_a_group(monkeypatch):
+  monkeypatch.setitem(optim.OPTIMIZERS, "memory", scale_by_memory)
+  config = tiny()
+  config.optimizer.head = {"name": "memory", "lr": 1.0}
+  method = main.build_method(config, 6, 3)
+
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Scaled(type(method)):
+    def init_memory(self, params, trainable):
+      memory = super().init_memory(params, trainable)
+      return {**memory, "factor": jnp.float32(1.0)}
+
+    def extra_args(self, memory):
+      return {"factor": memory["factor"]}
+
+  fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+  lowered, (state, batch), _ = lower(config, Scaled(**fields))
+  step = lowered.compile()
+
+  def moved(factor):
+    factor = jax.device_put(jnp.float32(factor), state.step.sharding)
+    memory = {**state.memory, "factor": factor}
+    after, _ = step(state.replace(memory=memory), batch)
+    return after.params["head"]["kernel"] - state.params["head"]["kernel"]
+
+  assert abs(moved(1.0)).max() > 0
+  np.testing.assert_allclose(moved(3.0), 3 * moved(1.0), rtol=1e-4, atol=1e-7)
+
+
+def flops(**optimizer):
+  cost = lower(tiny(**optimizer))[0].compile().cost_analysis()
+  return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+
+def test_frozen_weights_cost_no_gradient():
+  body = {"name": "adam", "lr": 0.1}
+  frozen, everything = flops(), flops(backbone=body)
+  assert frozen < 0.85 * everything
+  assert flops(clip_scope="all") > 1.1 * frozen  # it reads them
+
+
+WIDTH = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+COLLECTIVE = re.compile(
+  r"= (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter)(?:-start)?\("
+)
+
+
+def exchanged(config):
+  """Returns what two devices exchange in a step, and the trained bytes."""
+  lowered, _, trained = lower(config)
+  total = collections.Counter()
+  for shape, kind in COLLECTIVE.findall(lowered.compile().as_text()):
+    shape = re.sub(r"\{[^}]*\}", "", shape)
+    for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape):
+      size = math.prod(int(d) for d in dims.split(",") if d)
+      total[kind] += WIDTH[dtype] * size
+  return total, trained
+
+
+def test_devices_exchange_gradients_of_trained_weights_alone():
+  total, trained = exchanged(tiny())
+  assert trained <= total["all-reduce"] <= trained + 64
+  # The choice of prompts: similarities [8, 10] and votes [2, 10].
+  assert total["all-gather"] <= 4 * (8 * 10 + 2 * 10)
+  assert set(total) <= {"all-reduce", "all-gather"}
+
+
+def test_devices_exchange_more_where_frozen_gradients_count():
+  total, trained = exchanged(tiny(clip_scope="all"))
+  assert total["all-reduce"] > 1.5 * trained
