@@ -45,5 +45,5 @@ def get_config(arg=None):
   stream(config, arg)
   config.model.classifier = "prompt"
   config.method = common.l2p()
-  common.prompt_optimizer(config, lr=0.01)
+  common.prompt_optimizer(config, lr=0.001)
   return common.finish(config, arg)
