@@ -79,8 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
         "clip_scope": "trainable",
         # 0.5 * l2 * sum of squares of all matrices, as a gradient.
         "l2": 0.0,
-        "head": {"name": "adam", "lr": 1e-3},
-        "backbone": config_dict.placeholder(dict),
+        "head": {"name": "adam", "lr": 1e-3, "eps": 1e-8},
+        "backbone": config_dict.placeholder(ml_collections.ConfigDict),
       },
       # Devices along the batch (-1: all that are left) and the model.
       "mesh": {"data": -1, "model": 1},

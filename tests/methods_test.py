@@ -47,11 +47,6 @@ def watch(name, workdir, mesh=None):
   """Runs a method's smoke config; returns what is there to see of it."""
   seen = types.SimpleNamespace(name=name, states=[], metrics=[])
   config = smoke_config(name)
-  for group, _ in config.optimizer.groups:
-    if config.optimizer[group]:
-      # Else Adam makes steps of full size from the noise of rounding.
-      settings = {**config.optimizer[group], "eps": 1e-4}
-      config.optimizer[group] = settings
 
   class Run(experiment.Run):
     def start(self, params):
