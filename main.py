@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pathlib
+import platform
 import signal
 import sys
 import zlib
@@ -186,7 +187,7 @@ def execute(
   facts = {
     "name": config.name,
     "global_batch_size": config.batch_size,
-    "seeds": {"run": config.seed, "class_order": config.scenario.order_seed},
+    "seeds": {"run": config.seed, **scenario.seeds},
     "weights": weights,
     "data": {**source.description, "holdout": config.holdout},
     "scenario": dict(scenario.description),
@@ -227,12 +228,26 @@ def execute(
   return record
 
 
+class Lines(logging.Handler):
+  """Prints to what sys.stderr is at the time: above a progress bar."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    """Prints one line."""
+    print(self.format(record), file=sys.stderr, flush=True)
+
+
 def main(argv: list[str]) -> None:
   """Reads the flags and runs."""
   del argv
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every file
   _LOG.setLevel(logging.INFO)
-  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+  _LOG.propagate = False
+  lines = Lines()
+  lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  _LOG.addHandler(lines)
+  cache = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla" / platform.node())
+  )
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   stopped = []
@@ -243,7 +258,7 @@ def main(argv: list[str]) -> None:
   except experiment.Interrupted:
     _LOG.info("Stopped and saved; the same command goes on from here.")
     return
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     _LOG.debug("", exc_info=True)
     sys.exit(f"{type(error).__name__}: {error}")
   if jax.process_index() == 0:

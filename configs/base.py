@@ -74,12 +74,13 @@ def get_config() -> ml_collections.ConfigDict:
         "groups": (("head", r"head/.*"), ("backbone", r".*")),
         # Learning rates are for this many images a step; None: as they stand.
         "lr_batch_size": config_dict.placeholder(int),
+        # Largest norm of a gradient; inf: any.
         "clip_norm": 1.0,
         # "trainable", or "all": the norm of frozen gradients counts, too.
         "clip_scope": "trainable",
         # 0.5 * l2 * sum of squares of all matrices, as a gradient.
         "l2": 0.0,
-        "head": {"name": "adam", "lr": 1e-3, "eps": 1e-8},
+        "head": {"name": "adam", "lr": 1e-3},
         "backbone": config_dict.placeholder(ml_collections.ConfigDict),
       },
       # Devices along the batch (-1: all that are left) and the model.

@@ -5,7 +5,7 @@ Wang et al., CVPR 2022, table 1: avg_acc 83.83, forgetting 7.63.
   python main.py --my_config configs/cifar100_l2p.py --workdir ./l2p \
       --my_config.init_checkpoint=ViT-B_16.npz
 
-":paper" takes the paper's prompts where the released code differs.
+":paper" takes the paper's values where the released code differs.
 """
 
 from configs import base
@@ -20,14 +20,15 @@ def get_config(arg=None):
   config.batch_size = 128
   config.epochs = 5
   config.scenario.num_tasks = 10
-  config.dataset = {"name": "cifar100"}
+  config.dataset = common.tfds("cifar100")
   config.preprocess.train = "reference"
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256
   config.model.classifier = "prompt"
   config.method = common.l2p()
-  if arg.paper:
-    config.method.update(length=5, top_k=5, key_loss=0.5)
   common.prompt_optimizer(config, lr=0.03)
   config.optimizer.lr_batch_size = 256
+  if arg.paper:
+    config.method.update(length=5, top_k=5, key_loss=0.5)
+    config.optimizer.lr_batch_size = None
   return common.finish(config, arg)

@@ -4,6 +4,7 @@ import difflib
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 # The channel statistics with which most ImageNet weights were trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -51,6 +52,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
           f"{item!r}: {name} takes a value of type {kind.__name__}."
         ) from None
   return ml_collections.ConfigDict(parsed)
+
+
+def tfds(name: str) -> dict[str, Any]:
+  """Returns a TFDS source; data_dir None is TFDS's own folder."""
+  return {"name": name, "data_dir": config_dict.placeholder(str)}
 
 
 def l2p(**changes: Any) -> dict[str, Any]:
@@ -111,7 +117,6 @@ def adam(lr: float, **changes: Any) -> dict[str, Any]:
     "min_lr": 0.0,
     "weight_decay": 0.0,
     "normalize_columns": False,
-    "eps": 1e-8,
   }
   return {**options, **changes}
 
@@ -194,7 +199,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if "vote_group" in config.method:
     config.method.vote_group = min(4, config.method.vote_group)
   for group, _ in config.optimizer.groups:
-    if config.optimizer[group]:
+    if config.optimizer[group] and config.optimizer[group].name == "adam":
       # Else Adam makes full steps of the rounding noise of so few images, and
       # one device and two end apart.
       config.optimizer[group].eps = 1e-4

@@ -46,7 +46,9 @@ class Evaluator:
     scenario: scenarios.Scenario,
   ) -> None:
     """Traces one batch, so that what cannot work fails before training."""
-    for probe in scenario.stages[0].probes.values():
+    self._has_fixed = False
+    probes = (p for stage in scenario.stages for p in stage.probes.values())
+    for probe in probes:
       batch = sharding.place_batch(next(data.sweep(probe.subset)), self._mesh)
       fixed = jax.eval_shape(
         self._method.precompute, state.params, state.memory, batch

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 import re
@@ -47,6 +48,20 @@ class Settings:
   log_every: int = 10
   checkpoint_every: int = 500
   checkpoint_keep: int = 2
+
+  def __post_init__(self):
+    lowest = {
+      "batch_size": 1,
+      "log_every": 1,
+      "checkpoint_every": 1,
+      # The newest may hold weights that the last good loss just ruined.
+      "checkpoint_keep": 2,
+    }
+    for name, least in lowest.items():
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"{name}={getattr(self, name)} must be at least {least}."
+        )
 
 
 class Interrupted(Exception):
@@ -163,13 +178,14 @@ class Run:
     """
     self._reporter = reporter
     state = self.start(params)
+    del params
     evaluator = evaluation.Evaluator(
       self.method, self.scenario.num_classes, self._mesh, self._compiled
     )
     with checkpoint.Saver(
       workdir / "checkpoints", keep=self.settings.checkpoint_keep
     ) as saver:
-      state, progress = self._resume(state, saver)
+      state, progress = self._resume(state, saver, facts)
       evaluator.check(state, self.data(self.scenario.stages[0]), self.scenario)
       self._began = time.time() - progress.seconds["run"]
       if progress.rows:  # a kill may have come between checkpoint and results
@@ -202,15 +218,16 @@ class Run:
         self._reporter.stage(stage, record, observed)
     return state, results.assemble(self.scenario, progress, facts)
 
-  def _resume(self, state, saver):
+  def _resume(self, state, saver, facts):
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       self.changing(state),
     )
     found = saver.restore(abstract)
     frozen = self.frozen(state)
+    data = zlib.crc32(json.dumps(facts["data"], sort_keys=True).encode())
     if found is None:
-      return state, progress_lib.Progress(frozen=frozen)
+      return state, progress_lib.Progress(frozen=frozen, data=data)
     number, leaves, progress = found
     progress = progress_lib.Progress(**progress)
     if progress.frozen != frozen:
@@ -218,6 +235,11 @@ class Run:
         "The frozen weights are not those with which this run started, and "
         "its checkpoints hold none. Give the old file as init_checkpoint "
         "again, or take another --workdir."
+      )
+    if progress.data != data:
+      raise ValueError(
+        "The images are not those with which this run started: files or "
+        "labels changed. Restore them, or take another --workdir."
       )
     saver.delete_above(number)
     _LOG.info(
@@ -265,6 +287,8 @@ class Run:
         tx=self.optimizer.tx,
         restart=self.method.restart_optimizer,
       ),
+      # Undonated, the frozen weights would be copied and lie there twice.
+      donate_argnums=0,
     )
     per_epoch = data.steps_per_epoch(self.method.roles(stage))
     # Stage keys start at 2: 0 drew fresh parameters, 1 the first state's key.

@@ -20,6 +20,7 @@ class Progress:
     rows: Figures of each finished stage.
     observed: Counts of each finished stage.
     compiled: Compilations of each function.
+    data: Checksum of what the results say of the images.
     frozen: Checksum of the weights that no checkpoint holds.
     seconds: Wall time of the run, of its training, and steps in the latter.
   """
@@ -34,6 +35,7 @@ class Progress:
   rows: tuple[Any, ...] = ()
   observed: tuple[Any, ...] = ()
   compiled: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  data: int = 0
   frozen: int = 0
   seconds: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: {"run": 0.0, "train": 0.0, "timed_steps": 0}

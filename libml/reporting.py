@@ -39,9 +39,9 @@ class Window:
       bad = {k: float(v) for k, v in metrics.items() if not np.isfinite(v)}
       if bad:
         raise FloatingPointError(
-          f"Step {step + 1}, in stage {self._stage}: {bad}. The run stops; the "
-          "last good checkpoint is kept. Lower the learning rate, or clip the "
-          "gradient, in a new workdir."
+          f"Step {step + 1}, in stage {self._stage + 1}: {bad}. The run stops; "
+          "the last good checkpoint is kept. Lower the learning rate, or clip "
+          "the gradient, in a new workdir."
         )
     if pending:
       self._mean = {
@@ -177,18 +177,20 @@ class Reporter:
     if not self._writer:
       return
     step = stage.index + 1
-    scalars = {}
+    figure, scalars, summaries = record["figure"], {}, {}
     for key, rows in record["summary"].items():
-      suffix = key.removeprefix("accuracy")
-      scalars.update({f"{n}{suffix}": v for n, v in rows[-1].items()})
+      suffix = key.removeprefix(figure)
+      summaries.update({f"{n}{suffix}": v for n, v in rows[-1].items()})
       matrix = np.asarray(record["matrix"][key], float)
-      for task, value in enumerate(matrix[:, -1]):
-        scalars[f"accuracy_{task}{suffix}"] = value
       self._writer.write_images(
-        step,
-        {f"matrix{suffix}": _figure_array(draw_matrix(matrix, key))},
+        step, {f"matrix{suffix}": _figure_array(draw_matrix(matrix, key))}
       )
-    self._writer.write_scalars(step, scalars)
+    for probe, readings in record["probes"][-1].items():
+      task = probe.removeprefix("task_")
+      for suffix, figures in readings.items():
+        scalars[f"{figure}_{task}{suffix}"] = figures[figure]
+        scalars[f"eval_loss_{task}{suffix}"] = figures["loss"]
+    self._writer.write_scalars(step, {**scalars, **summaries})
     for probe, counts in observed.items():
       for name, values in counts.items():
         ids = np.repeat(np.arange(len(values)), values)
@@ -199,7 +201,8 @@ class Reporter:
             num_buckets={f"{name}/{probe}": len(values)},
           )
     self._writer.flush()
-    _LOG.info("After stage %d: %s", step, _line(scalars))
+    label = f"stage {step}/{self._stages}"
+    _LOG.info("%s, measured: %s", label, _line(summaries))
 
   def close(self) -> None:
     """Ends the bar and flushes what was written."""

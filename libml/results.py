@@ -24,6 +24,9 @@ _PACKAGES = (
   "ml_collections",
   "clu",
   "numpy",
+  "scikit-learn",
+  "matplotlib",
+  "pillow",
 )
 
 
@@ -60,19 +63,22 @@ def assemble(
     facts: Config, seeds, weights, data, versions, devices.
 
   Returns:
-    "matrix": {reading: R[i][j], accuracy on task i after stage j, None where
-    not measured}; "summary": {reading: one dict a stage}; "final": the main
-    reading's last summary; the other keys speak for themselves.
+    "matrix": {reading: R[i][j], figure of task i after stage j, None where not
+    measured}; "summary": {reading: one dict a measured stage}; "final": the
+    main reading's last summary; "probes": all figures of each stage; the
+    other keys speak for themselves.
   """
   rows = progress.rows
-  readings = list(next(iter(rows[-1].values()))) if rows else []
+  measured = [row for row in rows if row]  # a stage may have no probes
+  readings = list(next(iter(measured[-1].values()))) if measured else []
   matrix, summary = {}, {}
   for reading in readings:
-    key = f"accuracy{reading}"
-    grid = scenario.matrix(rows, reading)
+    key = f"{scenario.figure}{reading}"
+    grid = scenario.matrix(measured, reading)
     matrix[key] = [[None if np.isnan(x) else float(x) for x in r] for r in grid]
     summary[key] = [
-      scenario.summarize(rows[: i + 1], reading) for i in range(len(rows))
+      scenario.summarize(measured[: i + 1], reading)
+      for i in range(len(measured))
     ]
   seconds = progress.seconds
   trained = seconds["timed_steps"] * facts["global_batch_size"]
@@ -83,7 +89,9 @@ def assemble(
     **facts,
     "matrix": matrix,
     "summary": summary,
-    "final": summary["accuracy"][-1] if rows else {},
+    "figure": scenario.figure,
+    "final": summary[scenario.figure][-1] if measured else {},
+    "probes": list(rows),
     "observed": list(progress.observed),
     "train_steps": progress.steps,
     "compiled_steps": dict(progress.compiled),

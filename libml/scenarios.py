@@ -54,16 +54,20 @@ class Scenario:
   Attributes:
     stages: In order.
     num_classes: Columns of the head.
+    figure: What of a problem's report the matrix shows ("accuracy").
     summarize: (rows so far, reading) -> named figures of the last stage.
     matrix: (rows, reading) -> accuracy matrix [T, T], NaN where not measured.
     description: Plain facts for the results.
+    seeds: What its draws came from.
   """
 
   stages: tuple[Stage, ...]
   num_classes: int
+  figure: str
   summarize: Callable[[Sequence[Row], str], dict[str, float]]
   matrix: Callable[[Sequence[Row], str], np.ndarray]
   description: Mapping[str, object]
+  seeds: Mapping[str, int | None]
 
 
 def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
@@ -112,7 +116,8 @@ def class_incremental(
     task_incremental: Whether a test answer may name the task's classes only.
 
   Raises:
-    ValueError: A number of tasks that does not divide the classes.
+    ValueError: A number of tasks that does not divide the classes, or a
+      class without a test image.
   """
   total = source.num_classes
   if num_tasks < 1 or total % num_tasks:
@@ -127,6 +132,13 @@ def class_incremental(
   tasks = tasks[::-1] if reverse else tasks
   everything = tuple(range(total))
   train, test = source.splits["train"], source.splits["test"]
+  untested = sorted(set(everything) - set(test.labels.tolist()))
+  if untested:
+    names = [source.class_names[c] for c in untested]
+    raise ValueError(
+      f"{source.name!r} has no test image of the classes {names}; add some, or "
+      "set holdout to test on a part of the training images."
+    )
   probes = {
     f"task_{i}": Probe(
       datasets.Subset.of(test, classes),
@@ -152,6 +164,7 @@ def class_incremental(
   return Scenario(
     stages=tuple(stages),
     num_classes=total,
+    figure="accuracy",
     summarize=summarize_tasks,
     matrix=task_matrix,
     description={
@@ -160,6 +173,7 @@ def class_incremental(
       if task_incremental
       else "class-incremental",
     },
+    seeds={"class_order": order_seed},
   )
 
 

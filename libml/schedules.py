@@ -53,6 +53,8 @@ def build(
   Raises:
     ValueError: An unknown name, or a warm-up not shorter than the stage.
   """
+  if epochs <= 0:
+    raise ValueError(f"epochs={epochs} must be above 0.")
   if name not in SCHEDULES:
     raise ValueError(
       f"Unknown schedule {name!r}. {registry.nearest(name, SCHEDULES)}"

@@ -13,9 +13,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from libml import paths
+from libml import registry
 
 # Below this size, in bytes, an array is cheaper to copy than to gather.
 _FSDP_MIN_BYTES = 4 * 2**20
+_NAMED = ("replicate", "fsdp")
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -55,6 +57,11 @@ def _spec(rule: Any, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P:
       return P()
     largest = max(axes, key=lambda i: shape[i])
     return P(*("data" if i == largest else None for i in range(len(shape))))
+  if isinstance(rule, str):
+    raise ValueError(
+      f"Unknown sharding rule {rule!r}. {registry.nearest(rule, _NAMED)} "
+      "Or a tuple of axis names."
+    )
   return P(*rule)
 
 

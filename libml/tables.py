@@ -12,61 +12,67 @@ from rich import table
 
 from libml import results
 
+# Wider than this the columns of tasks no longer fit a terminal's line.
+_MOST_TASKS = 10
 
-def _percent(value: float | None) -> str:
-  return "" if value is None else f"{100 * value:.1f}"
+
+def _percent(value: float | None, digits: int = 1) -> str:
+  return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _table(title: str) -> table.Table:
+  return table.Table(
+    title=title,
+    title_style="bold",
+    title_justify="left",
+    box=box.SIMPLE_HEAD,
+    padding=(0, 1, 0, 0),
+  )
+
+
+def _add_columns(out: table.Table, names: Sequence[str]) -> None:
+  for name in names:
+    out.add_column(name, justify="right", no_wrap=True)
+
+
+def _summary(record: Mapping[str, Any], stage: int) -> list[str]:
+  """Returns the cells avg_acc, forgetting, curve mean, avg_acc by vote."""
+  row = record["summary"][record["figure"]][stage]
+  voted = record["summary"].get(f"{record['figure']}_batchwise")
+  return [
+    _percent(row.get("avg_acc")),
+    _percent(row.get("forgetting")),
+    _percent(row.get("curve_mean_acc")),
+    _percent(voted[stage].get("avg_acc")) if voted else "",
+  ]
+
+
+_SUMMARY = ("avg_acc", "forgetting", "curve mean", "by vote")
 
 
 def run_table(record: Mapping[str, Any]) -> table.Table:
   """Returns one run: accuracy of each task after each task, and summaries."""
-  matrix, rows = record["matrix"]["accuracy"], record["summary"]["accuracy"]
-  out = table.Table(
-    title=f"{record['name']}: accuracy (%), after each task",
-    box=box.SIMPLE_HEAD,
-    title_style="bold",
-  )
-  out.add_column("after task", justify="right")
-  for task in range(len(matrix)):
-    out.add_column(f"task {task}", justify="right")
-  out.add_column("avg_acc", justify="right", style="bold")
-  out.add_column("forgetting", justify="right")
-  for j, row in enumerate(rows):
-    accuracies = [matrix[i][j] if i <= j else None for i in range(len(matrix))]
-    out.add_row(
-      str(j),
-      *map(_percent, accuracies),
-      _percent(row["avg_acc"]),
-      _percent(row.get("forgetting")),
-    )
+  matrix = record["matrix"][record["figure"]]
+  tasks = range(len(matrix))
+  digits = 1 if len(matrix) <= _MOST_TASKS // 2 else 0
+  out = _table(f"{record['name']}: accuracy (%) of each task after each task")
+  shown = tasks if len(matrix) <= _MOST_TASKS else ()
+  _add_columns(out, ["after", *(f"task {i}" if digits else str(i)
+                                for i in shown), *_SUMMARY])  # fmt: skip
+  for j in tasks:
+    cells = [_percent(matrix[i][j], digits) if i <= j else "" for i in shown]
+    out.add_row(f"task {j}", *cells, *_summary(record, j))
   return out
 
 
 def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
-  """Returns runs beside each other: final accuracies and summaries."""
-  tasks = max(len(r["matrix"]["accuracy"]) for r in records)
-  out = table.Table(
-    title="After the last task (%)", box=box.SIMPLE_HEAD, title_style="bold"
-  )
-  out.add_column("run")
-  for task in range(tasks):
-    out.add_column(f"task {task}", justify="right")
-  out.add_column("avg_acc", justify="right", style="bold")
-  out.add_column("forgetting", justify="right")
-  out.add_column("curve mean", justify="right")
-  out.add_column("avg_acc by vote", justify="right")
-  out.add_column("seconds", justify="right")
+  """Returns runs beside each other: what is left after the last task."""
+  out = _table("After the last task (%)")
+  out.add_column("run", no_wrap=True)
+  _add_columns(out, [*_SUMMARY, "seconds"])
   for record in records:
-    final, matrix = record["final"], record["matrix"]["accuracy"]
-    voted = record["summary"].get("accuracy_batchwise")
-    out.add_row(
-      record["name"],
-      *(_percent(row[-1]) for row in matrix),
-      _percent(final["avg_acc"]),
-      _percent(final.get("forgetting")),
-      _percent(final["curve_mean_acc"]),
-      _percent(voted[-1]["avg_acc"]) if voted else "",
-      f"{record['wall_seconds']:.0f}",
-    )
+    seconds = f"{record['wall_seconds']:.0f}"
+    out.add_row(record["name"], *_summary(record, -1), seconds)
   return out
 
 

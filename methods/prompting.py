@@ -93,6 +93,10 @@ class L2P(base.Method):
         "Without a pool (e_layers=()) there are no keys to pull and no "
         "prompts to mask; set key_loss=0 and prompt_mask=False."
       )
+    if self.transfer_keys and not self.prompt_key:
+      raise ValueError(
+        "transfer_keys=True copies learned keys, and prompt_key=False has none."
+      )
     self.prompts  # noqa: B018  (its constructor checks the other options)
 
   @property

@@ -167,6 +167,14 @@ class ViT(nn.Module):
       raise ValueError(
         f"Unknown classifier {self.classifier!r}; known: {CLASSIFIERS}."
       )
+    for name in ("dtype", "param_dtype"):
+      try:
+        jnp.dtype(getattr(self, name))
+      except TypeError:
+        raise ValueError(
+          f"Unknown {name} {getattr(self, name)!r}; use 'float32' or"
+          " 'bfloat16'."
+        ) from None
     if self.gelu not in layers.GELUS:
       raise ValueError(
         f"Unknown gelu {self.gelu!r}; known: {tuple(layers.GELUS)}."

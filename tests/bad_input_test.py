@@ -68,10 +68,32 @@ CASES = {
     {"optimizer__head__warmup_epochs": 1.0},
     r"warmup_epochs=1.0 .*below the 1 epochs",
   ),
-  "parameter of no group": (
+  "settings of no group": (
     {"optimizer__groups": (("prompt", "prompt_pool/.*"), ("head", "head/.*"))},
-    r"'Transformer/.*matches none|no group",
+    r"settings for 'backbone', which is no group",
   ),
+  "parameter of no group": (
+    {
+      "optimizer__groups": (
+        ("prompt", "prompt_pool/.*"),
+        ("head", "head/.*"),
+        ("backbone", "Transformer/.*"),
+      )
+    },
+    r"Parameter 'cls' matches none",
+  ),
+  "sharding typo": (
+    {"sharding": ((".*", "fspd"),)},
+    r"rule 'fspd'.*mean 'fsdp'",
+  ),
+  "no epochs": ({"epochs": 0}, r"epochs=0 must be above 0"),
+  "no log": ({"log_every": 0}, r"log_every=0 must be at least 1"),
+  "one checkpoint": ({"checkpoint__keep": 1}, r"checkpoint_keep=1 must be"),
+  "keys that are not there": (
+    {"method__prompt_key": False, "method__transfer_keys": True},
+    r"prompt_key=False has none",
+  ),
+  "unknown dtype": ({"model__dtype": "bf16"}, r"'bf16'.*bfloat16"),
   "unknown method": ({"method__name": "l2q"}, r"method 'l2q'.*mean 'l2p'"),
   "unknown model": ({"model__name": "vti"}, r"model 'vti'.*mean 'vit'"),
   "unknown variant": (

@@ -171,9 +171,9 @@ def test_last_good_checkpoint_is_kept(tmp_path, caplog):
   config.optimizer.head.lr = 1e30
   config.checkpoint.every_steps = 1
   for _ in range(2):
-    with pytest.raises(FloatingPointError, match=r"Step (\d+), in stage 0"):
+    with pytest.raises(FloatingPointError, match=r"Step (\d+), in stage 1"):
       main.execute(config, tmp_path)
-  assert "Resuming in stage 0" in caplog.text
+  assert "Resuming in stage 1" in caplog.text
   assert "cannot be used" not in caplog.text
 
 
@@ -195,3 +195,29 @@ def test_checkpoints_of_two_devices_serve_on_one(
   np.testing.assert_allclose(
     np.asarray(ours, float), np.asarray(theirs, float), atol=0.05
   )
+
+
+def test_changed_images_are_refused(tmp_path):
+  class Stop:
+    calls = 0
+
+    def __call__(self):
+      self.calls += 1
+      return self.calls == 3
+
+  data = tmp_path / "images.npz"
+  rng = np.random.default_rng(0)
+  labels = np.repeat(np.arange(6, dtype=np.int32), 8)
+
+  def write():
+    images = rng.integers(0, 256, (48, 8, 8, 3)).astype(np.uint8)
+    np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+  write()
+  config = tiny()
+  config.dataset = {"name": "npz", "path": str(data)}
+  with pytest.raises(experiment.Interrupted):
+    main.execute(config, tmp_path / "run", Stop())
+  write()
+  with pytest.raises(ValueError, match="images are not those"):
+    main.execute(config, tmp_path / "run")

@@ -102,11 +102,13 @@ def forgetting(source, order):
   return scenarios.Scenario(
     stages=tuple(stages),
     num_classes=source.num_classes,
+    figure="accuracy",
     summarize=lambda rows, reading: {
       role: rows[-1][role][reading]["accuracy"] for role in roles
     },
     matrix=lambda rows, reading: np.array(accuracy(rows, reading)),
     description={"order": list(order)},
+    seeds={},
   )
 
 
@@ -138,7 +140,8 @@ def walk(workdir, stop=lambda: False):
   params = jax.device_get(model.init(jax.random.key(0), image)["params"])
   workdir.mkdir(exist_ok=True)
   reporter = reporting.Reporter(workdir, total_stages=2, quiet=True)
-  state, _ = run.walk(params, workdir, {"global_batch_size": 8}, reporter)
+  facts = {"global_batch_size": 8, "data": source.description}
+  state, _ = run.walk(params, workdir, facts, reporter)
   record = json.loads((workdir / "results.json").read_text())
   del record["wall_seconds"], record["examples_per_second"]
   return state, record

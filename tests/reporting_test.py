@@ -81,7 +81,27 @@ def test_tables_show_every_task_and_run(run, capsys):
   shown = capsys.readouterr().out
   record = json.loads((run / "results.json").read_text())
   assert shown.count("digits_l2p") == 3
-  assert f"{100 * record['final']['avg_acc']:.1f}" in shown
+  for accuracies in record["matrix"]["accuracy"]:
+    assert f"{100 * accuracies[-1]:.1f}" in shown
+  voted = record["summary"]["accuracy_batchwise"][-1]["avg_acc"]
+  assert f"{100 * voted:.1f}" in shown
+
+
+@pytest.mark.parametrize("tasks", [1, 5, 10, 20])
+def test_tables_fit_a_line(tasks, capsys):
+  matrix = np.triu(np.full((tasks, tasks), 1.0)).tolist()
+  row = {"avg_acc": 1.0, "forgetting": 1.0, "curve_mean_acc": 1.0}
+  record = {
+    "name": "cifar10_deit_dualprompt",
+    "figure": "accuracy",
+    "matrix": {"accuracy": matrix},
+    "summary": {k: tasks * [row] for k in ("accuracy", "accuracy_batchwise")},
+    "wall_seconds": 123456.7,
+  }
+  tables.show([record, record])
+  shown = capsys.readouterr().out
+  assert "…" not in shown and "by vote" in shown
+  assert len([line for line in shown.splitlines() if "task " in line]) >= tasks
 
 
 def test_tables_without_results_say_so(tmp_path):
@@ -95,5 +115,5 @@ def test_window_means_and_names_the_first_bad_step():
   window.add(11, {"loss": jnp.float32(3.0)})
   assert window.read() == {"loss": 2.0}
   window.add(12, {"loss": jnp.float32(np.nan)})
-  with pytest.raises(FloatingPointError, match="Step 13, in stage 3"):
+  with pytest.raises(FloatingPointError, match="Step 13, in stage 4"):
     window.read()

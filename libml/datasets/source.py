@@ -74,6 +74,9 @@ class Split:
       sums["images_crc32"] = functools.reduce(
         lambda crc, image: zlib.crc32(image, crc), self.images, 0
       )
+    else:
+      names = "\n".join("/".join(str(p).split("/")[-2:]) for p in self.images)
+      sums["names_crc32"] = zlib.crc32(names.encode())
     return sums
 
 
