@@ -21,7 +21,8 @@ $(VENV)/installed: requirements.txt .ci/requirements.txt
 demo: install
 	$(BIN)/python main.py --my_config configs/digits_l2p.py \
 	  --workdir $(DEMO)/l2p
-	for method in $(REFERENCES); do \
+	@for method in $(REFERENCES); do \
+	  echo "the same stream: $$method"; \
 	  $(BIN)/python main.py --workdir $(DEMO)/$$method \
 	    --my_config configs/digits_reference.py:method=$$method \
 	    > $(DEMO)-$$method.log 2>&1 || { cat $(DEMO)-$$method.log; exit 1; }; \

@@ -88,7 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
       # (pattern, "replicate" | "fsdp" | axis names) for the state's leaves.
       "sharding": ((r".*", "replicate"),),
       # Steps between points of the training curves.
-      "log_every": 10,
+      "log_every": 20,
       # Inside a stage; each stage's end is a checkpoint anyway.
       "checkpoint": {"every_steps": 500, "keep": 2},
     }

@@ -243,7 +243,7 @@ class Run:
       )
     saver.delete_above(number)
     _LOG.info(
-      "Resuming in stage %d at step %d.", progress.stage, progress.steps
+      "Resuming in stage %d, after step %d.", progress.stage + 1, progress.steps
     )
     return self._place(paths.update(state, leaves)), progress
 

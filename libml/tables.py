@@ -35,19 +35,22 @@ def _add_columns(out: table.Table, names: Sequence[str]) -> None:
     out.add_column(name, justify="right", no_wrap=True)
 
 
+# Column -> reading of a summary, and its figure there.
+_SUMMARY = {
+  "avg_acc": ("", "avg_acc"),
+  "forgetting": ("", "forgetting"),
+  "curve mean": ("", "curve_mean_acc"),
+  "by vote": ("_batchwise", "avg_acc"),
+}
+
+
 def _summary(record: Mapping[str, Any], stage: int) -> list[str]:
-  """Returns the cells avg_acc, forgetting, curve mean, avg_acc by vote."""
-  row = record["summary"][record["figure"]][stage]
-  voted = record["summary"].get(f"{record['figure']}_batchwise")
-  return [
-    _percent(row.get("avg_acc")),
-    _percent(row.get("forgetting")),
-    _percent(row.get("curve_mean_acc")),
-    _percent(voted[stage].get("avg_acc")) if voted else "",
-  ]
-
-
-_SUMMARY = ("avg_acc", "forgetting", "curve mean", "by vote")
+  """Returns the cells of _SUMMARY after a stage; empty where undefined."""
+  cells = []
+  for suffix, name in _SUMMARY.values():
+    rows = record["summary"].get(record["figure"] + suffix)
+    cells.append(_percent(rows[stage].get(name) if rows else None))
+  return cells
 
 
 def run_table(record: Mapping[str, Any]) -> table.Table:
@@ -56,12 +59,12 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
   tasks = range(len(matrix))
   digits = 1 if len(matrix) <= _MOST_TASKS // 2 else 0
   out = _table(f"{record['name']}: accuracy (%) of each task after each task")
-  shown = tasks if len(matrix) <= _MOST_TASKS else ()
-  _add_columns(out, ["after", *(f"task {i}" if digits else str(i)
-                                for i in shown), *_SUMMARY])  # fmt: skip
+  shown = tasks if len(matrix) <= _MOST_TASKS else range(0)
+  label = "task {}" if digits else "{}"
+  _add_columns(out, ["after", *map(label.format, shown), *_SUMMARY])
   for j in tasks:
     cells = [_percent(matrix[i][j], digits) if i <= j else "" for i in shown]
-    out.add_row(f"task {j}", *cells, *_summary(record, j))
+    out.add_row(label.format(j), *cells, *_summary(record, j))
   return out
 
 

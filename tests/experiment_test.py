@@ -188,5 +188,5 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, main_py):
   )
   output, _ = process.communicate()
   assert process.returncode == 1
-  assert re.search(r"FloatingPointError: Step \d+, in stage 0: ", output)
+  assert re.search(r"FloatingPointError: Step \d+, in stage 1: ", output)
   assert "Traceback" not in output
