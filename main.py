@@ -183,18 +183,6 @@ def execute(
   method = build_method(config, scenario.num_classes, len(scenario.stages))
   optimizer = build_optimizer(config)
   mesh = sharding.make_mesh(**plain(config.mesh))
-  params, weights = initial_params(config, method.model, should_stop)
-  facts = {
-    "name": config.name,
-    "global_batch_size": config.batch_size,
-    "seeds": {"run": config.seed, **scenario.seeds},
-    "weights": weights,
-    "data": {**source.description, "holdout": config.holdout},
-    "scenario": dict(scenario.description),
-    "versions": results.versions(),
-    "devices": results.devices(mesh),
-    "config": plain_config,
-  }
   run = experiment.Run(
     method=method,
     scenario=scenario,
@@ -217,10 +205,24 @@ def execute(
     rules=plain(config.sharding),
     should_stop=should_stop,
   )
+  params, weights = initial_params(config, method.model, should_stop)
+  state = run.start(params)
+  del params  # or the host would keep them for as long as the run takes
+  facts = {
+    "name": config.name,
+    "global_batch_size": config.batch_size,
+    "seeds": {"run": config.seed, **scenario.seeds},
+    "weights": weights,
+    "data": {**source.description, "holdout": config.holdout},
+    "scenario": dict(scenario.description),
+    "versions": results.versions(),
+    "devices": results.devices(mesh),
+    "config": plain_config,
+  }
   reporter = reporting.Reporter(workdir, total_stages=len(scenario.stages))
   try:
     reporter.hparams(facts["config"])
-    state, record = run.walk(params, workdir, facts, reporter)
+    state, record = run.walk(state, workdir, facts, reporter)
   finally:
     reporter.close()
   if export:

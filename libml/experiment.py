@@ -159,7 +159,7 @@ class Run:
 
   def walk(
     self,
-    params: Any,
+    state: TrainState,
     workdir: pathlib.Path,
     facts: Mapping[str, Any],
     reporter: Any,
@@ -167,7 +167,7 @@ class Run:
     """Goes through all stages that are left; returns last state and results.
 
     Args:
-      params: Pretrained or fresh parameters, on the host.
+      state: From `start`; its buffers are given away.
       workdir: Where checkpoints and results go, and come from.
       facts: Joins the results: config, weights, versions.
       reporter: Shows people what goes on.
@@ -177,8 +177,6 @@ class Run:
       FloatingPointError: A loss or gradient is not finite.
     """
     self._reporter = reporter
-    state = self.start(params)
-    del params
     evaluator = evaluation.Evaluator(
       self.method, self.scenario.num_classes, self._mesh, self._compiled
     )

@@ -141,7 +141,7 @@ def walk(workdir, stop=lambda: False):
   workdir.mkdir(exist_ok=True)
   reporter = reporting.Reporter(workdir, total_stages=2, quiet=True)
   facts = {"global_batch_size": 8, "data": source.description}
-  state, _ = run.walk(params, workdir, facts, reporter)
+  state, _ = run.walk(run.start(params), workdir, facts, reporter)
   record = json.loads((workdir / "results.json").read_text())
   del record["wall_seconds"], record["examples_per_second"]
   return state, record

@@ -222,6 +222,26 @@ def test_trained_backbone_keeps_the_initial_queries():
   assert abs(method.find_query(moved, {}, image) - initial).max() > 1e-3
 
 
+def test_a_step_holds_one_copy_of_the_parameters(tmp_path):
+  # One shape that only the MLPs of the five blocks have.
+  def kernels():
+    return sum(x.shape == (16, 32) for x in jax.live_arrays())
+
+  counts = []
+
+  class Window(reporting.Window):
+    def add(self, step, metrics):
+      counts.append(kernels())
+      super().add(step, metrics)
+
+  before = kernels()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(reporting, "Window", Window)
+    main.execute(smoke_config("l2p"), tmp_path)
+  assert len(counts) == 12
+  assert {count - before for count in counts} == {5}
+
+
 def test_frozen_backbone_has_no_second_copy():
   method, params = build("l2p")
   frozen = jax.tree.map(lambda _: False, params)
