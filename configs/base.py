@@ -81,7 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
         # 0.5 * l2 * sum of squares of all matrices, as a gradient.
         "l2": 0.0,
         "head": {"name": "adam", "lr": 1e-3},
-        "backbone": config_dict.placeholder(ml_collections.ConfigDict),
+        "backbone": None,
       },
       # Devices along the batch (-1: all that are left) and the model.
       "mesh": {"data": -1, "model": 1},

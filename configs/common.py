@@ -164,9 +164,7 @@ def reference(
   config.method = {**options, "restart_optimizer": True}
   config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
   config.optimizer.head = adam(head_lr)
-  config.optimizer.backbone = (
-    ml_collections.ConfigDict(adam(body_lr * trained)) if trained else None
-  )
+  config.optimizer.backbone = adam(body_lr * trained) if trained else None
 
 
 def finish(

@@ -5,8 +5,6 @@
 Under 2 minutes on 2 cores; writes the weights to ./glyphs/params.npz.
 """
 
-import ml_collections
-
 from configs import base
 from configs import common
 
@@ -37,8 +35,8 @@ def get_config(arg=None):
     "mask_classes": False,
   }
   config.optimizer.head = common.adam(1e-3, schedule="cosine")
-  config.optimizer.backbone = ml_collections.ConfigDict(
-    common.adam(1e-3, schedule="cosine", warmup_epochs=0.5, weight_decay=0.01)
+  config.optimizer.backbone = common.adam(
+    1e-3, schedule="cosine", warmup_epochs=0.5, weight_decay=0.01
   )
   config.log_every = 50
   return common.finish(config, arg)
