@@ -238,6 +238,14 @@ class Lines(logging.Handler):
     print(self.format(record), file=sys.stderr, flush=True)
 
 
+def parse(argv: list[str]) -> list[str]:
+  """Reads the flags; a config that cannot be read is one line, no traceback."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (ValueError, OSError, LookupError, AttributeError, TypeError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
 def main(argv: list[str]) -> None:
   """Reads the flags and runs."""
   del argv
@@ -269,4 +277,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["my_config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=parse)
