@@ -114,14 +114,14 @@ def initial_params(
   size = config.model.image_size
   inputs = {"image": np.zeros((1, size, size, 3), np.float32)}
   init = functools.partial(model.init, jax.random.key(config.seed))
-  path = config.init_checkpoint
+  path, prefix = config.init_checkpoint, ""
   if path is None and config.pretrain:
-    path = upstream(config.pretrain, should_stop)
+    path, prefix = upstream(config.pretrain, should_stop), f"{config.pretrain}/"
   if path is not None:
     template = jax.eval_shape(init, inputs)["params"]
     params = pretrained.load(path, template)
-    name, digest = pathlib.Path(path).name, pretrained.checksum(path)
-    return params, {"name": name, "sha256": digest}
+    name = prefix + pathlib.Path(path).name
+    return params, {"name": name, "sha256": pretrained.checksum(path)}
   if not config.random_init:
     raise ValueError(
       "No pretrained weights: give --my_config.init_checkpoint=FILE (.npz or "

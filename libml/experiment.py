@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from libml import checkpoint
@@ -114,18 +113,11 @@ class Run:
       params: The model's parameters, arrays on the host.
     """
     params = self.method.init_params(params, jax.random.fold_in(self._rng, 0))
-    trainable = self.optimizer.groups.trainable(params)
-    state = TrainState(
-      step=jnp.zeros((), jnp.int32),
-      steps_per_epoch=jnp.ones((), jnp.int32),
-      params=params,
-      opt_state=(),
-      memory=self.method.init_memory(params, trainable),
-      rng=jax.random.fold_in(self._rng, 1),
+    params = self._place({"params": params})["params"]
+    rng = jax.random.fold_in(self._rng, 1)
+    return self._place(
+      steps.first_state(self.method, self.optimizer, params, rng)
     )
-    state = self._place(state)
-    opt_state = jax.jit(self.optimizer.tx.init)(state.params)
-    return self._place(state.replace(opt_state=opt_state))
 
   def changing(self, state: TrainState) -> dict[str, Any]:
     """Returns the leaves that a checkpoint must hold, by name."""

@@ -174,7 +174,7 @@ class Reporter:
 
     The horizontal axis counts stages, so that runs of other lengths compare.
     """
-    if not self._writer:
+    if not self._writer or not record["probes"][-1]:
       return
     step = stage.index + 1
     figure, scalars, summaries = record["figure"], {}, {}
@@ -189,7 +189,8 @@ class Reporter:
       task = probe.removeprefix("task_")
       for suffix, figures in readings.items():
         scalars[f"{figure}_{task}{suffix}"] = figures[figure]
-        scalars[f"eval_loss_{task}{suffix}"] = figures["loss"]
+        if "loss" in figures:
+          scalars[f"eval_loss_{task}{suffix}"] = figures["loss"]
     self._writer.write_scalars(step, {**scalars, **summaries})
     for probe, counts in observed.items():
       for name, values in counts.items():

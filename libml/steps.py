@@ -95,6 +95,28 @@ def make_train_step(
   return step
 
 
+def first_state(
+  method: Any, optimizer: optim.Optimizer, params: Any, rng: jax.Array
+) -> TrainState:
+  """Returns the state before the first stage.
+
+  Args:
+    method: Says what memory holds.
+    optimizer: Says what is trained, and has moments for it.
+    params: All parameters, the method's own included.
+    rng: Typed key.
+  """
+  trainable = optimizer.groups.trainable(params)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    steps_per_epoch=jnp.ones((), jnp.int32),
+    params=params,
+    opt_state=jax.jit(optimizer.tx.init)(params),
+    memory=method.init_memory(params, trainable),
+    rng=rng,
+  )
+
+
 def begin_stage(
   state: TrainState,
   index: jax.Array,

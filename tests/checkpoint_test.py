@@ -7,9 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from toy import tiny
 
 import main
-from configs import cifar100_l2p
 from libml import experiment
 from models import pretrained
 
@@ -20,15 +20,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 # A stage has 8 steps and a checkpoint every 3, its end another one.
 STOP = 8 + 3 + 5
-
-
-def tiny(**changes):
-  """Returns L2P's smoke run with one layer: 3 stages of 8 steps."""
-  config = cifar100_l2p.get_config("smoke")
-  config.model.depth = 1
-  config.epochs = 2
-  config.update(changes)
-  return config
 
 
 def matrix(workdir):

@@ -12,6 +12,7 @@ from concurrent import futures
 
 import jax
 import pytest
+from toy import tiny
 
 import main
 from configs import cifar100_l2p
@@ -19,15 +20,6 @@ from libml import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KILLS = 10
-
-
-def tiny(**changes):
-  """Returns L2P's smoke run with one layer: 3 stages of 8 steps."""
-  config = cifar100_l2p.get_config("smoke")
-  config.model.depth = 1
-  config.epochs = 2
-  config.update(changes)
-  return config
 
 
 def numbers(workdir):

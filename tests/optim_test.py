@@ -16,7 +16,6 @@ from configs import cifar100_l2p
 from libml import optim
 from libml import sharding
 from libml import steps
-from libml.train_state import TrainState
 
 GROUPS = (("head", r"head/.*"), ("body", r".*"))
 PARAMS = {
@@ -132,15 +131,7 @@ def lower(config, method=None):
   optimizer = main.build_optimizer(config)
   params, _ = main.initial_params(config, method.model)
   params = method.init_params(params, jax.random.key(0))
-  trainable = optimizer.groups.trainable(params)
-  state = TrainState(
-    step=jnp.zeros((), jnp.int32),
-    steps_per_epoch=jnp.ones((), jnp.int32),
-    params=params,
-    opt_state=optimizer.tx.init(params),
-    memory=method.init_memory(params, trainable),
-    rng=jax.random.key(0),
-  )
+  state = steps.first_state(method, optimizer, params, jax.random.key(0))
   mesh = sharding.make_mesh()
   state = sharding.place(state, (), mesh)
   batch = {"image": np.ones((8, 8, 8, 3), np.float32)}
@@ -153,7 +144,9 @@ def lower(config, method=None):
   trained = sum(
     p.nbytes * on
     for p, on in zip(
-      jax.tree.leaves(params), jax.tree.leaves(trainable), strict=True
+      jax.tree.leaves(params),
+      jax.tree.leaves(optimizer.groups.trainable(params)),
+      strict=True,
     )
   )
   return step.lower(state, batch), (state, batch), trained

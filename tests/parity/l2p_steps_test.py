@@ -15,7 +15,6 @@ from libml import scenarios
 from libml import schedules
 from libml import steps
 from libml.problems import classification
-from libml.train_state import TrainState
 from methods import prompting
 from models import vit
 
@@ -110,15 +109,7 @@ def _replay(case, clip_scope="all"):
     }
   )
   params = jax.tree.map(jnp.asarray, params)
-  trainable = optimizer.groups.trainable(params)
-  state = TrainState(
-    step=jnp.zeros((), jnp.int32),
-    steps_per_epoch=jnp.ones((), jnp.int32),
-    params=params,
-    opt_state=optimizer.tx.init(params),
-    memory=method.init_memory(params, trainable),
-    rng=jax.random.key(0),
-  )
+  state = steps.first_state(method, optimizer, params, jax.random.key(0))
   step = jax.jit(
     steps.make_train_step(method.loss, method.extra_args, optimizer)
   )
