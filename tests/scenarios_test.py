@@ -1,5 +1,7 @@
 """Scenarios: what arrives when, and which figures come of it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -84,3 +86,12 @@ def test_summary_of_two_tasks_by_hand():
 def test_matrix_is_empty_where_a_task_was_not_yet_there():
   matrix = scenarios.task_matrix([_row(0.9), _row(0.5, 0.7)], "")
   np.testing.assert_array_equal(matrix, [[0.9, 0.5], [np.nan, 0.7]])
+
+
+def test_a_class_without_a_test_image_is_named(source):
+  test = source.splits["test"]
+  kept = test.rows(np.flatnonzero(test.labels != 4))
+  splits = {"train": source.splits["train"], "test": kept}
+  cut = dataclasses.replace(source, splits=splits)
+  with pytest.raises(ValueError, match=f"{source.class_names[4]!r}.*holdout"):
+    scenarios.class_incremental(cut, num_tasks=3)
