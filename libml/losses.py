@@ -9,8 +9,9 @@ _MASKED = -1e9
 
 
 def mask_logits(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-  """Returns logits [B, C], their columns outside allowed bool [C] masked."""
-  return jnp.where(allowed[None, :], logits, _MASKED)
+  """Returns logits [B, C], masked outside allowed bool [C], or [B or 1, C]."""
+  allowed = allowed if allowed.ndim == 2 else allowed[None, :]
+  return jnp.where(allowed, logits, _MASKED)
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from libml.problems import Problem
+from libml.rehearsal import Rehearsal
+from libml.scenarios import Scenario
 from libml.scenarios import Stage
 from libml.stage_data import StageData
 from libml.train_state import TrainState
@@ -44,6 +46,7 @@ class Method:
     num_classes: Columns of the head.
     num_stages: Length of the scenario.
     epochs: Passes over the anchor data of a stage.
+    rehearsal: What is kept of earlier stages' images, and its use.
     restart_optimizer: Whether a stage starts with fresh moments.
   """
 
@@ -52,11 +55,19 @@ class Method:
   num_classes: int
   num_stages: int
   epochs: int = 1
+  rehearsal: Rehearsal = Rehearsal()
   restart_optimizer: bool = True
 
   # Pattern of the untrained parameters that the hooks rewrite between stages;
   # checkpoints must hold them.
   rewrites = r"(?!)"
+
+  # Whether `loss` takes exemplars of earlier stages (batch["replay"]).
+  rehearses = False
+
+  def check(self, scenario: Scenario) -> None:
+    """Raises ValueError for a scenario that the options do not fit."""
+    del scenario
 
   def init_params(self, params: Any, rng: jax.Array) -> Any:
     """Returns the model's parameters with the method's own ones added."""
@@ -88,7 +99,9 @@ class Method:
     """Returns what is trained in a stage, in order."""
     roles = self.roles(stage)
     steps = self.epochs * data.steps_per_epoch(roles)
-    return (Round("train", self.loss, {"train": roles}, steps),)
+    train = Round("train", self.loss, {"train": roles}, steps)
+    last = stage.index + 1 == self.num_stages
+    return self.rehearsal.rounds(train, stage, data, last=last)
 
   def loss(
     self, params: Any, memory: Any, batch: Any, rng: jax.Array

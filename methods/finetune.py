@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from libml import losses
+from libml import rehearsal
 from methods import base
-from methods import masking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,25 +21,27 @@ class Finetune(base.Method):
 
   mask_classes: bool = False
 
+  rehearses = True
+
   def init_memory(self, params, trainable):
     """Holds the classes that the loss may see."""
     del params, trainable
-    return {"classes": jnp.ones(self.num_classes, bool)}
+    return rehearsal.initial_memory(self.num_classes)
 
   def before_stage(self, state, stage, data):
     """Writes down the stage's classes."""
     del data
-    if not self.mask_classes:
-      return state
-    classes = masking.allowed(stage.classes["learn"], self.num_classes)
-    return state.replace(memory={**state.memory, "classes": classes})
+    memory = rehearsal.stage_memory(
+      state.memory, stage, masked=self.mask_classes
+    )
+    return state.replace(memory=memory)
 
   def loss(self, params, memory, batch, rng):
     """Cross entropy."""
-    batch = batch["train"]
-    outputs = self.apply(params, batch, rng)
-    logits = losses.mask_logits(outputs["logits"], memory["classes"])
-    return self.problem.loss({**outputs, "logits": logits}, batch)
+    rows = rehearsal.join(batch, memory, self.rehearsal.mask)
+    outputs = self.apply(params, rows.batch, rng)
+    logits = losses.mask_logits(outputs["logits"], rows.allowed)
+    return self.problem.loss({**outputs, "logits": logits}, rows.batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

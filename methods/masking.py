@@ -1,16 +1,12 @@
 """What methods with one linear head do at the border of two tasks."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-
-def allowed(classes: tuple[int, ...], num_classes: int) -> jax.Array:
-  """Returns bool [C], true at the given class ids."""
-  return jnp.asarray(np.isin(np.arange(num_classes), classes))
+from libml.scenarios import Stage
 
 
 def check_transfer(part: str) -> None:
@@ -19,6 +15,26 @@ def check_transfer(part: str) -> None:
     raise ValueError(
       f"transfer_head={part!r} must be 'none', 'kernel' or 'all'."
     )
+
+
+def check_equal_tasks(stages: Sequence[Stage], part: str) -> None:
+  """Checks that `transfer_head` fits a scenario.
+
+  Raises:
+    ValueError: The head is transferred, and a stage has another number of
+      classes than the first, or classes that were there before.
+  """
+  if part == "none":
+    return
+  size = len(stages[0].classes["learn"])
+  for number, stage in enumerate(stages):
+    learn, seen = stage.classes["learn"], stage.classes["seen"]
+    if len(learn) != size or len(seen) != size * (number + 1):
+      raise ValueError(
+        f"transfer_head={part!r} needs tasks of as many new classes each; "
+        f"stage {number + 1} brings {len(learn)}, and {len(seen)} are seen, "
+        f"where the first brings {size}. Set method.transfer_head='none'."
+      )
 
 
 def transfer_head(
@@ -35,9 +51,10 @@ def transfer_head(
     part: "none": nothing; "kernel"; "all": the bias, too.
   """
   new = np.asarray(classes["learn"])
-  old = np.asarray(classes["seen"][: -len(new)]).reshape(-1, len(new))
+  old = np.asarray(classes["seen"][: -len(new)])
   if part == "none" or not old.size:
     return params
+  old = old.reshape(-1, len(new))
   head = dict(params["head"])
   names = ("kernel",) if part == "kernel" else ("kernel", "bias")
   for name in names:

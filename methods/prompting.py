@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from libml import losses
+from libml import rehearsal
 from methods import base
 from methods import masking
 from models import prompts as prompts_lib
@@ -82,6 +84,8 @@ class L2P(base.Method):
   mask_classes: bool = True
   transfer_head: str = "none"
 
+  rehearses = True
+
   def __post_init__(self):
     masking.check_transfer(self.transfer_head)
     if self.query not in ("cls", "mean", "max", "mean_max"):
@@ -98,6 +102,10 @@ class L2P(base.Method):
         "transfer_keys=True copies learned keys, and prompt_key=False has none."
       )
     self.prompts  # noqa: B018  (its constructor checks the other options)
+
+  def check(self, scenario):
+    """A head is handed on between tasks of equal size."""
+    masking.check_equal_tasks(scenario.stages, self.transfer_head)
 
   @property
   def prompts(self) -> prompts_lib.Prompts:
@@ -131,10 +139,7 @@ class L2P(base.Method):
 
   def init_memory(self, params: Any, trainable: Any) -> Any:
     """Holds the task, its classes, and queries' weights if they would move."""
-    memory = {
-      "task": jnp.zeros((), jnp.int32),
-      "classes": jnp.ones(self.num_classes, bool),
-    }
+    memory: dict[str, Any] = rehearsal.initial_memory(self.num_classes)
     backbone = {k: params[k] for k in ("embedding", "cls", "Transformer")}
     trained = jax.tree.leaves({k: trainable[k] for k in backbone})
     if any(trained) and self.query == "cls":
@@ -144,22 +149,19 @@ class L2P(base.Method):
   def before_stage(self, state, stage, data):
     """Writes the task down; hands prompts, keys, head columns on to it."""
     del data
-    task = jnp.asarray(stage.index, jnp.int32)
     params = state.params
     if self.e_layers:
       params = prompts_lib.transfer_block(
         params,
-        task,
+        np.int32(stage.index),
         self.top_k,
         prompts=self.transfer_prompts,
         keys=self.transfer_keys,
       )
     params = masking.transfer_head(params, stage.classes, self.transfer_head)
-    memory = {**state.memory, "task": task}
-    if self.mask_classes:
-      memory["classes"] = masking.allowed(
-        stage.classes["learn"], self.num_classes
-      )
+    memory = rehearsal.stage_memory(
+      state.memory, stage, masked=self.mask_classes
+    )
     return state.replace(params=params, memory=memory)
 
   def find_query(self, params: Any, memory: Any, image: jax.Array) -> jax.Array:
@@ -177,15 +179,17 @@ class L2P(base.Method):
 
   def loss(self, params, memory, batch, rng):
     """Masked cross entropy, less the similarity to the chosen keys."""
-    batch = batch["train"]
+    rows = rehearsal.join(batch, memory, self.rehearsal.mask)
+    batch = rows.batch
     inputs, chosen = self.choose(
       params,
       self.find_query(params, memory, batch["image"]),
-      task=memory["task"] if self.prompt_mask else None,
-      vote_group=self.vote_group or None,
+      task=rows.task if self.prompt_mask else None,
+      # With exemplars a device's batch is twice as large, and votes as one.
+      vote_group=self.vote_group * rows.streams or None,
     )
     outputs = self.apply(params, {**batch, **inputs}, rng)
-    logits = losses.mask_logits(outputs["logits"], memory["classes"])
+    logits = losses.mask_logits(outputs["logits"], rows.allowed)
     loss, parts = self.problem.loss({**outputs, "logits": logits}, batch)
     if not self.key_loss:
       return loss, parts

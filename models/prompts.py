@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -177,8 +178,9 @@ class Prompts(nn.Module, kw_only=True):
 
     Args:
       query: [B, D]; a caller that does not train it stops its gradient.
-      task: int32[], may be traced; every example gets the prompts [task K,
-        (task + 1) K) if the pool holds them, else those it would get anyway.
+      task: int32[] or [B], may be traced; an example gets the prompts [task
+        K, (task + 1) K) if the pool holds them, else those it would get
+        anyway.
       vote_group: None: each example gets its own nearest prompts. g: each
         contiguous group of g examples gets those that most of it chose.
       mask: bool[B]; examples where it is False neither vote nor count in
@@ -285,7 +287,7 @@ class Prompts(nn.Module, kw_only=True):
 
 def transfer_block(
   params: Mapping[str, Any],
-  task: jax.Array,
+  task: jax.Array | np.integer,
   top_k: int,
   *,
   prompts: bool,

@@ -84,8 +84,8 @@ def select(
   Args:
     sim: [B, M] similarity of each row to each key.
     top_k: K.
-    task: int32[]; every row gets the block of ids [task K, (task + 1) K) if
-      the pool holds it, else the choice is made as without a task. May be
+    task: int32[] or [B]; a row gets the block of ids [task K, (task + 1) K)
+      if the pool holds it, else the choice is made as without a task. May be
       traced.
     vote_group: Rows that vote together, see majority_vote; None: each row
       gets its own K nearest.
@@ -99,8 +99,8 @@ def select(
   if vote_group is not None:
     idx = majority_vote(idx, pool_size, vote_group, mask)
   if task is not None:
-    block = task * top_k + jnp.arange(top_k, dtype=idx.dtype)
-    block = jnp.broadcast_to(block[None], (batch, top_k))
+    task = jnp.broadcast_to(task, (batch,))[:, None]
+    block = task * top_k + jnp.arange(top_k, dtype=idx.dtype)[None]
     idx = jnp.where((task + 1) * top_k <= pool_size, block, idx)
   return idx
 

@@ -103,6 +103,16 @@ class Subset:
       [piece.take(np.isin(piece.labels, wanted)) for piece in self.pieces]
     )
 
+  def without(self, other: "Subset") -> "Subset":
+    """Returns the images that are not in another subset."""
+
+    def keep(piece: Piece) -> Piece:
+      rows = [p.rows for p in other.pieces if p.split is piece.split]
+      known = np.concatenate([np.zeros(0, np.int64), *rows])
+      return piece.take(~np.isin(piece.rows, known))
+
+    return self._nonempty([keep(piece) for piece in self.pieces])
+
   def take_per_class(self, count: int, seed: int) -> "Subset":
     """Returns `count` random images of each class, in their old order.
 

@@ -1,0 +1,250 @@
+"""Rehearsal: exemplars of earlier stages, beside a stage's images or after.
+
+A buffer is a list of row numbers. The images themselves, uint8 or still
+encoded, already lie in host memory once, so a buffer of any size costs 12 bytes
+an image and is augmented anew each time. What is drawn depends on the seed
+alone, and a checkpoint holds the draw's checksum.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from libml import datasets
+from libml import scenarios
+
+MASKS = ("seen", "old", "none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+  """What is kept of earlier stages, and how it is trained on.
+
+  Attributes:
+    per_class: Images kept of each class of each stage; 0 turns all of it off.
+    include_current: Whether what joins a step may be of the stage itself.
+    replay: Whether as many exemplars as new images join each step.
+    mask: Classes that the loss of an exemplar sees: "seen" up to this stage,
+      "old" those without the stage's own, "none": all.
+    train: Whether the stage's own images are trained on; if not, only the
+      review is (GDumb: Prabhu et al., ECCV 2020).
+    review_epochs: Passes over the buffer after a stage's own images.
+    review_last_only: Whether only the last stage has a review.
+
+  Raises:
+    ValueError: An unknown mask, a number below 0, or settings under which
+      nothing would be trained.
+  """
+
+  per_class: int = 0
+  include_current: bool = False
+  replay: bool = True
+  mask: str = "seen"
+  train: bool = True
+  review_epochs: int = 0
+  review_last_only: bool = False
+
+  def __post_init__(self):
+    """Checks the fields."""
+    if self.mask not in MASKS:
+      raise ValueError(
+        f"rehearsal.mask={self.mask!r} must be one of {', '.join(MASKS)}."
+      )
+    for name in ("per_class", "review_epochs"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"rehearsal.{name}={getattr(self, name)} must be 0 or more."
+        )
+    if self.review_epochs and not self.per_class:
+      raise ValueError(
+        f"rehearsal.review_epochs={self.review_epochs} needs a buffer; set "
+        "rehearsal.per_class to the images kept of each class."
+      )
+    if not self.train and not self.review_epochs:
+      raise ValueError(
+        "rehearsal.train=False trains on the buffer only; set "
+        "rehearsal.review_epochs to 1 or more."
+      )
+    if self.mask == "old" and (self.include_current or self.review_epochs):
+      raise ValueError(
+        "rehearsal.mask='old' hides the stage's own classes, which "
+        "include_current and review_epochs train on; take 'seen'."
+      )
+
+  def extend(
+    self, scenario: scenarios.Scenario, seed: int
+  ) -> scenarios.Scenario:
+    """Adds the roles "replay" and "buffer" to the stages of a scenario.
+
+    "replay" is what joins a stage's steps, "buffer" all that is kept after it.
+
+    Args:
+      scenario: Its stages have the role "learn".
+      seed: Decides which images of a class are kept.
+
+    Raises:
+      ValueError: A class with fewer images than are to be kept.
+    """
+    if not self.per_class:
+      return scenario
+    before, stages = datasets.Subset(()), []
+    for stage in scenario.stages:
+      own = stage.train["learn"].take_per_class(self.per_class, seed)
+      after = before + own.without(before)
+      replay = after if self.include_current else before
+      roles = {"buffer": after, **({"replay": replay} if len(replay) else {})}
+      stages.append(dataclasses.replace(stage, train={**stage.train, **roles}))
+      before = after
+    crc = 0
+    for piece in before.pieces:
+      crc = zlib.crc32(piece.rows.tobytes() + piece.labels.tobytes(), crc)
+    return dataclasses.replace(
+      scenario,
+      stages=tuple(stages),
+      description={
+        **scenario.description,
+        "exemplars": {"images": len(before), "rows_crc32": crc},
+      },
+      seeds={**scenario.seeds, "exemplars": seed},
+    )
+
+  def rounds(
+    self, train: Any, stage: scenarios.Stage, data: Any, *, last: bool
+  ) -> tuple[Any, ...]:
+    """Returns a stage's rounds.
+
+    Args:
+      train: The round without rehearsal.
+      stage: With the roles that `extend` adds.
+      data: The stage's data.
+      last: Whether this is the last stage.
+    """
+    review = self.review_epochs and (last or not self.review_last_only)
+    rounds = []
+    if self.train:
+      if self.replay and "replay" in stage.train:
+        train = dataclasses.replace(
+          train,
+          name=f"{train.name}_replay",
+          streams={**train.streams, "replay": ("replay",)},
+        )
+      rounds.append(train)
+    if review:
+      per_epoch = data.steps_per_epoch(("buffer",))
+
+      def restart(state):
+        # The learning rate's schedule has come to its end.
+        return state.replace(
+          step=jnp.zeros((), jnp.int32),
+          steps_per_epoch=jnp.asarray(per_epoch, jnp.int32),
+          rng=jax.random.fold_in(state.rng, 1),
+        )
+
+      rounds = [dataclasses.replace(r, finish=restart) for r in rounds]
+      rounds.append(
+        dataclasses.replace(
+          train,
+          name="review",
+          streams={"replay": ("buffer",)},
+          steps=self.review_epochs * per_epoch,
+        )
+      )
+    return tuple(rounds)
+
+
+class Joined(NamedTuple):
+  """One batch of several streams.
+
+  Attributes:
+    batch: Arrays [B, ...].
+    allowed: Classes that each row's loss sees, bool [B, C] or [1, C].
+    task: Task of each row, int32 [B] or [].
+    streams: How many streams were joined.
+  """
+
+  batch: dict[str, jax.Array]
+  allowed: jax.Array
+  task: jax.Array
+  streams: int
+
+
+def initial_memory(num_classes: int) -> dict[str, jax.Array]:
+  """Returns what `join` reads, before the first stage.
+
+  "classes" bool [C] that the loss of new images sees, "current" bool [C] and
+  "seen" bool [C] of the stages, "task" int32 [], "task_of" int32 [C].
+  """
+  return {
+    "classes": jnp.ones(num_classes, bool),
+    "current": jnp.zeros(num_classes, bool),
+    "seen": jnp.zeros(num_classes, bool),
+    "task": jnp.zeros((), jnp.int32),
+    "task_of": jnp.zeros(num_classes, jnp.int32),
+  }
+
+
+def stage_memory(
+  memory: Mapping[str, jax.Array], stage: scenarios.Stage, *, masked: bool
+) -> dict[str, Any]:
+  """Returns the memory with which a stage starts; `masked`: "classes" too."""
+  # NumPy, because several processes can share no array of one device.
+  current = np.isin(np.arange(len(memory["seen"])), stage.classes["learn"])
+  task = np.int32(stage.index)
+  return {
+    **memory,
+    "classes": current if masked else memory["classes"],
+    "current": current,
+    "seen": memory["seen"] | current,
+    "task": task,
+    # Where domains share their classes, the newest one's prompts serve.
+    "task_of": jnp.where(current, task, memory["task_of"]),
+  }
+
+
+def join(
+  batch: Mapping[str, Any], memory: Mapping[str, Any], mask: str
+) -> Joined:
+  """Joins the streams "train" and "replay", either or both, row by row.
+
+  Args:
+    batch: Stream -> {"image": [B, ...], "label": int32 [B] or [B, C], ...}.
+    memory: From `stage_memory`.
+    mask: Row of MASKS, for the exemplars.
+
+  Returns:
+    B rows, or 2 B of which the odd ones are exemplars: neighbours lie on the
+    same device, so no image moves between devices.
+  """
+  if "replay" not in batch:
+    return Joined(
+      batch["train"], memory["classes"][None], memory["task"], streams=1
+    )
+  exemplars = batch["replay"]
+  label = exemplars["label"]
+  label = label if label.ndim == 1 else jnp.argmax(label, axis=-1)
+  allowed = {
+    "seen": memory["seen"],
+    "old": memory["seen"] & ~memory["current"],
+    "none": jnp.ones_like(memory["seen"]),
+  }[mask]
+  allowed = jnp.broadcast_to(allowed[None], (len(label), len(allowed)))
+  task = memory["task_of"][label]
+  if "train" not in batch:
+    return Joined(dict(exemplars), allowed, task, streams=1)
+
+  def weave(new, old):
+    return jnp.stack([new, old], axis=1).reshape(-1, *new.shape[1:])
+
+  new = jnp.broadcast_to(memory["classes"][None], allowed.shape)
+  return Joined(
+    jax.tree.map(weave, dict(batch["train"]), dict(exemplars)),
+    weave(new, allowed),
+    weave(jnp.broadcast_to(memory["task"], task.shape), task),
+    streams=2,
+  )
