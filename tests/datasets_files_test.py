@@ -1,15 +1,13 @@
-"""The user's files and prepared tfds data: what is read and what refused."""
+"""The user's files: what is read and what refused."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from libml import streams
 from libml.datasets import DATASETS
 from libml.datasets import Subset
-from libml.datasets import tfds_source
 from libml.preprocess import Preprocess
 
 ARRAYS = {
@@ -149,121 +147,69 @@ def test_broken_image_is_named(folder, kind):
     list(streams.sweep(Subset.of(found.splits["test"]), chain, batch_size=4))
 
 
-# TensorFlow Datasets.
+# Lists.
 
 
-class Toy(tfds.core.GeneratorBasedBuilder):
-  """As ImageNet-R: only a test split, label ids with gaps."""
-
-  VERSION = tfds.core.Version("1.0.0")
-  IDS = (3, 5, 8)
-
-  def _info(self):
-    features = tfds.features.FeaturesDict(
-      {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "label": tfds.features.ClassLabel(names=[f"n{i}" for i in range(10)]),
-      }
-    )
-    return tfds.core.DatasetInfo(builder=self, features=features)
-
-  def _split_generators(self, dl_manager):
-    return {"test": self._generate_examples()}
-
-  def _generate_examples(self):
-    for i in range(50):
-      image = np.full((4, 4, 3), i, np.uint8)
-      yield i, {"image": image, "label": self.IDS[i % 3]}
+@pytest.fixture
+def classes(tmp_path):
+  """root/CLASS/*.png; the level is 10 n + 100 class."""
+  for label, name in enumerate(("ant", "bee")):
+    path = tmp_path / "photos" / name
+    path.mkdir(parents=True)
+    for n in range(3):
+      level = 10 * n + 100 * label
+      Image.new("RGB", (8, 8), (level,) * 3).save(path / f"{n}.png")
+  return tmp_path
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("tfds")
-  builder = Toy(data_dir=str(folder))
-  builder.download_and_prepare()
-  stored = [int(e["image"][0, 0, 0]) for e in tfds.as_numpy(_stored(builder))]
-  return str(folder), stored
+def _listed(root, train, test):
+  lists = {"train_list": train, "test_list": test}
+  for name, lines in lists.items():
+    (root / name).write_text("\n".join(lines))
+  paths = {name: str(root / name) for name in lists}
+  return DATASETS["folder"](root=root / "photos", **paths)
 
 
-def _stored(builder):
-  config = tfds.ReadConfig(interleave_cycle_length=1)
-  return builder.as_dataset(split="test", read_config=config)
-
-
-def _levels(split):
-  return [int(tf.io.decode_image(image)[0, 0, 0]) for image in split.images]
-
-
-def test_tfds_splits_by_stored_order(prepared):
-  folder, stored = prepared
-  assert stored != sorted(stored)
-  found = DATASETS["tfds"](
-    builder="toy",
-    data_dir=folder,
-    train_split="test[:64%]",
-    test_split="test[64%:80%]",
-    label_ids=Toy.IDS,
-  )
-  assert found.class_names == ("n3", "n5", "n8")
-  train, test = found.splits["train"], found.splits["test"]
-  assert train.encoding == test.encoding == "bytes"
-  assert _levels(train) == stored[:32] and _levels(test) == stored[32:40]
-  assert train.labels.tolist() == [i % 3 for i in stored[:32]]
-  chain = Preprocess(size=4, eval="native")
-  (batch,) = streams.sweep(Subset.of(test), chain, batch_size=8)
-  levels = np.rint(255 * batch["image"][:, 0, 0, 0])
-  np.testing.assert_array_equal(levels, stored[32:40])
-
-
-def test_tfds_label_without_an_id_is_named(prepared):
-  splits = {"train_split": "test", "test_split": "test"}
-  options = {"builder": "toy", "data_dir": prepared[0], **splits}
-  with pytest.raises(ValueError, match=r"labels \[8\], which are not in"):
-    DATASETS["tfds"](**options, label_ids=[3, 5])
-  with pytest.raises(ValueError, match="empty class.*'n0'"):
-    DATASETS["tfds"](**options)
-
-
-def test_tfds_unknown_split_is_named(prepared):
-  with pytest.raises(ValueError, match="Unknown split .train.*test"):
-    DATASETS["tfds"](builder="toy", data_dir=prepared[0])
-
-
-@pytest.mark.parametrize("name", ["cifar100", "imagenet_r"])
-def test_unprepared_tfds_says_what_to_run_and_where(tmp_path, name):
-  command = f"run: tfds build {name} --data_dir={tmp_path}\n"
-  with pytest.raises(FileNotFoundError, match=command) as error:
-    DATASETS[name](data_dir=str(tmp_path))
-  assert f"put the folder {tmp_path / name}" in str(error.value)
-
-
-def test_cifar100(monkeypatch):
-  # Mocked data are not prepared, and 100 classes need more images than 100.
-  monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda _: True)
-  with tfds.testing.mock_data(num_examples=1500):
-    found = DATASETS["cifar100"]()
-  assert found.name == "cifar100" and found.num_classes == 100
-  assert len(found.splits["train"]) == 1500
-  chain = Preprocess(size=32, eval="native")
-  subset = Subset.of(found.splits["test"], [7])
-  batch = next(streams.sweep(subset, chain, batch_size=2))
-  assert batch["image"].shape == (2, 32, 32, 3)
-  assert set(batch["label"]) == {7}
-
-
-def test_imagenet_r_options():
-  ids = tfds_source.IMAGENET_R_IDS
-  assert len(ids) == 200 and sorted(set(ids)) == list(ids)
-  # First and last ids of some tasks of Split ImageNet-R.
-  assert [ids[i] for i in (0, 19, 20, 100, 199)] == [1, 84, 90, 355, 988]
-  splits = {
-    name: (options["train_split"], options["test_split"])
-    for name, options in tfds_source.TFDS_DEFAULTS.items()
-    if options["builder"] == "imagenet_r"
+def test_lists_choose_images_of_a_folder(classes):
+  train = ["# by name", "bee/2.png", "", "./photos/ant/0.png ", "bee/0.png"]
+  found = _listed(classes, train, ["old/photos/bee/1.png", "bee/1.png"])
+  names = {
+    key: ["/".join(path.split("/")[-2:]) for path in split.images]
+    for key, split in found.splits.items()
   }
-  assert splits == {
-    "imagenet_r": ("test[:80%]", "test[80%:]"),
-    "imagenet_r_tuning": ("test[:64%]", "test[64%:80%]"),
-  }
-  for name in splits:
-    assert DATASETS[name].keywords == tfds_source.TFDS_DEFAULTS[name]
+  assert names["train"] == ["ant/0.png", "bee/0.png", "bee/2.png"]
+  assert names["test"] == ["bee/1.png"]
+  assert found.splits["train"].labels.tolist() == [0, 1, 1]
+  assert found.class_names == ("ant", "bee")
+  assert found.origin == "folder photos, divided by train_list, test_list"
+  chain = Preprocess(size=8, eval="native")
+  subset = Subset.of(found.splits["test"])
+  (batch,) = streams.sweep(subset, chain, batch_size=1)
+  np.testing.assert_allclose(255 * batch["image"][0, 0, 0], 110)
+
+
+@pytest.mark.parametrize(
+  ("train", "test", "message"),
+  [
+    (["ant/0.png", "ant/7.png", "bee/8.png"], ["bee/1.png"],
+     "2 of the 3 images .*train_list .*ant/7.png, bee/8.png. .* 6 images"),
+    (["ant/0.png", "bee/0.png"], ["0.png"], "1 of the 1 .*test_list.* 0.png"),
+    (["ant/0.png", "bee/0.png"], ["x/bee/0.png"], "both name 1 .*: bee/0.png"),
+    (["# nothing", ""], ["bee/0.png"], "train_list names no image"),
+    (["ant/0.png"], ["bee/0.png"], "empty class.*'bee'"),
+  ],
+)  # fmt: skip
+def test_bad_lists_are_named(classes, train, test, message):
+  with pytest.raises(ValueError, match=message):
+    _listed(classes, train, test)
+
+
+def test_missing_lists_are_named(classes):
+  options = {"root": classes / "photos", "train_list": "nowhere.txt"}
+  with pytest.raises(ValueError, match="test_list None; give both or none"):
+    DATASETS["folder"](**options)
+  with pytest.raises(FileNotFoundError, match="No list nowhere.txt"):
+    DATASETS["folder"](**options, test_list="nowhere.txt")
+  with pytest.raises(FileNotFoundError, match="needs root/CLASS/ with"):
+    options["root"] = classes / "elsewhere"
+    DATASETS["folder"](**options, test_list="nowhere.txt")

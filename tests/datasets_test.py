@@ -165,14 +165,14 @@ def test_fingerprint_sees_every_change():
   images = plain.images.copy()
   images[1, 0, 0, 0] += 1
   changed = Split(images, plain.labels)
-  assert changed.fingerprint() != plain.fingerprint()
-  assert _split([0, 2, 1]).fingerprint() != plain.fingerprint()
-  assert plain.rows(np.arange(3)).fingerprint() == plain.fingerprint()
+  assert changed.fingerprint != plain.fingerprint
+  assert _split([0, 2, 1]).fingerprint != plain.fingerprint
+  assert plain.rows(np.arange(3)).fingerprint == plain.fingerprint
   some, other = (
     Split(np.array(files, object), np.zeros(2, np.int32), "bytes")
     for files in ([b"a", b"b"], [b"a", b"c"])
   )
-  assert some.fingerprint() != other.fingerprint()
+  assert some.fingerprint != other.fingerprint
 
 
 def test_hold_out_takes_of_train_alone():

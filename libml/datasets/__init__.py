@@ -3,27 +3,42 @@
 import functools
 from collections.abc import Callable
 
+from libml.datasets import collection
 from libml.datasets import embedded
 from libml.datasets import files
 from libml.datasets import glyphs
+from libml.datasets import tfds_rows
 from libml.datasets import tfds_source
+from libml.datasets.collection import Collection
+from libml.datasets.collection import hold_out
 from libml.datasets.source import Source
 from libml.datasets.source import Split
-from libml.datasets.source import hold_out
 from libml.datasets.subset import Piece
 from libml.datasets.subset import Subset
 
-__all__ = ["DATASETS", "Piece", "Source", "Split", "Subset", "hold_out"]
+__all__ = [
+  "DATASETS",
+  "Collection",
+  "Piece",
+  "Source",
+  "Split",
+  "Subset",
+  "hold_out",
+]
 
-DATASETS: dict[str, Callable[..., Source]] = {
+DATASETS: dict[str, Callable[..., Source | Collection]] = {
   "digits": embedded.digits,
   "glyphs": glyphs.glyphs,
   "synthetic": embedded.synthetic,
+  "synthetic_sessions": embedded.synthetic_sessions,
   "npz": files.npz,
   "folder": files.folder,
   "tfds": tfds_source.tfds,
   **{
     name: functools.partial(tfds_source.tfds, **options)
-    for name, options in tfds_source.TFDS_DEFAULTS.items()
+    for name, options in tfds_rows.TFDS_DEFAULTS.items()
   },
+  "core50": tfds_rows.core50,
+  "domainnet": tfds_rows.domainnet,
 }
+DATASETS["collection"] = functools.partial(collection.collection, DATASETS)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from libml.datasets import collection
 from libml.datasets import source
 
 
@@ -73,4 +74,31 @@ def synthetic(
     class_names=tuple(map(str, range(num_classes))),
     splits={"train": draw(per_class, 1), "test": draw(test_per_class, 2)},
     origin=f"random colour grids; noise {noise}, seed {seed}",
+  )
+
+
+def synthetic_sessions(
+  *, sessions: int = 3, per_class: int = 20, **options: Any
+) -> collection.Collection:
+  """Returns `synthetic` in sessions of the same classes with one test split.
+
+  Args:
+    sessions: Number of parts.
+    per_class: Training images a class in each.
+    **options: Of `synthetic`.
+  """
+  whole = synthetic(per_class=sessions * per_class, **options)
+  train, test = whole.splits["train"], whole.splits["test"]
+  rows = np.split(np.arange(len(train)), sessions)
+  return collection.Collection(
+    "synthetic_sessions",
+    tuple(
+      source.Source(
+        name=f"session_{i}",
+        class_names=whole.class_names,
+        splits={"train": train.rows(part), "test": test},
+        origin=f"{whole.origin}; session {i} of {sessions}",
+      )
+      for i, part in enumerate(rows)
+    ),
   )

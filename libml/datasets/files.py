@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from libml.datasets import lists
 from libml.datasets import source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -69,33 +70,43 @@ def npz(
 
 
 def folder(
-  *, root: str | os.PathLike[str], verify: bool = True
+  *,
+  root: str | os.PathLike[str],
+  train_list: str | None = None,
+  test_list: str | None = None,
+  verify: bool = True,
 ) -> source.Source:
   """Returns images from root/train/CLASS/* and root/test/CLASS/*.
 
-  Class ids are positions in the sorted folder names of root/train. Files with
-  other suffixes than SUFFIXES are passed over.
+  With lists, all images are in root/CLASS/*, and the lists name those of each
+  split. Class ids are positions in the sorted folder names. Files with other
+  suffixes than SUFFIXES are passed over.
 
   Args:
-    root: Folder with the folders train and test.
+    root: Folder with the folders train and test, or with those of the classes.
+    train_list: File that names the training images; see `lists.Lists`.
+    test_list: File that names the test images; None: no lists.
     verify: Whether to decode every file once now, so that a broken one is
       named here and not hours into a run. Some thousand files a second.
 
   Raises:
-    FileNotFoundError: A missing folder.
-    ValueError: An empty class, a class that only test has, or (with verify) a
-      file that cannot be decoded.
+    FileNotFoundError: A missing folder or list.
+    ValueError: An empty class, a class that only test has, (with verify) a
+      file that cannot be decoded, or what `lists.Lists` raises.
   """
   root = pathlib.Path(root)
-  names = tuple(_folders(root / "train"))
-  unknown = sorted(set(_folders(root / "test")) - set(names))
-  if unknown:
-    raise ValueError(
-      f"{root / 'test'} has classes that {root / 'train'} does not have: "
-      f"{', '.join(unknown)}. Add training images or remove them."
-    )
-  splits = {key: _folder_split(root / key, names) for key in ("train", "test")}
-  found = source.Source("folder", names, splits, origin=f"folder {root.name}")
+  chosen = lists.given(train_list, test_list)
+  origin = f"folder {root.name}"
+  if chosen:
+    names = tuple(_folders(root, "root/CLASS/"))
+    whole = _folder_split(root, names)
+    rows = chosen.divide(whole.images.tolist())
+    splits = {key: whole.rows(rows[key]) for key in rows}
+    origin += f", divided by {chosen}"
+  else:
+    names = _train_classes(root)
+    splits = {k: _folder_split(root / k, names) for k in ("train", "test")}
+  found = source.Source("folder", names, splits, origin)
   if verify:
     for split in splits.values():
       _verify(split.images)
@@ -132,11 +143,23 @@ def _keep(
   return source.Split(split.images[rows], ids[split.labels[rows]])
 
 
-def _folders(path: pathlib.Path) -> list[str]:
+def _train_classes(root: pathlib.Path) -> tuple[str, ...]:
+  expected = "root/train/CLASS/ and root/test/CLASS/"
+  names = tuple(_folders(root / "train", expected))
+  unknown = sorted(set(_folders(root / "test", expected)) - set(names))
+  if unknown:
+    raise ValueError(
+      f"{root / 'test'} has classes that {root / 'train'} does not have: "
+      f"{', '.join(unknown)}. Add training images or remove them."
+    )
+  return names
+
+
+def _folders(path: pathlib.Path, expected: str) -> list[str]:
   if not path.is_dir():
     raise FileNotFoundError(
-      f"No folder {path}. The data set 'folder' needs root/train/CLASS/ and "
-      "root/test/CLASS/ with image files."
+      f"No folder {path}. The data set 'folder' needs {expected} with image "
+      "files."
     )
   return sorted(
     entry.name

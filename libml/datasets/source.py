@@ -65,8 +65,9 @@ class Split:
     """Returns a split of these rows, in their order."""
     return Split(self.images[rows], self.labels[rows], self.encoding)
 
+  @functools.cached_property
   def fingerprint(self) -> dict[str, int]:
-    """Returns the number of examples and CRC-32 sums of what is in memory."""
+    """Number of examples and CRC-32 sums of what is in memory."""
     sums = {"examples": len(self), "labels_crc32": _crc32(self.labels)}
     if self.encoding == "array":
       sums["images_crc32"] = _crc32(self.images)
@@ -85,7 +86,7 @@ class Source:
   """A data set: a training and a test split over the same classes.
 
   Attributes:
-    name: Row of DATASETS, or the builder's name.
+    name: Row of DATASETS, the builder's name, or its name in a collection.
     class_names: One name a class; the position is the class id.
     splits: {"train": Split, "test": Split}.
     origin: Where the images come from, for the results.
@@ -137,9 +138,7 @@ class Source:
       "name": self.name,
       "origin": self.origin,
       "classes": self.num_classes,
-      "splits": {
-        key: split.fingerprint() for key, split in self.splits.items()
-      },
+      "splits": {key: split.fingerprint for key, split in self.splits.items()},
     }
 
 
@@ -173,30 +172,6 @@ def stratify(
     count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
     drawn[rng.permutation(rows)[:count]] = True
   return np.flatnonzero(~drawn), np.flatnonzero(drawn)
-
-
-def hold_out(source: Source, fraction: float, seed: int) -> Source:
-  """Returns a source for tuning: its test split is part of the training split.
-
-  The true test split does not occur in the result, so nothing that is chosen
-  on it can have seen test images.
-
-  Args:
-    source: The whole source.
-    fraction: Part of each class's training images that becomes the test split.
-    seed: Decides which images.
-
-  Raises:
-    ValueError: As `stratify`.
-  """
-  train = source.splits["train"]
-  left, held = stratify(train.labels, fraction, generator(seed))
-  return dataclasses.replace(
-    source,
-    splits={"train": train.rows(left), "test": train.rows(held)},
-    origin=f"{source.origin}; test held out of train: fraction {fraction}, "
-    f"seed {seed}",
-  )
 
 
 def _crc32(array: np.ndarray) -> int:

@@ -1,0 +1,170 @@
+"""Several sources in order: data sets to join, or domains of one."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
+
+import numpy as np
+
+from libml import registry
+from libml.datasets import source as source_lib
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Collection:
+  """Several sources in order: data sets to join, or domains of one.
+
+  Parts may differ in size, channels and encoding of their images, and in
+  classes. Several parts may share one Split.
+
+  Attributes:
+    name: Row of DATASETS.
+    parts: The sources.
+
+  Raises:
+    ValueError: No part.
+  """
+
+  name: str
+  parts: tuple[source_lib.Source, ...]
+
+  def __post_init__(self):
+    """Checks the fields."""
+    if not self.parts:
+      raise ValueError(
+        f"Collection {self.name!r} has no parts; name one or more."
+      )
+
+  @functools.cached_property
+  def description(self) -> dict[str, Any]:
+    """Name, and the description of each part."""
+    return {
+      "name": self.name,
+      "parts": [part.description for part in self.parts],
+    }
+
+
+Data = source_lib.Source | Collection
+DataT = TypeVar("DataT", bound=Data)
+
+
+def collection(
+  table: Mapping[str, Callable[..., Data]],
+  /,
+  *,
+  order: Sequence[str],
+  per_class: int | None = None,
+  **parts: Mapping[str, Any],
+) -> Collection:
+  """Returns several data sets as one collection.
+
+  Args:
+    table: DATASETS.
+    order: Names of the parts, in the order in which they come.
+    per_class: As in `limit`; None: all images.
+    **parts: For each name of the order {"name": row of DATASETS, ...options}.
+      A part bears that name. The parts of a row that is a collection itself
+      keep theirs and come one after the other.
+
+  Raises:
+    ValueError: A name twice, a part without options, options without a place
+      in the order, or what the rows raise.
+  """
+  if len(set(order)) < len(order):
+    raise ValueError(f"The order {list(order)} names a part twice.")
+  for name in order:
+    if "name" not in parts.get(name, {}):
+      raise ValueError(
+        f"Part {name!r} of the order has no data set; give "
+        f"{name}={{'name': ...}}. {registry.nearest(name, parts)}"
+      )
+  for name in parts:
+    if name not in order:
+      raise ValueError(
+        f"Part {name!r} is not in the order; add it there or remove it. "
+        f"{registry.nearest(name, order)}"
+      )
+  found = []
+  for name in order:
+    data = registry.build(table, "dataset", **parts[name])
+    if isinstance(data, Collection):
+      found += data.parts
+    else:
+      found.append(dataclasses.replace(data, name=name))
+  whole = Collection("collection", tuple(found))
+  return whole if per_class is None else limit(whole, per_class)
+
+
+def limit(whole: Collection, per_class: int) -> Collection:
+  """Returns a smaller collection, for quick runs.
+
+  Of a class's n images those at the positions 0, n / k, 2 n / k, ... stay: a
+  fixed rule, which spreads over videos whose frames follow each other.
+
+  Args:
+    whole: The collection. Splits that its parts share stay shared.
+    per_class: k, the most images of each class in each split of each part.
+
+  Raises:
+    ValueError: A number below 1.
+  """
+  if per_class < 1:
+    raise ValueError(f"per_class {per_class} must be at least 1.")
+
+  @functools.cache  # by identity: a split is made smaller once
+  def smaller(split: source_lib.Split) -> source_lib.Split:
+    keep = []
+    for label in np.unique(split.labels):
+      rows = np.flatnonzero(split.labels == label)
+      count = min(per_class, len(rows))
+      keep.append(rows[np.arange(count) * len(rows) // count])
+    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *keep]))
+    return split.rows(rows)
+
+  return dataclasses.replace(
+    whole,
+    parts=tuple(
+      dataclasses.replace(
+        part,
+        splits={key: smaller(split) for key, split in part.splits.items()},
+        origin=f"{part.origin}; {per_class} images a class",
+      )
+      for part in whole.parts
+    ),
+  )
+
+
+def hold_out(data: DataT, fraction: float, seed: int) -> DataT:
+  """Returns data for tuning: their test split is part of the training split.
+
+  The true test split does not occur in the result, so nothing that is chosen
+  on it can have seen test images.
+
+  Args:
+    data: The whole source, or a collection, each part of which is divided.
+    fraction: Part of each class's training images that becomes the test split.
+    seed: Decides which images.
+
+  Returns:
+    What was given, a Source or a Collection.
+
+  Raises:
+    ValueError: As `stratify`.
+  """
+  if isinstance(data, Collection):
+    parts = tuple(hold_out(part, fraction, seed) for part in data.parts)
+    return dataclasses.replace(data, parts=parts)
+  train = data.splits["train"]
+  left, held = source_lib.stratify(
+    train.labels, fraction, source_lib.generator(seed)
+  )
+  return dataclasses.replace(
+    data,
+    splits={"train": train.rows(left), "test": train.rows(held)},
+    origin=f"{data.origin}; test held out of train: fraction {fraction}, "
+    f"seed {seed}",
+  )

@@ -1,0 +1,174 @@
+"""Benchmarks among the prepared data sets of TensorFlow Datasets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from libml.datasets import collection
+from libml.datasets import memory
+from libml.datasets import source
+from libml.datasets import tfds_source
+
+# ImageNet ids of the 200 classes of ImageNet-R, ascending; the position is the
+# label (Hendrycks et al., 2021).
+# fmt: off
+IMAGENET_R_IDS = (
+  1, 2, 4, 6, 8, 9, 11, 13, 22, 23, 26, 29, 31, 39, 47, 63, 71, 76, 79, 84,
+  90, 94, 96, 97, 99, 100, 105, 107, 113, 122, 125, 130, 132, 144, 145, 147,
+  148, 150, 151, 155,
+  160, 161, 162, 163, 171, 172, 178, 187, 195, 199, 203, 207, 208, 219, 231,
+  232, 234, 235, 242, 245,
+  247, 250, 251, 254, 259, 260, 263, 265, 267, 269, 276, 277, 281, 288, 289,
+  291, 292, 293, 296, 299,
+  301, 308, 309, 310, 311, 314, 315, 319, 323, 327, 330, 334, 335, 337, 338,
+  340, 341, 344, 347, 353,
+  355, 361, 362, 365, 366, 367, 368, 372, 388, 390, 393, 397, 401, 407, 413,
+  414, 425, 428, 430, 435,
+  437, 441, 447, 448, 457, 462, 463, 469, 470, 471, 472, 476, 483, 487, 515,
+  546, 555, 558, 570, 579,
+  583, 587, 593, 594, 596, 609, 613, 617, 621, 629, 637, 657, 658, 701, 717,
+  724, 763, 768, 774, 776,
+  779, 780, 787, 805, 812, 815, 820, 824, 833, 847, 852, 866, 875, 883, 889,
+  895, 907, 928, 931, 932,
+  933, 934, 936, 937, 943, 945, 947, 948, 949, 951, 953, 954, 957, 963, 965,
+  967, 980, 981, 983, 988,
+)
+# fmt: on
+
+DOMAINS = ("real", "painting", "clipart", "quickdraw", "infograph", "sketch")
+
+# Sessions of CORe50 in the order of L2P (Wang et al., 2022).
+CORE50_TRAIN = (1, 2, 4, 5, 6, 8, 9, 11)
+CORE50_TEST = (3, 7, 10)
+
+# imagenet_r has a single split: training and test images are parts of it, by
+# stored order. For choosing hyper-parameters, the training part is divided.
+_IMAGENET_R = {"builder": "imagenet_r", "label_ids": IMAGENET_R_IDS}
+
+# Rows of DATASETS that are `tfds` with these options.
+TFDS_DEFAULTS: dict[str, dict[str, Any]] = {
+  **{
+    name: {"builder": name}
+    for name in (
+      "cifar10",
+      "cifar100",
+      "mnist",
+      "kmnist",
+      "fashion_mnist",
+      "svhn_cropped",
+      *(f"domainnet/{domain}" for domain in DOMAINS),
+    )
+  },
+  # Its test split has no labels.
+  "imagenet2012": {"builder": "imagenet2012", "test_split": "validation"},
+  "imagenet_r": {
+    **_IMAGENET_R,
+    "train_split": "test[:80%]",
+    "test_split": "test[80%:]",
+  },
+  "imagenet_r_tuning": {
+    **_IMAGENET_R,
+    "train_split": "test[:64%]",
+    "test_split": "test[64%:80%]",
+  },
+  # A single split, too; divided as in L2P.
+  "not_mnist": {
+    "builder": "not_mnist",
+    "train_split": "train[:80%]",
+    "test_split": "train[80%:]",
+  },
+}
+
+
+def core50(
+  *,
+  data_dir: str | None = None,
+  sessions: Sequence[int] = CORE50_TRAIN,
+  test_sessions: Sequence[int] = CORE50_TEST,
+  portion: str = "",
+  per_class: int | None = None,
+) -> collection.Collection:
+  """Returns CORe50 by session; all parts share one test split.
+
+  Args:
+    data_dir: Folder of prepared data sets; None: tfds's own.
+    sessions: Training sessions, in the order in which they come.
+    test_sessions: Sessions of the test split.
+    portion: Slice of each session that is read, such as "[:10%]"; "": all.
+    per_class: As in `collection.limit`; None: all images.
+
+  Raises:
+    FileNotFoundError: The data set is not prepared in data_dir.
+    ValueError: A session that does not exist or is named twice, or images
+      that do not fit into memory.
+  """
+  chosen = [*sessions, *test_sessions]
+  wrong = [n for n in chosen if n not in range(1, 12) or chosen.count(n) > 1]
+  if wrong or not sessions or not test_sessions:
+    raise ValueError(
+      f"Sessions {list(sessions)} and test sessions {list(test_sessions)} "
+      "must be different numbers in 1 to 11, at least one of each."
+    )
+  prepared = tfds_source.find("core50", data_dir)
+  trains = {number: f"s{number}{portion}" for number in sessions}
+  test = "+".join(f"s{number}{portion}" for number in test_sessions)
+  memory.check([(prepared, split) for split in (*trains.values(), test)])
+  classes = tuple(prepared.info.features["label"].names)
+  labels = {number: number for number in range(len(classes))}
+  test_split = tfds_source.read(prepared, test, labels)
+  whole = collection.Collection(
+    "core50",
+    tuple(
+      source.Source(
+        name=f"core50_s{number}",
+        class_names=classes,
+        splits={
+          "train": tfds_source.read(prepared, train, labels),
+          "test": test_split,
+        },
+        origin=f"tfds {prepared.info.full_name}, train {train}, test {test}",
+      )
+      for number, train in trains.items()
+    ),
+  )
+  return whole if per_class is None else collection.limit(whole, per_class)
+
+
+def domainnet(
+  *,
+  data_dir: str | None = None,
+  domains: Sequence[str] = DOMAINS,
+  portion: str = "",
+  per_class: int | None = None,
+) -> collection.Collection:
+  """Returns DomainNet by domain (Peng et al., 2019).
+
+  Args:
+    data_dir: Folder of prepared data sets; None: tfds's own.
+    domains: Some of DOMAINS, in the order in which they come.
+    portion: Slice of each split that is read, such as "[:10%]"; "": all.
+    per_class: As in `collection.limit`; None: all images.
+
+  Raises:
+    FileNotFoundError: A domain is not prepared in data_dir.
+    ValueError: An unknown domain, or images that do not fit into memory.
+  """
+  wrong = [domain for domain in domains if domain not in DOMAINS]
+  if wrong or len(set(domains)) < len(domains):
+    raise ValueError(
+      f"Domains {list(domains)} must be different ones of {list(DOMAINS)}."
+    )
+  prepared = [tfds_source.find(f"domainnet/{d}", data_dir) for d in domains]
+  splits = {"train_split": f"train{portion}", "test_split": f"test{portion}"}
+  memory.check([(p, split) for p in prepared for split in splits.values()])
+  whole = collection.Collection(
+    "domainnet",
+    tuple(
+      tfds_source.tfds(
+        builder=f"domainnet/{domain}",
+        data_dir=data_dir,
+        **splits,
+      )
+      for domain in domains
+    ),
+  )
+  return whole if per_class is None else collection.limit(whole, per_class)
