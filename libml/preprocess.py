@@ -1,14 +1,17 @@
 """From an image file or array to what the model sees, as TensorFlow functions.
 
 Everything is a pure function of the image and a seed. A chain maps a uint8 or
-encoded image to float32 [size, size, 3] in 0 to 1; mean and standard deviation
-come after it.
+encoded image to float32 [size, size, 3] in 0 to 1; optional augmentations come
+after it, then mean and standard deviation.
 """
 
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
+
+from libml import augment
 
 # JAX computes; TensorFlow only feeds it and must not take its memory.
 tf.config.set_visible_devices([], "GPU")
@@ -34,6 +37,13 @@ class Preprocess:
       them on each side.
     antialias: Whether "random_resized_crop" and "center_crop" filter before
       they make an image smaller.
+    randaugment: RandAugment's operations an image, and their magnitude in 0 to
+      10; None: off.
+    color_jitter: Strengths of brightness, contrast and saturation, 0 to 1, and
+      of hue, 0 to 0.5; None: off.
+    erase: Probability of erasing a box.
+    erase_area: Range of the box's part of the image.
+    erase_fill: "noise" or "mean": grey where `mean` is None.
 
   Raises:
     ValueError: An unknown chain or a setting out of range.
@@ -50,6 +60,11 @@ class Preprocess:
   aspect: tuple[float, float] = (0.75, 1.33)
   padding: int = 4
   antialias: bool = False
+  randaugment: tuple[int, float] | None = None
+  color_jitter: tuple[float, float, float, float] | None = None
+  erase: float = 0.0
+  erase_area: tuple[float, float] = (0.02, 0.33)
+  erase_fill: str = "noise"
 
   def __post_init__(self):
     """Checks the fields."""
@@ -75,12 +90,44 @@ class Preprocess:
         self.std is None or (len(self.std) == 3 and min(self.std) > 0),
         "three positive numbers",
       ),
+      *self._optional_checks(),
     ):
       if not valid:
         raise ValueError(
           f"Preprocessing has {name} {getattr(self, name)}; it must be "
           f"{allowed}."
         )
+
+  def _optional_checks(self) -> tuple[tuple[str, bool, str], ...]:
+    layers = self.randaugment or (1, 0.0)
+    jitter = self.color_jitter or (0.0,) * 4
+    low, high = self.erase_area
+    return (
+      (
+        "randaugment",
+        len(layers) == 2
+        and isinstance(layers[0], int)
+        and layers[0] >= 1
+        and 0 <= layers[1] <= augment.MAX_MAGNITUDE,
+        "(operations, magnitude in 0 to 10) or None",
+      ),
+      (
+        "color_jitter",
+        len(jitter) == 4
+        and 0 <= min(jitter)
+        and max(jitter) <= 1
+        and jitter[3] <= 0.5,
+        "(brightness, contrast, saturation, hue), in 0 to 1, hue to 0.5, or "
+        "None",
+      ),
+      ("erase", 0 <= self.erase <= 1, "in 0 to 1"),
+      ("erase_area", 0 < low <= high <= 1, "0 < low <= high <= 1"),
+      (
+        "erase_fill",
+        self.erase_fill in ("noise", "mean"),
+        "'noise' or 'mean'",
+      ),
+    )
 
   @property
   def side(self) -> int:
@@ -97,17 +144,48 @@ class Preprocess:
     Returns:
       float32 [size, size, 3].
     """
-    return self._normalize(CHAINS_TRAIN[self.train](self, image, seed))
+    image = self._checked(CHAINS_TRAIN[self.train](self, image, seed))
+    return self._normalize(self._augment(image, seed))
 
   def eval_fn(self, image: tf.Tensor) -> tf.Tensor:
     """Returns an image without augmentation; see train_fn."""
-    return self._normalize(CHAINS_EVAL[self.eval](self, image))
+    return self._normalize(self._checked(CHAINS_EVAL[self.eval](self, image)))
+
+  def _checked(self, image: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(image, [self.size, self.size, 3])
+
+  def _augment(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    if self.randaugment:
+      num_layers, magnitude = self.randaugment
+      image = augment.randaugment(
+        image,
+        tf.random.fold_in(seed, 1),
+        num_layers=num_layers,
+        magnitude=magnitude,
+      )
+    if self.color_jitter:
+      image = augment.color_jitter(
+        image, tf.random.fold_in(seed, 2), strengths=self.color_jitter
+      )
+    if self.erase:
+      mean = self.mean or (0.5, 0.5, 0.5)
+      image = augment.erase(
+        image,
+        tf.random.fold_in(seed, 3),
+        probability=self.erase,
+        area=self.erase_area,
+        fill=None if self.erase_fill == "noise" else mean,
+      )
+    return image
 
   def _normalize(self, image: tf.Tensor) -> tf.Tensor:
-    image = tf.ensure_shape(image, [self.size, self.size, 3])
     if self.mean is None or self.std is None:
       return image
-    return (image - tf.constant(self.mean)) / tf.constant(self.std)
+    # By rows of pixels: TensorFlow is slow at spreading three numbers.
+    rows = tf.reshape(image, [self.size, 3 * self.size])
+    rows -= np.tile(np.array(self.mean, np.float32), self.size)
+    rows /= np.tile(np.array(self.std, np.float32), self.size)
+    return tf.reshape(rows, image.shape)
 
 
 def decode(image: tf.Tensor) -> tf.Tensor:
@@ -174,7 +252,7 @@ def _crop(chain: Preprocess, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def _flip(chain: Preprocess, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
   flip = tf.random.stateless_uniform([], seed) < chain.flip
-  return tf.where(flip, tf.reverse(image, [1]), image)
+  return tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
 
 
 def _train_reference(

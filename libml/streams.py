@@ -4,6 +4,7 @@ What a batch holds is a pure function of the seed and the step, whatever the
 number of threads or processes, so a run can stop and go on at any step.
 """
 
+import os
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -12,11 +13,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from libml import mixing as mixing_lib
 from libml import preprocess as preprocess_lib
 from libml.datasets import source
 from libml.datasets import subset as subset_lib
 
 Batch = dict[str, np.ndarray]
+
+# Seed of all sweeps that augment; train streams start at another.
+_AUGMENTED_SWEEP = [0, 1]
+
+# More than these wait for each other; they feed a GPU of today.
+_MAX_THREADS = 16
 
 # One copy of a split's images serves all streams that read them.
 _TENSORS: weakref.WeakKeyDictionary[source.Split, tf.Tensor] = (
@@ -33,7 +41,8 @@ def train_stream(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-  threads: int = 2,
+  threads: int | None = None,
+  mixing: mixing_lib.Mixing | None = None,
 ) -> Iterator[Batch]:
   """Returns an endless iterator of shuffled and augmented batches.
 
@@ -50,38 +59,37 @@ def train_stream(
     start_step: Number of batches to skip, without reading an image.
     process_index: Which part of every batch to return.
     process_count: Number of parts.
-    threads: Threads that read and augment.
+    threads: Threads that read and augment; None: one a core, 16 at most.
+    mixing: Mixes each example with another one of the subset, which doubles
+      the images read; None or off: none.
 
   Returns:
-    Batches {"image": float32 [B, H, W, 3], "label": int32 [B]}, where B is
-    batch_size // process_count.
+    Batches {"image": float32 [B, H, W, 3], "label": int32 [B], or float32
+    [B, C] probabilities with mixing}, where B is batch_size // process_count.
 
   Raises:
-    ValueError: An empty subset, or a batch that processes cannot divide.
+    ValueError: No images, a batch that processes cannot divide, a label >= C.
   """
   part = _part(subset, batch_size, process_index, process_count)
   first = start_step * batch_size
   order_seed, image_seed = tf.unstack(tf.random.split(_fold([0, 0], *seed), 2))
   num = len(subset)
-  read = _reader(subset)
 
   def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
     order = tf.random.experimental.stateless_shuffle(
       tf.range(num, dtype=tf.int64), _fold(order_seed, epoch)
     )
-    epochs = tf.fill([num], epoch)
+    order = order[tf.where(epoch == first // num, first % num, 0) :]
+    epochs = tf.fill(tf.shape(order), epoch)
     return tf.data.Dataset.from_tensor_slices((epochs, order))
 
-  def load(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-    rng = _fold(image_seed, epoch, index)
-    image, label = read(index, lambda image: preprocess.train_fn(image, rng))
-    return {"image": image, "label": label}
-
   data = tf.data.Dataset.counter(start=first // num, dtype=tf.int64)
-  data = data.flat_map(shuffle).skip(first % num)
-  # Only numbers up to here: an image is read by one process alone.
-  data = data.batch(batch_size).map(lambda *at: [x[part] for x in at])
-  data = data.unbatch()
+  data = data.flat_map(shuffle)
+  if process_count > 1:
+    # Only numbers up to here: an image is read by one process alone.
+    data = data.batch(batch_size).map(lambda *at: [x[part] for x in at])
+    data = data.unbatch()
+  load = _train_loader(subset, preprocess, image_seed, mixing)
   return _iterate(data, load, batch_size // process_count, threads)
 
 
@@ -92,7 +100,8 @@ def sweep(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  threads: int = 2,
+  threads: int | None = None,
+  augment: bool = False,
 ) -> Iterator[Batch]:
   """Returns batches of one pass over the whole subset in its order.
 
@@ -105,7 +114,9 @@ def sweep(
     batch_size: Over all processes.
     process_index: Which part of every batch to return.
     process_count: Number of parts.
-    threads: Threads that read.
+    threads: As train_stream's.
+    augment: Whether the training chain is used instead, seeded by the
+      position in the subset: the same at each pass.
 
   Returns:
     Batches {"image": float32 [B, H, W, 3], "label": int32 [B], "mask": bool
@@ -124,7 +135,12 @@ def sweep(
   index = np.where(mask, index, 0)
 
   def load(index: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
-    image, label = read(index, preprocess.eval_fn)
+    def chain(image: tf.Tensor) -> tf.Tensor:
+      if augment:
+        return preprocess.train_fn(image, _fold(_AUGMENTED_SWEEP, index))
+      return preprocess.eval_fn(image)
+
+    image, label = read(index, chain)
     index = tf.cast(index, tf.int32)
     return {"image": image, "label": label, "mask": mask, "index": index}
 
@@ -199,12 +215,61 @@ def _reader(
   return read
 
 
+def _train_loader(
+  subset: subset_lib.Subset,
+  preprocess: preprocess_lib.Preprocess,
+  seed: tf.Tensor,
+  mixing: mixing_lib.Mixing | None,
+) -> Callable[..., dict[str, tf.Tensor]]:
+  """Returns a function (epoch, index) -> example of a train stream."""
+  read = _reader(subset)
+
+  def plain(rng: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return read(index, lambda image: preprocess.train_fn(image, rng))
+
+  def load(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    image, label = plain(_fold(seed, epoch, index), index)
+    return {"image": image, "label": label}
+
+  if mixing is None or not mixing.is_on:
+    return load
+  highest = int(subset.labels.max())
+  if highest >= mixing.num_classes:
+    raise ValueError(
+      f"Label {highest} has no place among the probabilities of "
+      f"{mixing.num_classes} classes; give mixing the scenario's num_classes."
+    )
+  present = np.isin(np.arange(mixing.num_classes), subset.labels)
+  present = _constant(present.astype(np.float32))
+
+  def soft(rng: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    image, label = plain(rng, index)
+    return image, mixing.soften(label, present)
+
+  def load_mixed(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    image, label = soft(_fold(seed, epoch, index), index)
+    if mixing.has_partners:
+      # No epoch has this number: the example itself is that without mixing.
+      rng = _fold(seed, -1, epoch, index)
+      step_seed, other_seed, mix_seed = tf.unstack(tf.random.split(rng, 3))
+      num = len(subset)
+      step = tf.random.stateless_uniform(
+        [], step_seed, 1, max(num, 2), tf.int64
+      )
+      other = soft(other_seed, (index + step) % num)
+      image, label = mixing.mix(image, label, other, mix_seed)
+    return {"image": image, "label": label}
+
+  return load_mixed
+
+
 def _iterate(
   data: tf.data.Dataset,
   load: Callable[..., dict[str, tf.Tensor]],
   batch_size: int,
-  threads: int,
+  threads: int | None,
 ) -> Iterator[Batch]:
+  threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
   data = data.map(load, num_parallel_calls=threads, deterministic=True)
   data = data.batch(batch_size, drop_remainder=True).prefetch(2)
   options = tf.data.Options()

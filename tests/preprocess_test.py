@@ -1,6 +1,7 @@
 """The chains: reference figures, ranges of the random parts, bad settings."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -207,10 +208,20 @@ def test_default_side_is_the_usual_ratio():
     ({"padding": -1}, "padding -1"),
     ({"mean": (0.5, 0.5, 0.5)}, "given with std"),
     ({"mean": (0.5, 0.5, 0.5), "std": (0.0, 1.0, 1.0)}, "positive"),
+    ({"randaugment": (2, 11.0)}, "randaugment (2, 11.0); it must be (operati"),
+    ({"randaugment": (0, 5.0)}, "randaugment (0, 5.0)"),
+    ({"randaugment": (1.5, 5.0)}, "randaugment (1.5, 5.0)"),
+    ({"randaugment": (2,)}, "randaugment (2,)"),
+    ({"color_jitter": (0.4, 0.4, 0.4)}, "color_jitter (0.4, 0.4, 0.4); it"),
+    ({"color_jitter": (1.1, 0.0, 0.0, 0.0)}, "color_jitter (1.1"),
+    ({"color_jitter": (0.0, 0.0, 0.0, 0.6)}, "hue to 0.5"),
+    ({"erase": 2.0}, "erase 2.0; it must be in 0 to 1"),
+    ({"erase_area": (0.3, 0.2)}, "erase_area (0.3, 0.2)"),
+    ({"erase_fill": "white"}, "erase_fill white; it must be 'noise' or"),
   ],
 )
 def test_bad_settings_are_named(options, message):
-  with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+  with pytest.raises(ValueError, match=re.escape(message)):
     Preprocess(size=32, **options)
 
 

@@ -12,6 +12,7 @@ from libml.datasets import Subset
 from libml.preprocess import Preprocess
 
 _ZEROS = np.zeros(4, np.int32)
+_EIGHT = np.zeros(8, np.int32)
 PLAIN = Preprocess(size=8, train="none", eval="native")
 RANDOM = Preprocess(size=8, train="random_resized_crop", eval="native")
 
@@ -196,6 +197,36 @@ def test_sweep_takes_the_evaluation_chain():
   split = _noise(8).pieces[0].split
   (batch,) = streams.sweep(Subset.of(split), chain, batch_size=8)
   np.testing.assert_array_equal(batch["image"], split.images / np.float32(255))
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, 1), (1, 3), (2, 2)])
+def test_augmented_sweep_is_the_same_at_each_pass(count, threads):
+  subset = _noise(13)
+
+  def run(**options):
+    parts = [
+      list(
+        streams.sweep(subset, RANDOM, batch_size=8, process_index=i, **options)
+      )
+      for i in range(options.get("process_count", 1))
+    ]
+    return [
+      {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+      for batches in zip(*parts, strict=True)
+    ]
+
+  plain, augmented = run(), run(augment=True)
+  _equal(augmented, run(augment=True, process_count=count, threads=threads))
+  for a, b in zip(plain, augmented, strict=True):
+    for key in ("label", "mask", "index"):
+      np.testing.assert_array_equal(a[key], b[key])
+    assert not np.array_equal(a["image"], b["image"])
+
+
+def test_augmented_sweep_crops_each_image_for_itself():
+  split = Split(np.tile(_noise(1).pieces[0].split.images, (8, 1, 1, 1)), _EIGHT)
+  (batch,) = streams.sweep(Subset.of(split), RANDOM, batch_size=8, augment=True)
+  assert len({image.tobytes() for image in batch["image"]}) > 4
 
 
 def test_images_are_not_copied_for_each_stream():
