@@ -14,6 +14,9 @@ def get_config() -> ml_collections.ConfigDict:
       "seed": 42,
       # Images in a step, over all devices of all processes.
       "batch_size": 128,
+      # Images in a step on each device along the batch. Where it is given,
+      # batch_size becomes this times their number, whatever it was.
+      "per_device_batch_size": config_dict.placeholder(int),
       # Passes over a stage's data.
       "epochs": 5,
       # Share of the training images that takes the place of the test images,
@@ -51,7 +54,18 @@ def get_config() -> ml_collections.ConfigDict:
         "aspect": (0.75, 1.33),
         "padding": 4,
         "antialias": False,
+        # (operations, magnitude in 0 to 10) of RandAugment; None: off.
+        "randaugment": config_dict.placeholder(tuple),
+        # Brightness, contrast, saturation (0 to 1), hue (to 0.5); None: off.
+        "color_jitter": config_dict.placeholder(tuple),
+        # Probability of erasing a box, its part of the image, and what
+        # overwrites it: "noise" or "mean".
+        "erase": 0.0,
+        "erase_area": (0.02, 0.33),
+        "erase_fill": "noise",
       },
+      # Beta parameters; 0: off. Both above 0: each image takes one of them.
+      "mixing": {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0},
       # Row of PROBLEMS.
       "problem": {"name": "classification"},
       # Row of MODELS, and its options; the classes come from the data.
@@ -65,6 +79,16 @@ def get_config() -> ml_collections.ConfigDict:
         "temperature": 1.0,
         # Of the computation; parameters stay float32.
         "dtype": "float32",
+      },
+      # Exemplars of earlier stages: fields of libml/rehearsal.py's Rehearsal.
+      "rehearsal": {
+        "per_class": 0,
+        "include_current": False,
+        "replay": True,
+        "mask": "seen",
+        "train": True,
+        "review_epochs": 0,
+        "review_last_only": False,
       },
       # Row of METHODS, and its options.
       "method": {"name": "finetune", "restart_optimizer": True},
@@ -85,7 +109,8 @@ def get_config() -> ml_collections.ConfigDict:
       },
       # Devices along the batch (-1: all that are left) and the model.
       "mesh": {"data": -1, "model": 1},
-      # (pattern, "replicate" | "fsdp" | axis names) for the state's leaves.
+      # (pattern, "replicate" | "fsdp" | "fsdp:BYTES" | axis names) for the
+      # state's leaves; fsdp cuts those of 4 MiB, or of BYTES, and more.
       "sharding": ((r".*", "replicate"),),
       # Steps between points of the training curves.
       "log_every": 20,

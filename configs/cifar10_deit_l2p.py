@@ -15,19 +15,14 @@ from configs import common
 DATA = "../shared/data"
 
 
-def stream(config, arg):
-  """Gives a config the images, their tasks and DeiT-Tiny."""
+def deit(config, arg):
+  """Gives a config DeiT-Tiny, and how it is trained."""
   config.batch_size = 16
   config.epochs = 1
   config.holdout = 0.2 if arg.tune else 0.0
   config.init_checkpoint = (
     f"{arg.data}/vit_ti16_deit_imagenet1k/vit_ti16_deit_imagenet1k.f16.npz"
   )
-  config.scenario.num_tasks = 5
-  config.dataset = {
-    "name": "npz",
-    "path": f"{arg.data}/cifar10_6k/cifar10_6k.npz",
-  }
   config.preprocess.mean = common.IMAGENET_MEAN
   config.preprocess.std = common.IMAGENET_STD
   config.preprocess.area = (0.5, 1.0)
@@ -35,6 +30,16 @@ def stream(config, arg):
   config.model.variant = "ViT-Ti_16"
   config.model.gelu = "erf"
   config.model.image_size = arg.size
+
+
+def stream(config, arg):
+  """Gives a config the images, their tasks and DeiT-Tiny."""
+  deit(config, arg)
+  config.scenario.num_tasks = 5
+  config.dataset = {
+    "name": "npz",
+    "path": f"{arg.data}/cifar10_6k/cifar10_6k.npz",
+  }
 
 
 def get_config(arg=None):

@@ -59,6 +59,18 @@ def tfds(name: str) -> dict[str, Any]:
   return {"name": name, "data_dir": config_dict.placeholder(str)}
 
 
+def tfds_collection(*names: str) -> dict[str, Any]:
+  """Returns TFDS sources in order; the data_dir of one is that of all."""
+  data_dir = config_dict.placeholder(str)
+  return {
+    "name": "collection",
+    "order": names,
+    # Images of each class to keep at most; None: all.
+    "per_class": config_dict.placeholder(int),
+    **{name: {"name": name, "data_dir": data_dir} for name in names},
+  }
+
+
 def l2p(**changes: Any) -> dict[str, Any]:
   """Returns L2P's options (the original's values for CIFAR-100)."""
   options = {
@@ -121,12 +133,66 @@ def adam(lr: float, **changes: Any) -> dict[str, Any]:
   return {**options, **changes}
 
 
+def sgd(lr: float, **changes: Any) -> dict[str, Any]:
+  """Returns the settings of SGD with Nesterov momentum for one group."""
+  options = {**adam(lr), "name": "sgd", "momentum": 0.9, "nesterov": True}
+  return {**options, **changes}
+
+
 def prompt_optimizer(config: ml_collections.ConfigDict, lr: float) -> None:
   """Trains prompts and head at one rate and freezes the rest."""
   config.optimizer.groups = PROMPT_GROUPS
   config.optimizer.prompt = adam(lr)
   config.optimizer.head = adam(lr)
   config.optimizer.backbone = None
+
+
+# The original's rehearsal settings, under the names of what its flags do. It
+# ships none: images a class and review epochs are those of its paper's largest
+# buffer and its smallest possible review. "replay" is ours: an exemplar's loss
+# sees the classes up to its stage.
+REHEARSAL = {
+  "none": {},
+  "replay": {"per_class": 50},
+  "replay_no_mask": {
+    "per_class": 50,
+    "include_current": True,
+    "mask": "none",
+  },
+  "replay_reverse_mask": {"per_class": 50, "mask": "old"},
+  "review_trick": {
+    "per_class": 50,
+    "replay": False,
+    "mask": "none",
+    "review_epochs": 5,
+  },
+  "review_last_only": {
+    "per_class": 50,
+    "replay": False,
+    "mask": "none",
+    "review_epochs": 5,
+    "review_last_only": True,
+  },
+  "no_train": {
+    "per_class": 50,
+    "train": False,
+    "mask": "none",
+    "review_epochs": 5,
+  },
+}
+
+
+def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
+  """Turns on a row of REHEARSAL.
+
+  Raises:
+    ValueError: No such row.
+  """
+  if preset not in REHEARSAL:
+    raise ValueError(
+      f"rehearsal={preset!r} must be one of {sorted(REHEARSAL)}."
+    )
+  config.rehearsal.update(REHEARSAL[preset])
 
 
 # Reference points beside the prompt methods: the method's options, and the
@@ -174,21 +240,44 @@ def finish(
   return smoke(config) if arg.smoke else config
 
 
+_SYNTHETIC = {"name": "synthetic", "num_classes": 6, "per_class": 16, "size": 8}
+# Scenario -> (its largest options in a smoke run, data that it takes).
+_SMOKE = {
+  "class_incremental": ({"num_tasks": 3}, _SYNTHETIC),
+  "joined": (
+    {},
+    {
+      "name": "collection",
+      "order": ("two", "three", "other_two"),
+      "two": {**_SYNTHETIC, "num_classes": 2, "per_class": 24, "seed": 1},
+      "three": {**_SYNTHETIC, "num_classes": 3, "seed": 2},
+      "other_two": {**_SYNTHETIC, "num_classes": 2, "seed": 3},
+    },
+  ),
+  "domain_incremental": (
+    {},
+    {**_SYNTHETIC, "name": "synthetic_sessions", "sessions": 3},
+  ),
+  "gaussian": (
+    {"num_stages": 6, "width": 2.0, "measure_every": 3},
+    {**_SYNTHETIC, "per_class": 4},
+  ),
+}
+
+
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Shrinks any config: tiny model, made-up images, three tasks, seconds."""
   config.batch_size = 8
   config.epochs = 1
+  config.rehearsal.per_class = min(4, config.rehearsal.per_class)
   config.holdout = 0.0
   config.random_init = True
   config.init_checkpoint = None
   config.pretrain = None
-  config.scenario.num_tasks = min(3, config.scenario.num_tasks)
-  config.dataset = {
-    "name": "synthetic",
-    "num_classes": 6,
-    "per_class": 16,
-    "size": 8,
-  }
+  largest, data = _SMOKE[config.scenario.name]
+  for option, most in largest.items():
+    config.scenario[option] = min(most, config.scenario[option])
+  config.dataset = data
   config.preprocess.train = "none"
   config.preprocess.eval = "native"
   config.preprocess.resize = None

@@ -49,7 +49,8 @@ class Evaluator:
     self._has_fixed = False
     probes = (p for stage in scenario.stages for p in stage.probes.values())
     for probe in probes:
-      batch = sharding.place_batch(next(data.sweep(probe.subset)), self._mesh)
+      batches = data.sweep(probe.subset, augment=probe.augment)
+      batch = sharding.place_batch(next(batches), self._mesh)
       fixed = jax.eval_shape(
         self._method.precompute, state.params, state.memory, batch
       )
@@ -69,7 +70,8 @@ class Evaluator:
 
   def _batches(self, name, probe, state, data):
     known = self._fixed.setdefault(name, []) if self._has_fixed else None
-    for number, batch in enumerate(data.sweep(probe.subset)):
+    batches = data.sweep(probe.subset, augment=probe.augment)
+    for number, batch in enumerate(batches):
       batch = sharding.place_batch(batch, self._mesh)
       if known is None:
         yield batch

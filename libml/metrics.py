@@ -65,3 +65,15 @@ def class_incremental(
     summary["forgetting"] = forgetting(matrix, task)
     summary["backward"] = backward(matrix, task)
   return summary
+
+
+def single_test(accuracies: np.ndarray) -> dict[str, float]:
+  """Returns the summary where one test set serves all stages.
+
+  Args:
+    accuracies: After each measured stage, [S].
+  """
+  return {
+    "avg_acc": float(accuracies[-1]),
+    "curve_mean_acc": float(np.mean(accuracies)),
+  }

@@ -6,6 +6,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -56,24 +57,32 @@ def _figure_array(figure: Any) -> np.ndarray:
   from PIL import Image
 
   buffer = io.BytesIO()
-  figure.savefig(buffer, format="png")
+  figure.savefig(buffer, format="png", bbox_inches="tight")
   return np.asarray(Image.open(buffer).convert("RGB"))[None]
 
 
-def draw_matrix(matrix: np.ndarray, title: str) -> Any:
-  """Draws R[i, j] as a figure: row i = task, column j = after task j."""
+def draw_matrix(
+  matrix: np.ndarray, title: str, *, rows: Sequence[str], columns: Sequence[str]
+) -> Any:
+  """Draws figures of probes (rows) after stages (columns).
+
+  Args:
+    matrix: [P, S], from 0 to 1; NaN stays empty.
+    title: Above the drawing.
+    rows: One name a probe, [P].
+    columns: One name a stage, [S].
+  """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  size = len(matrix)
-  side = max(3.0, 0.55 * size + 1.5)
-  figure = Figure(figsize=(side + 0.8, side), dpi=110, layout="constrained")
+  height, width = matrix.shape
+  # In inches. What the names need beside the cells, "tight" adds when saved.
+  figure = Figure(figsize=(0.5 * width, 0.5 * height), dpi=110)
   FigureCanvasAgg(figure)
-  axes = figure.subplots()
-  image = axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis")
-  for i in range(size):
-    for j in range(i, size):
-      value = 100 * matrix[i, j]
+  axes = figure.add_axes((0, 0, 1, 1))
+  axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis")
+  for (i, j), value in np.ndenumerate(100 * matrix):
+    if not np.isnan(value):
       axes.text(
         j,
         i,
@@ -83,14 +92,10 @@ def draw_matrix(matrix: np.ndarray, title: str) -> Any:
         fontsize=9,
         color="white" if value < 60 else "black",
       )
-  axes.set(
-    title=title,
-    xlabel="after task",
-    ylabel="accuracy on task (%)",
-    xticks=range(size),
-    yticks=range(size),
-  )
-  figure.colorbar(image, ax=axes, shrink=0.8)
+  axes.set_title(title, fontsize=10)
+  axes.set_xlabel("after")
+  axes.set_xticks(range(width), columns, rotation=90)
+  axes.set_yticks(range(height), rows)
   return figure
 
 
@@ -182,8 +187,14 @@ class Reporter:
       suffix = key.removeprefix(figure)
       summaries.update({f"{n}{suffix}": v for n, v in rows[-1].items()})
       matrix = np.asarray(record["matrix"][key], float)
+      drawing = draw_matrix(
+        matrix,
+        f"{key} (%)",
+        rows=record["axes"]["probe"],
+        columns=record["axes"]["stage_name"],
+      )
       self._writer.write_images(
-        step, {f"matrix{suffix}": _figure_array(draw_matrix(matrix, key))}
+        step, {f"matrix{suffix}": _figure_array(drawing)}
       )
     for probe, readings in record["probes"][-1].items():
       task = probe.removeprefix("task_")

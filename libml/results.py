@@ -63,13 +63,16 @@ def assemble(
     facts: Config, seeds, weights, data, versions, devices.
 
   Returns:
-    "matrix": {reading: R[i][j], figure of task i after stage j, None where not
-    measured}; "summary": {reading: one dict a measured stage}; "final": the
-    main reading's last summary; "probes": all figures of each stage; the
-    other keys speak for themselves.
+    "matrix": {reading: R[p][s], figure of probe p after measured stage s, None
+    where not measured}; "axes": {"probe": names of p, "stage": numbers of s,
+    from 0, "stage_name": their names}; "summary": {reading: one dict a
+    measured stage}; "final": the main reading's last summary; "probes": all
+    figures of each stage; the other keys speak for themselves.
   """
   rows = progress.rows
-  measured = [row for row in rows if row]  # a stage may have no probes
+  # A stage may have no probes.
+  numbers = [number for number, row in enumerate(rows) if row]
+  measured = [rows[number] for number in numbers]
   readings = list(next(iter(measured[-1].values()))) if measured else []
   matrix, summary = {}, {}
   for reading in readings:
@@ -88,6 +91,11 @@ def assemble(
     "stages": len(scenario.stages),
     **facts,
     "matrix": matrix,
+    "axes": {
+      "probe": list(scenario.measured_probes(measured)),
+      "stage": numbers,
+      "stage_name": [scenario.stages[n].name or f"stage {n}" for n in numbers],
+    },
     "summary": summary,
     "figure": scenario.figure,
     "final": summary[scenario.figure][-1] if measured else {},

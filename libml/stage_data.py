@@ -29,6 +29,8 @@ class StageData:
     seed: Of the run.
     mesh: Where batches go.
     compiled: The run's compiled functions.
+    mixing: What is done to pairs of training examples; None: nothing.
+    epoch_steps: Role -> steps of one epoch, where its images do not say.
   """
 
   train: Mapping[str, datasets.Subset]
@@ -38,6 +40,8 @@ class StageData:
   seed: int
   mesh: jax.sharding.Mesh
   compiled: steps.Compiled
+  mixing: Any = None
+  epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def subset(self, roles: Sequence[str]) -> datasets.Subset:
     """Returns the images of some roles, one after the other."""
@@ -45,6 +49,9 @@ class StageData:
 
   def steps_per_epoch(self, roles: Sequence[str]) -> int:
     """Returns the whole batches in one pass over the roles, at least 1."""
+    given = [self.epoch_steps[r] for r in roles if r in self.epoch_steps]
+    if given:
+      return max(given)
     return max(1, len(self.subset(roles)) // self.batch_size)
 
   def stream(
@@ -53,6 +60,7 @@ class StageData:
     """Yields the batches of round `number` from step `start` on, for ever."""
     from libml import streams as pipelines  # TensorFlow: only when needed
 
+    index, count = sharding.batch_part(self.mesh)
     parts = {
       name: pipelines.train_stream(
         self.subset(roles),
@@ -60,8 +68,9 @@ class StageData:
         batch_size=self.batch_size,
         seed=(self.seed, self.stage, number, position),
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
+        mixing=self.mixing,
       )
       for position, (name, roles) in enumerate(streams.items())
     }
@@ -71,16 +80,25 @@ class StageData:
         for name, part in parts.items()
       }
 
-  def sweep(self, subset: datasets.Subset) -> Iterator[dict[str, Any]]:
-    """Yields every image once, on the host: padded, with mask and index."""
+  def sweep(
+    self, subset: datasets.Subset, *, augment: bool = False
+  ) -> Iterator[dict[str, Any]]:
+    """Yields every image once, on the host: padded, with mask and index.
+
+    Args:
+      subset: The images.
+      augment: Whether they go through the training chain, the same each time.
+    """
     from libml import streams as pipelines
 
+    index, count = sharding.batch_part(self.mesh)
     return pipelines.sweep(
       subset,
       self.preprocess,
       batch_size=self.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=index,
+      process_count=count,
+      augment=augment,
     )
 
   def accumulate(

@@ -38,44 +38,69 @@ def _add_columns(out: table.Table, names: Sequence[str]) -> None:
 # Column -> reading of a summary, and its figure there.
 _SUMMARY = {
   "avg_acc": ("", "avg_acc"),
+  "augmented": ("", "augmented_avg_acc"),
   "forgetting": ("", "forgetting"),
   "curve mean": ("", "curve_mean_acc"),
   "by vote": ("_batchwise", "avg_acc"),
 }
 
 
-def _summary(record: Mapping[str, Any], stage: int) -> list[str]:
-  """Returns the cells of _SUMMARY after a stage; empty where undefined."""
-  cells = []
-  for suffix, name in _SUMMARY.values():
-    rows = record["summary"].get(record["figure"] + suffix)
-    cells.append(_percent(rows[stage].get(name) if rows else None))
-  return cells
+def _summaries(
+  records: Sequence[Mapping[str, Any]], stages: Sequence[int]
+) -> dict[str, list[str]]:
+  """Returns the columns of _SUMMARY, a cell each record and measured stage.
+
+  A cell is empty where its figure is not defined; a column that would be empty
+  is left out.
+  """
+  columns = {}
+  for column, (suffix, name) in _SUMMARY.items():
+    cells = []
+    for record in records:
+      rows = record["summary"].get(record["figure"] + suffix)
+      cells += [_percent(rows[s].get(name) if rows else None) for s in stages]
+    if any(cells):
+      columns[column] = cells
+  return columns
 
 
 def run_table(record: Mapping[str, Any]) -> table.Table:
-  """Returns one run: accuracy of each task after each task, and summaries."""
+  """Returns one run: accuracy of each probe after each stage, and summaries.
+
+  A single probe has no column: its accuracy is avg_acc.
+  """
   matrix = record["matrix"][record["figure"]]
-  tasks = range(len(matrix))
-  digits = 1 if len(matrix) <= _MOST_TASKS // 2 else 0
-  out = _table(f"{record['name']}: accuracy (%) of each task after each task")
-  shown = tasks if len(matrix) <= _MOST_TASKS else range(0)
-  label = "task {}" if digits else "{}"
-  _add_columns(out, ["after", *map(label.format, shown), *_SUMMARY])
-  for j in tasks:
-    cells = [_percent(matrix[i][j], digits) if i <= j else "" for i in shown]
-    out.add_row(label.format(j), *cells, *_summary(record, j))
+  probes = [name.replace("_", " ") for name in record["axes"]["probe"]]
+  stages = record["axes"]["stage_name"]
+  many = len(probes) > _MOST_TASKS // 2
+  named = any(":" in name for name in stages)
+  if many or named:  # a number suffices, or the line grows too long
+    probes = [name.removeprefix("task ") for name in probes]
+    stages = [name.removeprefix("task ") for name in stages]
+  what = (
+    "of each task after each task" if len(probes) > 1 else "of all test images"
+  )
+  out = _table(f"{record['name']}: accuracy (%) {what}")
+  shown = range(len(probes)) if 1 < len(probes) <= _MOST_TASKS else range(0)
+  summaries = _summaries([record], range(len(stages)))
+  out.add_column("after", justify="left" if named else "right", no_wrap=True)
+  _add_columns(out, [*(probes[i] for i in shown), *summaries])
+  for j, stage in enumerate(stages):
+    cells = [_percent(matrix[i][j], 0 if many else 1) for i in shown]
+    out.add_row(stage, *cells, *(column[j] for column in summaries.values()))
   return out
 
 
 def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
-  """Returns runs beside each other: what is left after the last task."""
+  """Returns runs beside each other: what is left after the last stage."""
   out = _table("After the last task (%)")
+  summaries = _summaries(records, [-1])
   out.add_column("run", no_wrap=True)
-  _add_columns(out, [*_SUMMARY, "seconds"])
-  for record in records:
+  _add_columns(out, [*summaries, "seconds"])
+  for i, record in enumerate(records):
     seconds = f"{record['wall_seconds']:.0f}"
-    out.add_row(record["name"], *_summary(record, -1), seconds)
+    cells = (column[i] for column in summaries.values())
+    out.add_row(record["name"], *cells, seconds)
   return out
 
 

@@ -170,7 +170,9 @@ class L2P(base.Method):
       patches = self.model.apply({"params": params}, image, method="embed")
       return selection.query_from_patches(patches, self.query)
     weights = jax.lax.stop_gradient(memory.get("query", params))
-    tokens = self.model.apply({"params": weights}, image, method="encode")
+    tokens = self.model.apply(
+      {"params": weights}, image, rows=slice(1), method="encode"
+    )
     return jax.lax.stop_gradient(tokens[:, 0])
 
   def choose(self, params: Any, query: jax.Array, **how: Any) -> Any:

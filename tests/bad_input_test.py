@@ -101,8 +101,8 @@ CASES = {
     r"variant 'ViT-B16'.*ViT-B_16",
   ),
   "unknown data set": (
-    {"dataset__name": "cifar10O"},
-    r"dataset 'cifar10O'.*mean 'cifar100'",
+    {"dataset__name": "cifar100O"},
+    r"dataset 'cifar100O'.*mean 'cifar100'",
   ),
   "unknown scenario": (
     {"scenario__name": "class_incremetal"},

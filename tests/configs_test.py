@@ -28,10 +28,9 @@ def arguments(name):
   """Returns what a config's docstring says may stand after the colon."""
   text = importlib.import_module(f"configs.{name}").__doc__
   found = [None]
-  if '":paper"' in text:
-    found += ["paper"]
-  if '":tune"' in text:
-    found += ["tune"]
+  for name in ("paper", "shipped", "tune"):
+    if f'":{name}"' in text:
+      found.append(name)
   if '":method="' in text:
     found += [f"method={method}" for method in common.REFERENCES]
   return found
@@ -42,8 +41,7 @@ CASES = [(name, arg) for name in NAMES for arg in arguments(name)]
 
 def build(config, num_classes):
   """Returns the method and the optimizer that a config describes."""
-  tasks = config.scenario.num_tasks
-  method = main.build_method(config, num_classes, tasks)
+  method = main.build_method(config, num_classes, num_stages=10)
   return method, main.build_optimizer(config)
 
 
@@ -103,8 +101,6 @@ COMMON = {
   "batch_size": 192,
   "seed": 42,
   "holdout": 0.0,
-  "scenario.num_tasks": 10,
-  "scenario.order_seed": None,
   "model.variant": "ViT-B_16",
   "model.image_size": 224,
   "model.classifier": "token",
@@ -142,9 +138,28 @@ COMMON = {
   "method.transfer_keys": False,
   "method.vote_group": 24,
 }
+TASKS = {
+  "scenario.name": "class_incremental",
+  "scenario.num_tasks": 10,
+  "scenario.order_seed": None,
+}
+L2P = {
+  "batch_size": 128,
+  "model.classifier": "prompt",
+  "method.e_layers": (0,),
+  "method.e_prefix": False,
+  "method.length": 10,
+  "method.top_k": 4,
+  "method.g_layers": (),
+  "method.prompt_mask": False,
+  "method.transfer_prompts": False,
+  "method.vote_group": 16,
+}
+FIVE = ("cifar10", "mnist", "svhn_cropped", "not_mnist", "fashion_mnist")
 ORIGINAL = {
-  "cifar100_dualprompt": {"dataset.name": "cifar100"},
+  "cifar100_dualprompt": {**TASKS, "dataset.name": "cifar100"},
   "imr_dualprompt": {
+    **TASKS,
     "dataset.name": "imagenet_r",
     "epochs": 50,
     "optimizer.head.lr": 0.005,
@@ -152,25 +167,62 @@ ORIGINAL = {
     "method.length": 20,
     "method.vote_group": 0,
   },
-  "cifar100_l2p": {
+  "cifar100_l2p": {**TASKS, **L2P, "dataset.name": "cifar100"},
+  "five_datasets_l2p": {
+    **L2P,
+    "scenario.name": "joined",
+    "dataset.order": FIVE,
+    **{f"dataset.{name}.name": name for name in FIVE},
+    "method.pool_size": 20,
+    "method.prompt_mask": True,
+    "method.transfer_prompts": True,
+    "method.key_loss": 0.5,
+  },
+  # Its prompts are those of CIFAR-100: the original has no such config.
+  "five_datasets_dualprompt": {
+    "scenario.name": "joined",
+    "dataset.order": FIVE,
+    "method.pool_size": 5,
+  },
+  "core50_l2p": {
+    **L2P,
+    "scenario.name": "domain_incremental",
+    "scenario.augmented_test": True,
+    "dataset.name": "core50",
+    "method.length": 5,
+    "method.mask_classes": False,
+    **{
+      f"optimizer.{group}.{option}": value
+      for group in ("head", "prompt", "backbone")
+      for option, value in (
+        ("name", "sgd"),
+        ("lr", 0.03),
+        ("momentum", 0.9),
+        ("nesterov", True),
+        ("weight_decay", 0.0),
+      )
+    },
+  },
+  "cifar100_gaussian_l2p:shipped": {
+    **L2P,
+    "scenario.name": "gaussian",
+    "scenario.num_stages": 200,
+    "scenario.steps_per_stage": None,
+    "scenario.width": 50.0,
+    "scenario.measure_every": 10,
+    "scenario.schedule_seed": 42,
+    "scenario.legacy_threefry": True,
     "dataset.name": "cifar100",
-    "batch_size": 128,
-    "model.classifier": "prompt",
-    "method.e_layers": (0,),
-    "method.e_prefix": False,
-    "method.length": 10,
-    "method.top_k": 4,
-    "method.g_layers": (),
-    "method.prompt_mask": False,
-    "method.transfer_prompts": False,
-    "method.vote_group": 16,
+    "method.restart_optimizer": False,
   },
 }
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
 def test_values_are_the_original_ones(name):
-  config, expected = load(name), {**COMMON, **ORIGINAL[name]}
+  config, expected = load(*name.split(":")), {**COMMON, **ORIGINAL[name]}
+  if "optimizer.backbone.name" in expected:
+    del expected["optimizer.backbone"]
   found = {
     key: functools.reduce(lambda part, word: part[word], key.split("."), config)
     for key in expected
@@ -184,6 +236,39 @@ def test_paper_values():
   dual = load("cifar100_dualprompt", "paper")
   assert (dual.method.length, dual.batch_size) == (20, 128)
   assert dual.optimizer.prompt.lr == dual.optimizer.head.lr == 0.005
+  five = load("five_datasets_l2p", "paper").method
+  assert (five.pool_size, five.top_k, five.length) == (20, 4, 5)
+  core50 = load("core50_l2p", "paper")
+  assert core50.optimizer.backbone is None
+  assert (core50.method.top_k, core50.optimizer.head.name) == (5, "adam")
+
+
+def test_gaussian_readings_are_apart():
+  stream, shipped = (
+    load("cifar100_gaussian_l2p", a) for a in (None, "shipped")
+  )
+  found = [(c.epochs, c.scenario.steps_per_stage) for c in (stream, shipped)]
+  assert found == [(1, 5), (5, None)]
+
+
+@pytest.mark.parametrize("name", ["joined", "domain_incremental", "gaussian"])
+def test_smoke_keeps_the_scenario(name):
+  cases = [case for case in CASES if load(*case).scenario.name == name]
+  assert cases
+  for config, arg in cases:
+    small = load(config, ",".join(filter(None, [arg, "smoke"])))
+    assert small.scenario.name == name
+    source, scenario = main.build_scenario(small)
+    assert source.name.startswith(("synthetic", "collection"))
+    assert 2 <= len(scenario.stages) <= 6
+    assert any(stage.probes for stage in scenario.stages[:-1])
+
+
+def test_data_dir_of_one_part_is_that_of_all():
+  config = load("five_datasets_l2p")
+  config.dataset.mnist.data_dir = "/data"
+  parts = main.plain(config.dataset)
+  assert {parts[name]["data_dir"] for name in FIVE} == {"/data"}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +277,8 @@ def test_paper_values():
     ("cifar100_l2p", 100, 161_380),
     ("cifar100_dualprompt", 100, 407_140),
     ("imr_dualprompt", 200, 1_175_240),
+    ("five_datasets_l2p", 50, 207_410),
+    ("core50_l2p", 50, 85_883_186),
   ],
 )
 def test_number_of_trained_parameters(name, classes, count):

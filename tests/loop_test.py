@@ -96,9 +96,6 @@ def forgetting(source, order):
       scenarios.Stage(index, "forget", subsets["train"], probes, roles)
     )
 
-  def accuracy(rows, reading):
-    return [[row[role][reading]["accuracy"] for row in rows] for role in roles]
-
   return scenarios.Scenario(
     stages=tuple(stages),
     num_classes=source.num_classes,
@@ -106,7 +103,7 @@ def forgetting(source, order):
     summarize=lambda rows, reading: {
       role: rows[-1][role][reading]["accuracy"] for role in roles
     },
-    matrix=lambda rows, reading: np.array(accuracy(rows, reading)),
+    probes=tuple(probes),
     description={"order": list(order)},
     seeds={},
   )
@@ -140,7 +137,11 @@ def walk(workdir, stop=lambda: False):
   params = jax.device_get(model.init(jax.random.key(0), image)["params"])
   workdir.mkdir(exist_ok=True)
   reporter = reporting.Reporter(workdir, total_stages=2, quiet=True)
-  facts = {"global_batch_size": 8, "data": source.description}
+  facts = {
+    "global_batch_size": 8,
+    "data": source.description,
+    "scenario": scenario.description,
+  }
   state, _ = run.walk(run.start(params), workdir, facts, reporter)
   record = json.loads((workdir / "results.json").read_text())
   del record["wall_seconds"], record["examples_per_second"]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import main
+from configs import cifar100_gaussian_l2p
+from configs import core50_l2p
 from configs import digits_l2p
 from libml import reporting
 from libml import tables
@@ -87,21 +89,141 @@ def test_tables_show_every_task_and_run(run, capsys):
   assert f"{100 * voted:.1f}" in shown
 
 
-@pytest.mark.parametrize("tasks", [1, 5, 10, 20])
-def test_tables_fit_a_line(tasks, capsys):
-  matrix = np.triu(np.full((tasks, tasks), 1.0)).tolist()
-  row = {"avg_acc": 1.0, "forgetting": 1.0, "curve_mean_acc": 1.0}
-  record = {
+def _record(probes, stages, **figures):
+  """Returns results in which every figure is 100 %."""
+  matrix = np.triu(np.ones((len(probes), len(stages)))).tolist()
+  row = {"avg_acc": 1.0, "curve_mean_acc": 1.0, **figures}
+  readings = ("accuracy", "accuracy_batchwise")
+  return {
     "name": "cifar10_deit_dualprompt",
     "figure": "accuracy",
+    "axes": {"probe": probes, "stage_name": stages},
     "matrix": {"accuracy": matrix},
-    "summary": {k: tasks * [row] for k in ("accuracy", "accuracy_batchwise")},
+    "summary": {k: len(stages) * [row] for k in readings},
     "wall_seconds": 123456.7,
   }
-  tables.show([record, record])
-  shown = capsys.readouterr().out
+
+
+def _shown(records, capsys):
+  tables.show(records)
+  return capsys.readouterr().out
+
+
+FIVE = ("cifar10", "mnist", "svhn_cropped", "not_mnist", "fashion_mnist")
+
+
+@pytest.mark.parametrize(
+  "stages",
+  [
+    *([f"task {i}" for i in range(n)] for n in (1, 5, 10, 20)),
+    [f"task {i}: {name}" for i, name in enumerate(FIVE)],
+    [f"task {i}: domainnet/{name}" for i, name in enumerate("abcdefgh")],
+  ],
+  ids=len,
+)
+def test_tables_fit_a_line(stages, capsys):
+  probes = [f"task_{i}" for i in range(len(stages))]
+  record = _record(probes, stages, forgetting=1.0)
+  shown = _shown([record, record], capsys)
   assert "…" not in shown and "by vote" in shown
-  assert len([line for line in shown.splitlines() if "100.0" in line]) > tasks
+  lines = [line for line in shown.splitlines() if "100.0" in line]
+  assert len(lines) == len(stages) + 2
+  assert stages[-1].removeprefix("task ") in lines[len(stages) - 1]
+
+
+@pytest.mark.parametrize("measured", [8, 20])
+def test_one_test_set_has_no_columns_of_tasks(measured, capsys):
+  stages = [f"stage {10 * (i + 1)}" for i in range(measured)]
+  shown = _shown([_record(["test"], stages)], capsys)
+  assert "forgetting" not in shown and "augmented" not in shown
+  lines = [line.split() for line in shown.splitlines() if "100.0" in line]
+  # Stage and its number, avg_acc, curve mean, by vote.
+  assert [len(line) for line in lines] == measured * [5]
+
+
+def test_augmented_figure_has_a_column_of_its_own(capsys):
+  record = _record(["test"], ["task 0: s1"], augmented_avg_acc=0.123)
+  proper = _record(["test"], ["task 0: s1"])
+  shown = _shown([record, proper], capsys)
+  assert shown.count("augmented") == 2 and shown.count("12.3") == 2
+
+
+@pytest.mark.parametrize(
+  ("probes", "stages"), [(1, 20), (1, 8), (5, 5), (8, 8), (10, 10)]
+)
+def test_matrix_is_drawn_cell_by_cell(probes, stages):
+  matrix = np.random.default_rng(0).uniform(size=(probes, stages))
+  if probes == stages:
+    matrix[np.tril_indices(probes, -1)] = np.nan
+  rows = [f"task_{i}" for i in range(probes)]
+  columns = [f"stage {10 * j}" for j in range(stages)]
+  figure = reporting.draw_matrix(matrix, "title", rows=rows, columns=columns)
+  (axes,) = figure.axes
+  for names, wanted in (
+    (axes.get_xticklabels(), columns),
+    (axes.get_yticklabels(), rows),
+  ):
+    assert [name.get_text() for name in names] == wanted
+  drawn = {t.get_position(): t.get_text() for t in axes.texts}
+  assert drawn == {
+    (j, i): f"{100 * value:.0f}"
+    for (i, j), value in np.ndenumerate(matrix)
+    if not np.isnan(value)
+  }
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+  """Returns the workdirs of runs with one test set: domains, and task-free."""
+  workdirs = {}
+  for module in (core50_l2p, cifar100_gaussian_l2p):
+    config = module.get_config("smoke")
+    config.model.depth = 1
+    config.preprocess.train = "random_resized_crop"
+    workdirs[config.name] = tmp_path_factory.mktemp(config.name)
+    main.execute(config, workdirs[config.name])
+  return workdirs
+
+
+def test_one_test_set_has_its_own_tags(single):
+  tags = set(_tags(single["core50_l2p"]).Tags()["tensors"])
+  for name in (
+    "accuracy_test",
+    "accuracy_test_batchwise",
+    "accuracy_test_augmented",
+    "avg_acc",
+    "augmented_avg_acc",
+    "curve_mean_acc",
+    "matrix",
+    "prompt_usage/test",
+  ):
+    assert name in tags
+  for name in ("forgetting", "backward", "learning_acc", "accuracy_0"):
+    assert name not in tags
+
+
+def test_augmented_test_sees_other_pixels(single):
+  record = json.loads((single["core50_l2p"] / "results.json").read_text())
+  for row in record["probes"]:
+    proper, augmented = row["test"][""], row["test_augmented"][""]
+    assert proper["count"] == augmented["count"] == 60
+    assert proper["loss"] != augmented["loss"]
+
+
+def test_stages_without_probes_leave_no_gaps(single):
+  workdir = single["cifar100_gaussian_l2p"]
+  record = json.loads((workdir / "results.json").read_text())
+  assert record["stages_done"] == 6
+  assert [bool(row) for row in record["probes"]] == 2 * [False, False, True]
+  assert record["axes"] == {
+    "probe": ["test"],
+    "stage": [2, 5],
+    "stage_name": ["stage 3", "stage 6"],
+  }
+  (accuracies,) = record["matrix"]["accuracy"]
+  assert accuracies == [r["avg_acc"] for r in record["summary"]["accuracy"]]
+  steps = [e.step for e in _tags(workdir).Tensors("avg_acc")]
+  assert steps == [3, 6]
 
 
 def test_tables_without_results_say_so(tmp_path):

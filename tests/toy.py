@@ -10,3 +10,8 @@ def tiny(**changes):
   config.epochs = 2
   config.update(changes)
   return config
+
+
+def get_config():
+  """Is what main.py asks of a config file."""
+  return tiny()

@@ -1,0 +1,63 @@
+"""L2P on a small stand-in for 5-datasets, with DeiT-Tiny.
+
+  python main.py --my_config configs/five_deit_l2p.py --workdir ./five_l2p
+
+CIFAR-10, MNIST, Omniglot in place of SVHN and notMNIST, Fashion-MNIST, from
+files under ":data=DIR", 5 epochs as in the original; 50 training and 50 test
+images a class at most, or ":per_class=". Omniglot gives 15 and 5 images each of
+10 characters, the first two of each alphabet. ":size=" and ":tune" as in
+configs/cifar10_deit_l2p.py.
+"""
+
+from configs import base
+from configs import cifar10_deit_l2p
+from configs import common
+
+# Omniglot's alphabets have 24, 22, 24, 40 and 26 characters.
+CHARACTERS = (0, 1, 24, 25, 46, 47, 70, 71, 110, 111)
+
+
+def parse(arg, **more):
+  """Reads what follows the colon."""
+  data = cifar10_deit_l2p.DATA
+  return common.parse_arg(
+    arg, tune=False, data=data, size=112, per_class=50, **more
+  )
+
+
+def stream(config, arg):
+  """Gives a config the four data sets and DeiT-Tiny."""
+  cifar10_deit_l2p.deit(config, arg)
+  config.epochs = 5
+  config.scenario = {"name": "joined", "task_incremental": False}
+  files = {
+    "cifar10": "cifar10_6k",
+    "mnist": "mnist_12k",
+    "omniglot": "omniglot_small1_28",
+    "fashion_mnist": "fashion_mnist_12k",
+  }
+  parts: dict = {
+    name: {"name": "npz", "path": f"{arg.data}/{file}/{file}.npz"}
+    for name, file in files.items()
+  }
+  parts["omniglot"]["classes"] = CHARACTERS
+  config.dataset = {
+    "name": "collection",
+    "order": tuple(files),
+    "per_class": arg.per_class,
+    **parts,
+  }
+
+
+def get_config(arg=None):
+  """Returns L2P with the original's prompts for 5-datasets."""
+  arg = parse(arg)
+  config = base.get_config()
+  config.name = "five_deit_l2p"
+  stream(config, arg)
+  config.model.classifier = "prompt"
+  config.method = common.l2p(
+    pool_size=20, key_loss=0.5, prompt_mask=True, transfer_prompts=True
+  )
+  common.prompt_optimizer(config, lr=0.001)
+  return common.finish(config, arg)

@@ -1,0 +1,21 @@
+"""Reference points beside configs/five_deit_l2p.py.
+
+  python main.py --my_config configs/five_deit_reference.py:method=joint \
+      --workdir ./joint
+
+":method=" finetune, head, masked_head, nearest_mean or joint; further
+arguments as in configs/five_deit_l2p.py.
+"""
+
+from configs import base
+from configs import common
+from configs import five_deit_l2p
+
+
+def get_config(arg=None):
+  """Returns the same stream as configs/five_deit_l2p.py."""
+  arg = five_deit_l2p.parse(arg, method="finetune")
+  config = base.get_config()
+  five_deit_l2p.stream(config, arg)
+  common.reference(config, arg.method, head_lr=0.01, body_lr=1e-4)
+  return common.finish(config, arg)

@@ -1,0 +1,45 @@
+"""Scenarios: in which order data arrive, and what is measured after each."""
+
+from collections.abc import Callable
+
+from libml.scenarios.domains import domain_incremental
+from libml.scenarios.domains import summarize_test
+from libml.scenarios.stage import Arrival
+from libml.scenarios.stage import Probe
+from libml.scenarios.stage import Row
+from libml.scenarios.stage import Scenario
+from libml.scenarios.stage import Stage
+from libml.scenarios.stage import learn_in_order
+from libml.scenarios.stage import probe_matrix
+from libml.scenarios.task_free import gaussian
+from libml.scenarios.tasks import class_incremental
+from libml.scenarios.tasks import class_order
+from libml.scenarios.tasks import joined
+from libml.scenarios.tasks import summarize_tasks
+from libml.scenarios.tasks import task_matrix
+
+__all__ = [
+  "SCENARIOS",
+  "Arrival",
+  "Probe",
+  "Row",
+  "Scenario",
+  "Stage",
+  "class_incremental",
+  "class_order",
+  "domain_incremental",
+  "gaussian",
+  "joined",
+  "learn_in_order",
+  "probe_matrix",
+  "summarize_tasks",
+  "summarize_test",
+  "task_matrix",
+]
+
+SCENARIOS: dict[str, Callable[..., Scenario]] = {
+  "class_incremental": class_incremental,
+  "domain_incremental": domain_incremental,
+  "gaussian": gaussian,
+  "joined": joined,
+}

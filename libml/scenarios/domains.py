@@ -1,0 +1,109 @@
+"""Domain-incremental learning: the same classes under ever new conditions."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from libml import datasets
+from libml import metrics
+from libml.scenarios import stage as stage_lib
+from libml.scenarios import tasks
+
+
+def summarize_test(
+  rows: Sequence[stage_lib.Row], reading: str
+) -> dict[str, float]:
+  """Returns the summary of one test set that no stage owns.
+
+  Nothing is forgotten task by task where no task has a test of its own.
+  """
+  probes = {"": "test", "augmented_": "test_augmented"}
+  summary = {}
+  for prefix, probe in probes.items():
+    if probe in rows[-1]:
+      curve = stage_lib.probe_matrix(rows, reading, probes=[probe])[0]
+      found = metrics.single_test(curve)
+      summary.update({f"{prefix}{name}": v for name, v in found.items()})
+  return summary
+
+
+def domain_incremental(
+  source: datasets.Collection, *, augmented_test: bool = False
+) -> stage_lib.Scenario:
+  """Domains of the same classes arrive one after the other.
+
+  Where all domains share one test split (CORe50: Lomonaco and Maltoni, 2017),
+  it is the probe "test" of every stage; else each stage is measured on the
+  tests of all domains so far.
+
+  Args:
+    source: The domains, in order.
+    augmented_test: Whether to measure the shared test split once more as the
+      L2P code does, through the training chain ("test_augmented"). Here an
+      image's crop is drawn from its position, and so the same after each
+      stage; there it is drawn anew at each pass.
+
+  Raises:
+    ValueError: Domains with other classes, a class or domain without a test
+      image, an augmented test of several test splits, or a single data set.
+  """
+  parts = stage_lib.several(source).parts
+  names = parts[0].class_names
+  for part in parts:
+    if part.class_names != names:
+      raise ValueError(
+        f"Domain {part.name!r} has other classes than {parts[0].name!r}: "
+        f"{list(part.class_names[:3])}... ({part.num_classes}), not "
+        f"{list(names[:3])}... ({len(names)}). Take scenario.name='joined' "
+        "for data sets with classes of their own."
+      )
+    if not len(part.splits["test"]):
+      raise ValueError(
+        f"Domain {part.name!r} has no test image; add some, or set holdout to "
+        "test on a part of the training images."
+      )
+  everything = tuple(range(len(names)))
+  arrivals, seen = [], datasets.Subset(())
+  for i, part in enumerate(parts):
+    learn = datasets.Subset.of(part.splits["train"])
+    seen += learn
+    arrivals.append(
+      stage_lib.Arrival(
+        name=f"task {i}: {part.name}",
+        learn=learn,
+        seen=seen,
+        classes=everything,
+      )
+    )
+  shared = len({part.splits["test"] for part in parts}) == 1
+  if augmented_test and not shared:
+    raise ValueError(
+      "augmented_test=True needs domains that share one test split; these "
+      "have tests of their own. Set scenario.augmented_test=False."
+    )
+  description = {"order": [p.name for p in parts], "classes": len(names)}
+  if not shared:
+    tests = [datasets.Subset.of(part.splits["test"]) for part in parts]
+    return tasks.tested_on_all(
+      arrivals,
+      [stage_lib.Probe(test, everything) for test in tests],
+      num_classes=len(names),
+      description={**description, "evaluation": "on each domain's test"},
+      seeds={},
+    )
+  test = parts[0].splits["test"]
+  stage_lib.check_tested(test, names, source.name)
+  subset = datasets.Subset.of(test)
+  probes = {"test": stage_lib.Probe(subset, everything)}
+  if augmented_test:
+    probes["test_augmented"] = stage_lib.Probe(subset, everything, augment=True)
+  return stage_lib.Scenario(
+    stages=stage_lib.learn_in_order(
+      dataclasses.replace(arrival, probes=probes) for arrival in arrivals
+    ),
+    num_classes=len(names),
+    figure="accuracy",
+    summarize=summarize_test,
+    probes=("test",),
+    description={**description, "evaluation": "on one test for all domains"},
+    seeds={},
+  )

@@ -1,0 +1,194 @@
+"""What a scenario is made of: stages, their data, and what is measured."""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+
+from libml import datasets
+
+# After each stage: probe -> reading -> figure -> value.
+Row = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+  """What to measure after a stage.
+
+  Attributes:
+    subset: The images.
+    classes: Ids that an answer may name; all of them in class-incremental
+      evaluation, the task's own in task-incremental evaluation.
+    augment: Whether the images go through the training chain.
+  """
+
+  subset: datasets.Subset
+  classes: tuple[int, ...]
+  augment: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+  """One step of a scenario.
+
+  Attributes:
+    index: Number, from 0.
+    goal: "learn" or "forget".
+    train: Role -> data ("learn", "seen", "forget", "retain").
+    probes: Name -> what to measure after the stage; empty: nothing.
+    classes: Role -> class ids.
+    name: For tables and figures.
+    epoch_steps: Role -> steps of one epoch, where its images do not say.
+  """
+
+  index: int
+  goal: str
+  train: Mapping[str, datasets.Subset]
+  probes: Mapping[str, Probe]
+  classes: Mapping[str, tuple[int, ...]]
+  name: str = ""
+  epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scenario:
+  """An ordered list of stages.
+
+  Attributes:
+    stages: In order.
+    num_classes: Columns of the head.
+    figure: What of a problem's report the matrix shows ("accuracy").
+    summarize: (measured rows so far, reading) -> named figures of the last.
+    probes: Names of the matrix's rows, in order.
+    description: Plain facts for the results.
+    seeds: What its draws came from.
+  """
+
+  stages: tuple[Stage, ...]
+  num_classes: int
+  figure: str
+  summarize: Callable[[Sequence[Row], str], dict[str, float]]
+  probes: tuple[str, ...]
+  description: Mapping[str, object]
+  seeds: Mapping[str, int | None]
+
+  def measured_probes(self, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Returns the probes of the matrix that were measured so far."""
+    return tuple(p for p in self.probes if any(p in row for row in rows))
+
+  def matrix(self, rows: Sequence[Row], reading: str) -> np.ndarray:
+    """Returns the figure of each probe after each measured stage, [P, S]."""
+    probes = self.measured_probes(rows)
+    return probe_matrix(rows, reading, probes=probes, figure=self.figure)
+
+
+def probe_matrix(
+  rows: Sequence[Row],
+  reading: str,
+  *,
+  probes: Sequence[str],
+  figure: str = "accuracy",
+) -> np.ndarray:
+  """Returns R[p, s], a figure of probe p in row s; NaN where not measured."""
+  matrix = np.full((len(probes), len(rows)), np.nan)
+  for s, row in enumerate(rows):
+    for p, probe in enumerate(probes):
+      if probe in row:
+        matrix[p, s] = row[probe][reading][figure]
+  return matrix
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Arrival:
+  """What one stage of learning brings.
+
+  Attributes:
+    name: As in Stage.
+    learn: The new images.
+    seen: The images of all stages so far, these included.
+    classes: Class ids of the new images.
+    probes: As in Stage.
+    steps: Steps of one epoch; None: as many as the images give.
+  """
+
+  name: str
+  learn: datasets.Subset
+  seen: datasets.Subset
+  classes: tuple[int, ...]
+  probes: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
+  steps: int | None = None
+
+
+def learn_in_order(arrivals: Iterable[Arrival]) -> tuple[Stage, ...]:
+  """Returns the stages in which all that arrives is learned, in order."""
+  stages, seen = [], {}
+  for index, arrival in enumerate(arrivals):
+    seen.update(dict.fromkeys(arrival.classes))
+    train = {"learn": arrival.learn, "seen": arrival.seen}
+    stages.append(
+      Stage(
+        index=index,
+        goal="learn",
+        train=train,
+        probes=arrival.probes,
+        classes={"learn": arrival.classes, "seen": tuple(seen)},
+        name=arrival.name,
+        epoch_steps=(
+          {} if arrival.steps is None else dict.fromkeys(train, arrival.steps)
+        ),
+      )
+    )
+  return tuple(stages)
+
+
+def check_tested(
+  test: datasets.Split, class_names: Sequence[str], source: str
+) -> None:
+  """Raises ValueError for a class without a test image.
+
+  Args:
+    test: The test images.
+    class_names: One name a class id.
+    source: Name of the data set, for the error.
+  """
+  tested = set(test.labels.tolist())
+  names = [n for c, n in enumerate(class_names) if c not in tested]
+  if names:
+    raise ValueError(
+      f"{source!r} has no test image of the classes {names}; add some, or "
+      "set holdout to test on a part of the training images."
+    )
+
+
+def single(data: datasets.Source | datasets.Collection) -> datasets.Source:
+  """Returns the one data set of a scenario that divides it.
+
+  Raises:
+    ValueError: A collection of several.
+  """
+  if isinstance(data, datasets.Source):
+    return data
+  raise ValueError(
+    f"{data.name!r} is a collection of {len(data.parts)} data sets; set "
+    "scenario.name to 'joined' or 'domain_incremental', or take one data set."
+  )
+
+
+def several(
+  data: datasets.Source | datasets.Collection,
+) -> datasets.Collection:
+  """Returns the data sets of a scenario that takes one after the other.
+
+  Raises:
+    ValueError: A single data set.
+  """
+  if isinstance(data, datasets.Collection):
+    return data
+  raise ValueError(
+    f"{data.name!r} is one data set; this scenario takes several in order. "
+    "Set dataset.name to 'collection', or scenario.name to "
+    "'class_incremental'."
+  )

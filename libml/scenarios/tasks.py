@@ -1,0 +1,189 @@
+"""Tasks of disjoint classes: parts of one data set, or several joined."""
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+
+from libml import datasets
+from libml import metrics
+from libml.scenarios import stage as stage_lib
+
+
+def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
+  """Returns the order in which classes arrive: natural, or drawn by a seed."""
+  if seed is None:
+    return tuple(range(num_classes))
+  rng = np.random.Generator(np.random.Philox(seed))
+  return tuple(int(c) for c in rng.permutation(num_classes))
+
+
+def task_matrix(rows: Sequence[stage_lib.Row], reading: str) -> np.ndarray:
+  """Returns R[i, j], accuracy on task i after stage j; NaN elsewhere."""
+  probes = [f"task_{i}" for i in range(len(rows))]
+  return stage_lib.probe_matrix(rows, reading, probes=probes)
+
+
+def summarize_tasks(
+  rows: Sequence[stage_lib.Row], reading: str
+) -> dict[str, float]:
+  """Returns the class-incremental summary after the last row."""
+  last = len(rows) - 1
+  counts = [rows[-1][f"task_{i}"][reading]["count"] for i in range(len(rows))]
+  return metrics.class_incremental(
+    task_matrix(rows, reading), np.asarray(counts), last
+  )
+
+
+def tested_on_all(
+  arrivals: Sequence[stage_lib.Arrival],
+  tests: Sequence[stage_lib.Probe],
+  *,
+  num_classes: int,
+  description: Mapping[str, object],
+  seeds: Mapping[str, int | None],
+) -> stage_lib.Scenario:
+  """Returns a scenario that measures each stage on all stages' tests so far.
+
+  Args:
+    arrivals: What each stage brings; their probes are set here.
+    tests: Each stage's own test.
+    num_classes: Columns of the head.
+    description: As in Scenario.
+    seeds: As in Scenario.
+  """
+  probes = [(f"task_{i}", test) for i, test in enumerate(tests)]
+  return stage_lib.Scenario(
+    stages=stage_lib.learn_in_order(
+      dataclasses.replace(arrival, probes=dict(probes[: i + 1]))
+      for i, arrival in enumerate(arrivals)
+    ),
+    num_classes=num_classes,
+    figure="accuracy",
+    summarize=summarize_tasks,
+    probes=tuple(name for name, _ in probes),
+    description=description,
+    seeds=seeds,
+  )
+
+
+def class_incremental(
+  source: datasets.Source,
+  *,
+  num_tasks: int,
+  order_seed: int | None = None,
+  reverse: bool = False,
+  task_incremental: bool = False,
+) -> stage_lib.Scenario:
+  """Classes arrive in tasks of equal size; all seen tasks are measured.
+
+  A class keeps its id, which is its column in the head, whatever the order.
+
+  Args:
+    source: The images.
+    num_tasks: Number of tasks; must divide the number of classes.
+    order_seed: Draws the class order; None keeps the natural one.
+    reverse: Whether the tasks come last to first.
+    task_incremental: Whether a test answer may name the task's classes only.
+
+  Raises:
+    ValueError: A number of tasks that does not divide the classes, a class
+      without a test image, or a collection.
+  """
+  source = stage_lib.single(source)
+  total = source.num_classes
+  if num_tasks < 1 or total % num_tasks:
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    raise ValueError(
+      f"{total} classes of {source.name!r} do not divide into {num_tasks} "
+      f"tasks; scenario.num_tasks must be one of {divisors}."
+    )
+  train, test = source.splits["train"], source.splits["test"]
+  stage_lib.check_tested(test, source.class_names, source.name)
+  order = class_order(total, order_seed)
+  size = total // num_tasks
+  tasks = [order[size * i : size * (i + 1)] for i in range(num_tasks)]
+  tasks = tasks[::-1] if reverse else tasks
+  everything = tuple(range(total))
+  arrivals, seen = [], ()
+  for i, classes in enumerate(tasks):
+    seen += classes
+    arrivals.append(
+      stage_lib.Arrival(
+        name=f"task {i}",
+        learn=datasets.Subset.of(train, classes),
+        seen=datasets.Subset.of(train, seen),
+        classes=classes,
+      )
+    )
+  return tested_on_all(
+    arrivals,
+    [
+      stage_lib.Probe(
+        datasets.Subset.of(test, classes),
+        classes if task_incremental else everything,
+      )
+      for classes in tasks
+    ],
+    num_classes=total,
+    description={
+      "classes_per_task": [list(map(int, task)) for task in tasks],
+      "evaluation": _evaluation(task_incremental),
+    },
+    seeds={"class_order": order_seed},
+  )
+
+
+def joined(
+  source: datasets.Collection, *, task_incremental: bool = False
+) -> stage_lib.Scenario:
+  """Data sets arrive one after the other, each with classes of its own.
+
+  The classes of a part are numbered from where those of the part before end,
+  so an order other than the original's gives a class another column. Parts may
+  have any number of classes and images (5-datasets: Ebrahimi et al., 2020).
+
+  Args:
+    source: The data sets, in order.
+    task_incremental: Whether a test answer may name the task's classes only.
+
+  Raises:
+    ValueError: A class without a test image, or a single data set.
+  """
+  parts = stage_lib.several(source).parts
+  total = sum(part.num_classes for part in parts)
+  everything = tuple(range(total))
+  arrivals, tests, first = [], [], 0
+  seen = datasets.Subset(())
+  for i, part in enumerate(parts):
+    stage_lib.check_tested(part.splits["test"], part.class_names, part.name)
+    classes = everything[first : first + part.num_classes]
+    first += part.num_classes
+    learn, test = (
+      datasets.Subset.of(part.splits[key], label_map=dict(enumerate(classes)))
+      for key in ("train", "test")
+    )
+    seen += learn
+    arrivals.append(
+      stage_lib.Arrival(
+        name=f"task {i}: {part.name}", learn=learn, seen=seen, classes=classes
+      )
+    )
+    allowed = classes if task_incremental else everything
+    tests.append(stage_lib.Probe(test, allowed))
+  return tested_on_all(
+    arrivals,
+    tests,
+    num_classes=total,
+    description={
+      "order": [part.name for part in parts],
+      "classes_per_task": [list(a.classes) for a in arrivals],
+      "evaluation": _evaluation(task_incremental),
+    },
+    seeds={},
+  )
+
+
+def _evaluation(task_incremental: bool) -> str:
+  return "task-incremental" if task_incremental else "class-incremental"
