@@ -3,11 +3,11 @@
 python main.py --my_config configs/digits_l2p.py --workdir ./digits
 """
 
-import fcntl
 import functools
 import importlib
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -32,6 +32,7 @@ from ml_collections import config_flags
 from libml import datasets
 from libml import experiment
 from libml import optim
+from libml import processes
 from libml import registry
 from libml import results
 from libml import scenarios
@@ -39,6 +40,7 @@ from libml import sharding
 from libml import tables
 from libml import workdirs
 from libml.problems import PROBLEMS
+from libml.rehearsal import Rehearsal
 from methods import METHODS
 from models import MODELS
 from models import pretrained
@@ -55,6 +57,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where a run writes.")
 _EXP_ID = flags.DEFINE_string("exp_id", None, "Folder in the workdir.")
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Find the run's other processes: TPU pods, SLURM."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, where nothing finds it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes make the run."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this one is, from 0."
+)
 
 
 def plain(config: Any) -> Any:
@@ -74,7 +88,7 @@ def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
     MODELS, "model", **plain(config.model), num_classes=num_classes
   )
   problem = registry.build(PROBLEMS, "problem", **plain(config.problem))
-  return registry.build(
+  method = registry.build(
     METHODS,
     "method",
     **plain(config.method),
@@ -83,7 +97,15 @@ def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
     num_classes=num_classes,
     num_stages=num_stages,
     epochs=config.epochs,
+    rehearsal=Rehearsal(**plain(config.rehearsal)),
   )
+  if method.rehearsal.per_class and not method.rehearses:
+    able = sorted(name for name, row in METHODS.items() if row.rehearses)
+    raise ValueError(
+      f"Method {config.method.name!r} takes no exemplars; set "
+      f"rehearsal.per_class=0, or take one of {able}."
+    )
+  return method
 
 
 def build_optimizer(config: ConfigDict) -> optim.Optimizer:
@@ -94,6 +116,16 @@ def build_optimizer(config: ConfigDict) -> optim.Optimizer:
   return optim.build(**settings, epochs=config.epochs, lr_scale=scale)
 
 
+def with_global_batch(
+  config: ConfigDict, mesh: jax.sharding.Mesh
+) -> ConfigDict:
+  """Returns a copy whose batch_size is that over all devices of the mesh."""
+  config = config.copy_and_resolve_references()
+  if config.per_device_batch_size is not None:
+    config.batch_size = config.per_device_batch_size * mesh.shape["data"]
+  return config
+
+
 def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
   """Returns the images and the order in which they come."""
   source = registry.build(datasets.DATASETS, "dataset", **plain(config.dataset))
@@ -102,6 +134,7 @@ def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
   scenario = registry.build(
     scenarios.SCENARIOS, "scenario", **plain(config.scenario), source=source
   )
+  scenario = Rehearsal(**plain(config.rehearsal)).extend(scenario, config.seed)
   return source, scenario
 
 
@@ -134,22 +167,33 @@ def initial_params(
 def upstream(name: str, should_stop: Callable[[], bool]) -> str:
   """Returns the weights that a pretraining config makes, from the cache.
 
-  They are made on first use; where their checksum is not the one that was
-  written beside them, they are written again from that run's checkpoint.
+  They are made on first use, by all processes together; where their checksum
+  is not the one that was written beside them, they are written again from that
+  run's checkpoint.
   """
   config = importlib.import_module(f"configs.{name}").get_config()
   key = f"{zlib.crc32(config.to_json(sort_keys=True).encode()):08x}"
   folder = CACHE / f"{name}-{key}"
-  folder.mkdir(parents=True, exist_ok=True)
+  processes.check_shared(folder)
   params, note = folder / "params.npz", folder / "params.sha256"
-  with open(folder / "lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)  # two first uses at a time
+
+  def is_sound() -> bool:
     known = note.read_text() if note.exists() and params.exists() else None
-    if known is None or known != pretrained.checksum(params):
+    return known is not None and known == pretrained.checksum(params)
+
+  def publish() -> bool:
+    os.replace(folder / "run" / "params.npz", params)
+    note.write_text(pretrained.checksum(params))
+    return True
+
+  with processes.lock(folder / "lock"):  # two first uses at a time
+    if not processes.first_says(is_sound):
       _LOG.info("Making the weights of configs/%s.py, once.", name)
-      execute(config, folder / "run", should_stop)
-      os.replace(folder / "run" / "params.npz", params)
-      note.write_text(pretrained.checksum(params))
+      # The weights must not depend on the devices, so batch_size stands.
+      ways = math.gcd(config.batch_size, jax.device_count())
+      mesh = sharding.make_mesh(ways, jax.device_count() // ways)
+      execute(config, folder / "run", should_stop, mesh=mesh)
+      processes.first_says(publish)
   return str(params)
 
 
@@ -157,6 +201,8 @@ def execute(
   config: ConfigDict,
   workdir: pathlib.Path,
   should_stop: Callable[[], bool] = lambda: False,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
   """Runs a config to its end, or goes on where it stopped.
 
@@ -164,25 +210,34 @@ def execute(
     config: From a config file.
     workdir: Where checkpoints, results and curves are.
     should_stop: Asked after each step.
+    mesh: Takes the place of the config's.
 
   Returns:
-    The results.
+    The results; in a run of several processes, what process 0 returns counts.
   """
+  mesh = mesh or sharding.make_mesh(**plain(config.mesh))
+  config = with_global_batch(config, mesh)
   plain_config = json.loads(config.to_json())
+  processes.check_same("config", plain_config)
   workdirs.claim(workdir, plain_config)
   record = results.read(workdir / "results.json")
   export = workdir / "params.npz" if config.export else None
-  if record and record["finished"] and not (export and not export.exists()):
+
+  def is_finished() -> bool:
+    done = record is not None and record["finished"]
+    return done and (export is None or export.exists())
+
+  if processes.first_says(is_finished):
     _LOG.info("%s is finished; nothing is trained.", workdir)
-    return record
-  # These two pull in TensorFlow, which takes seconds.
+    return record or {}  # the file may come later to other hosts
+  # These pull in TensorFlow, which takes seconds.
+  from libml import mixing
   from libml import preprocess
   from libml import reporting
 
   source, scenario = build_scenario(config)
   method = build_method(config, scenario.num_classes, len(scenario.stages))
   optimizer = build_optimizer(config)
-  mesh = sharding.make_mesh(**plain(config.mesh))
   run = experiment.Run(
     method=method,
     scenario=scenario,
@@ -193,6 +248,13 @@ def execute(
       "preprocess",
       **plain(config.preprocess),
       size=config.model.image_size,
+    ),
+    mixing=registry.build(
+      {"mixing": mixing.Mixing},
+      "settings",
+      "mixing",
+      **plain(config.mixing),
+      num_classes=scenario.num_classes,
     ),
     settings=experiment.Settings(
       seed=config.seed,
@@ -219,6 +281,10 @@ def execute(
     "devices": results.devices(mesh),
     "config": plain_config,
   }
+  processes.check_same(
+    "weights, data or packages",
+    {key: facts[key] for key in ("weights", "data", "versions")},
+  )
   reporter = reporting.Reporter(workdir, total_stages=len(scenario.stages))
   try:
     reporter.hparams(facts["config"])
@@ -226,7 +292,9 @@ def execute(
   finally:
     reporter.close()
   if export:
-    pretrained.save(export, jax.device_get(state.params))
+    params = sharding.to_host(state.params, mesh)
+    if processes.is_first():
+      pretrained.save(export, params)
   return record
 
 
@@ -261,17 +329,25 @@ def main(argv: list[str]) -> None:
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   stopped = []
-  signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
   workdir = pathlib.Path(_WORKDIR.value or "", _EXP_ID.value or "")
   try:
+    processes.join(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      detect=_DISTRIBUTED.value,
+    )
+    # After join, which has a handler of its own.
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     record = execute(_CONFIG.value, workdir, lambda: bool(stopped))
-  except experiment.Interrupted:
-    _LOG.info("Stopped and saved; the same command goes on from here.")
+  except experiment.Interrupted as stop:
+    _LOG.info("Stopped and saved; the same command goes on %s.", stop)
     return
   except (ValueError, OSError, FloatingPointError) as error:
+    processes.part(error)
     _LOG.debug("", exc_info=True)
     sys.exit(f"{type(error).__name__}: {error}")
-  if jax.process_index() == 0:
+  if processes.is_first():
     tables.show([record])
 
 

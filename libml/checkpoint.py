@@ -7,30 +7,57 @@ checksum of it: orbax restores damaged data without a word.
 import json
 import logging
 import pathlib
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+from libml import processes
 
 _LOG = logging.getLogger("palimpsest")
 
 
-def fingerprint(tree: Any) -> list[int]:
-  """Returns the crc32 of every leaf that this process holds whole."""
+def _mix(x: jax.Array) -> jax.Array:
+  """Scatters 32 bits (Appleby, MurmurHash3's finalizer): a bijection."""
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
 
-  def crc(leaf):
+
+@jax.jit
+def _checksum(leaf: jax.Array) -> jax.Array:
+  """Returns the sum of every element's bits, mixed with its position."""
+  if leaf.dtype == bool:
+    leaf = leaf.astype(jnp.uint8)
+  if leaf.dtype.itemsize > 4:
+    leaf = jax.lax.bitcast_convert_type(leaf, jnp.uint32)  # [..., 2]
+  width = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+  bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+  place = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    place = place * np.uint32(size) + along
+  return jnp.sum(_mix(bits ^ _mix(place + np.uint32(1))), dtype=jnp.uint32)
+
+
+def fingerprint(tree: Any) -> list[int]:
+  """Returns a checksum of every leaf.
+
+  It is a sum modulo 2^32, made where the leaves lie, so it is the same on
+  every mesh. One changed element always changes it; values that changed
+  places do, too. All processes must ask for it.
+  """
+
+  def checksum(leaf):
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-      if not leaf.is_fully_replicated:
-        return 0
-      leaf = leaf.addressable_data(0)
-    return zlib.crc32(np.asarray(leaf).tobytes())
+    return _checksum(leaf)
 
-  return [crc(leaf) for leaf in jax.tree.leaves(tree)]
+  sums = [checksum(leaf) for leaf in jax.tree.leaves(tree)]
+  return [int(x) for x in jax.device_get(sums)]
 
 
 class Saver:
@@ -51,7 +78,7 @@ class Saver:
     Raises:
       RuntimeError: The number is not above the newest one.
     """
-    record = {"progress": progress, "crc": fingerprint(leaves)}
+    record = {"progress": progress, "checksums": fingerprint(leaves)}
     saved = self._manager.save(
       number,
       args=ocp.args.Composite(
@@ -78,31 +105,39 @@ class Saver:
     """
     errors = {}
     for number in sorted(self._manager.all_steps(), reverse=True):
-      try:
-        got: Any = self._manager.restore(
-          number,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(dict(abstract)),
-            progress=ocp.args.JsonRestore(),
-          ),
-        )
-        if fingerprint(got.state) != got.progress["crc"]:
-          raise ValueError("its arrays are not those that were saved")
-        return number, got.state, got.progress["progress"]
-      except Exception as error:  # orbax raises Exception itself, too
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        errors[number] = first
-        _LOG.warning(
-          "Checkpoint %d cannot be used (%s); trying the one before.",
-          number,
-          first,
-        )
+      got, error = self._read(number, abstract)
+      if processes.all_say(got is not None):
+        if fingerprint(got.state) == got.progress["checksums"]:
+          return number, got.state, got.progress["progress"]
+        error = "its arrays are not those that were saved"
+      errors[number] = error or "another process cannot read it"
+      _LOG.warning(
+        "Checkpoint %d cannot be used (%s); trying the one before.",
+        number,
+        errors[number],
+      )
     if errors:
       raise ValueError(
         f"No checkpoint can be used: {json.dumps(errors)}. Remove the "
         "workdir to start again."
       )
     return None
+
+  def _read(self, number: int, abstract: Mapping[str, Any]) -> tuple[Any, str]:
+    """Returns a checkpoint, or None and why it cannot be read."""
+    try:
+      got: Any = self._manager.restore(
+        number,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(dict(abstract)),
+          progress=ocp.args.JsonRestore(),
+        ),
+      )
+      if {"progress", "checksums"} - set(got.progress):
+        raise ValueError("it lacks its progress or checksums")
+      return got, ""
+    except Exception as error:  # orbax raises Exception itself, too
+      return None, (str(error).splitlines() or [type(error).__name__])[0]
 
   def delete_above(self, number: int) -> None:
     """Deletes checkpoints newer than `number`, which were found damaged."""
@@ -117,6 +152,8 @@ class Saver:
   def __enter__(self) -> "Saver":
     return self
 
-  def __exit__(self, *unused) -> None:
-    # Without close() the process hangs at its exit while a save runs.
-    self._manager.close()
+  def __exit__(self, kind: Any, error: BaseException | None, *unused) -> None:
+    # A save that runs would wait for the process that is gone.
+    if not processes.has_lost_peer(error):
+      # Without close() the process hangs at its exit while a save runs.
+      self._manager.close()

@@ -18,6 +18,7 @@ import numpy as np
 from libml import checkpoint
 from libml import evaluation
 from libml import paths
+from libml import processes
 from libml import progress as progress_lib
 from libml import reporting
 from libml import results
@@ -64,7 +65,7 @@ class Settings:
 
 
 class Interrupted(Exception):
-  """The run was asked to stop; what was done is saved."""
+  """The run was asked to stop; what was done is saved. Says where it is."""
 
 
 class Run:
@@ -88,21 +89,26 @@ class Run:
     mesh: jax.sharding.Mesh,
     rules: sharding.Rules,
     should_stop: Callable[[], bool],
+    mixing: Any = None,
   ):
     ways = mesh.shape["data"]
     if settings.batch_size % ways:
       raise ValueError(
         f"batch_size={settings.batch_size} does not divide among the {ways} "
-        f"devices along the batch; take a multiple of {ways}."
+        f"devices along the batch; take a multiple of {ways}, or set "
+        "per_device_batch_size."
       )
+    sharding.batch_part(mesh)  # processes must be able to divide it, too
+    method.check(scenario)
     self.method = method
     self.scenario = scenario
     self.optimizer = optimizer
     self.settings = settings
     self._preprocess = preprocess
+    self._mixing = mixing
     self._mesh = mesh
     self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
-    self._should_stop = should_stop
+    self._should_stop = processes.agree(should_stop, mesh)
     self._compiled = steps.Compiled()
     self._rng = jax.random.key(settings.seed)
 
@@ -142,11 +148,13 @@ class Run:
     return stage_data.StageData(
       train=stage.train,
       stage=stage.index,
+      epoch_steps=stage.epoch_steps,
       preprocess=self._preprocess,
       batch_size=self.settings.batch_size,
       seed=self.settings.seed,
       mesh=self._mesh,
       compiled=self._compiled,
+      mixing=self._mixing,
     )
 
   def walk(
@@ -191,7 +199,7 @@ class Run:
           )
         except evaluation.Stopped:
           self._save(saver, state, progress)
-          raise Interrupted from None
+          raise Interrupted(f"after step {progress.steps}") from None
         progress = progress.to(
           stage=stage.index + 1,
           begun=False,
@@ -215,7 +223,8 @@ class Run:
     )
     found = saver.restore(abstract)
     frozen = self.frozen(state)
-    data = zlib.crc32(json.dumps(facts["data"], sort_keys=True).encode())
+    seen = json.dumps([facts["data"], facts["scenario"]], sort_keys=True)
+    data = zlib.crc32(seen.encode())
     if found is None:
       return state, progress_lib.Progress(frozen=frozen, data=data)
     number, leaves, progress = found
@@ -318,7 +327,7 @@ class Run:
         window.read()
         progress = self._save(saver, state, progress)
       if stop:
-        raise Interrupted
+        raise Interrupted(f"after step {progress.steps}")
     if timer is not None:
       seconds = dict(progress.seconds)
       seconds["train"] += time.time() - timer

@@ -17,7 +17,7 @@ from libml import registry
 
 # Below this size, in bytes, an array is cheaper to copy than to gather.
 _FSDP_MIN_BYTES = 4 * 2**20
-_NAMED = ("replicate", "fsdp")
+_NAMED = ("replicate", "fsdp", "fsdp:BYTES")
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -49,19 +49,32 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
 def _spec(rule: Any, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P:
   if rule == "replicate":
     return P()
-  if rule == "fsdp":
+  if isinstance(rule, str):
+    if not re.fullmatch(r"fsdp(:\d+)?", rule):
+      raise ValueError(
+        f"Unknown sharding rule {rule!r}. {registry.nearest(rule, _NAMED)} "
+        "Or a tuple of axis names."
+      )
+    least = int(rule.partition(":")[2] or _FSDP_MIN_BYTES)
     size = math.prod(shape) * np.dtype(dtype).itemsize
     ways = mesh.shape["data"]
     axes = [i for i, n in enumerate(shape) if n % ways == 0]
-    if size < _FSDP_MIN_BYTES or not axes:
+    if size < least or not axes:
       return P()
     largest = max(axes, key=lambda i: shape[i])
     return P(*("data" if i == largest else None for i in range(len(shape))))
-  if isinstance(rule, str):
-    raise ValueError(
-      f"Unknown sharding rule {rule!r}. {registry.nearest(rule, _NAMED)} "
-      "Or a tuple of axis names."
-    )
+  if len(rule) > len(shape):
+    raise ValueError(f"{rule} names {len(rule)} axes of an array of {shape}.")
+  for size, axis in zip(shape, rule, strict=False):
+    if axis is not None and axis not in mesh.shape:
+      raise ValueError(
+        f"There is no mesh axis {axis!r}; known: {tuple(mesh.shape)}."
+      )
+    if axis is not None and size % mesh.shape[axis]:
+      raise ValueError(
+        f"{rule} divides {size} of {shape} among {mesh.shape[axis]} devices; "
+        f"choose a mesh whose {axis!r} divides it."
+      )
   return P(*rule)
 
 
@@ -71,8 +84,12 @@ def infer(tree: Any, rules: Rules, mesh: Mesh) -> Any:
   Args:
     tree: Arrays or their shapes.
     rules: Ordered (pattern of the whole leaf name, "replicate" | "fsdp" |
-      tuple of axis names); the first match wins, no match replicates.
+      "fsdp:BYTES" | tuple of axis names); the first match wins, no match
+      replicates. "fsdp" cuts arrays of 4 MiB, or of BYTES, and more.
     mesh: Where to.
+
+  Raises:
+    ValueError: A rule that is none, or does not fit its leaf.
   """
 
   def choose(name, leaf):
@@ -80,20 +97,74 @@ def infer(tree: Any, rules: Rules, mesh: Mesh) -> Any:
       return NamedSharding(mesh, P())
     for pattern, rule in rules:
       if re.fullmatch(pattern, name):
-        return NamedSharding(mesh, _spec(rule, leaf.shape, leaf.dtype, mesh))
+        try:
+          spec = _spec(rule, leaf.shape, leaf.dtype, mesh)
+        except ValueError as error:
+          raise ValueError(
+            f"Sharding rule {pattern!r} for {name}: {error}"
+          ) from None
+        return NamedSharding(mesh, spec)
     return NamedSharding(mesh, P())
 
   return paths.map_named(choose, tree)
 
 
 def place(tree: Any, rules: Rules, mesh: Mesh) -> Any:
-  """Puts every leaf where the rules want it; free where it already is."""
-  return jax.device_put(tree, infer(tree, rules, mesh))
+  """Puts every leaf where the rules want it; free where it already is.
+
+  What lies on the host, or on devices of one process, must be the same on all
+  processes.
+  """
+  shardings = infer(tree, rules, mesh)
+  if mesh.is_multi_process:
+    return jax.tree.map(_put, tree, shardings)
+  return jax.device_put(tree, shardings)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+  if not getattr(leaf, "is_fully_addressable", True):
+    return jax.device_put(leaf, sharding)
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    data = _put(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  # device_put would send each array to all processes, to compare.
+  host = np.asarray(leaf)
+  return jax.make_array_from_callback(
+    host.shape, sharding, lambda index: host[index]
+  )
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+  """Returns whole arrays on the host; all processes must ask."""
+  whole = replicated(mesh)
+  return jax.tree.map(lambda x: jax.device_get(jax.device_put(x, whole)), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, P())
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+  """Returns (index, count): this process loads part index of each batch.
+
+  Processes whose devices share their rows of the mesh load the same part.
+
+  Raises:
+    ValueError: Processes whose rows overlap in part.
+  """
+  rows: dict[int, list[int]] = {}
+  for number, row in enumerate(mesh.devices):
+    for process in {device.process_index for device in row}:
+      rows.setdefault(process, []).append(number)
+  parts = sorted({tuple(held) for held in rows.values()})
+  if sum(len(part) for part in parts) != mesh.shape["data"]:
+    raise ValueError(
+      f"In the mesh {dict(mesh.shape)} processes share some rows of devices "
+      "and not others; choose mesh.model so that it divides the devices of a "
+      "process, or is a multiple of them."
+    )
+  return parts.index(tuple(rows[jax.process_index()])), len(parts)
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:

@@ -6,7 +6,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+from libml import processes
+
+# Where arrays lie, not what is computed: a run may go on elsewhere.
+_PLACEMENT = ("mesh", "sharding")
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -14,20 +17,22 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
   Raises:
     ValueError: The workdir holds the run of another config. One that never
-      came to a checkpoint, because of a bad setting, holds nothing.
+      came to a checkpoint, because of a bad setting, holds nothing. Or the
+      processes of this run see different folders.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
+  processes.check_shared(workdir)
   path = workdir / "config.json"
   traces = [*workdir.glob("checkpoints/*"), *workdir.glob("results.json")]
   if path.exists() and traces:
     theirs = json.loads(path.read_text())
-    changes = differences(theirs, config)
+    placed = {key: config[key] for key in _PLACEMENT}
+    changes = differences({**theirs, **placed}, config)
     if changes:
       raise ValueError(
         f"{workdir} holds a run of another config: {'; '.join(changes)}. "
         "Take another --workdir, or the settings of that run."
       )
-  elif jax.process_index() == 0:
+  elif processes.is_first():
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(draft, path)

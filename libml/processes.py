@@ -1,0 +1,250 @@
+"""Several processes that make one run: how they meet, agree and part.
+
+All of them run the same program on the same config; what only one may do,
+process 0 does. Alone, a process agrees with itself and nothing is sent.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import re
+import secrets
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# Seconds. A process that is gone is found missing after the second.
+START_TIMEOUT = 120
+HEARTBEAT_TIMEOUT = 30
+SHUTDOWN_TIMEOUT = 30
+PARTING_TIMEOUT = 5
+
+
+def join(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  detect: bool = False,
+) -> None:
+  """Joins the other processes of a run; before any other call of JAX.
+
+  Args:
+    coordinator: "HOST:PORT" at which process 0 can be reached.
+    num_processes: How many make the run.
+    process_id: Which of them this one is, from 0.
+    detect: Whether JAX finds all three out, on a TPU pod or under SLURM.
+      Without any of the four a process is alone.
+
+  Raises:
+    ValueError: Some of the three only, values that do not fit, or nothing
+      found to detect.
+  """
+  given = (coordinator, num_processes, process_id)
+  alone = given == (None, None, None) and not detect
+  if not alone or jax.config.values["jax_num_cpu_devices"] > 1:
+    # Queued steps of several CPU devices starve each other's collectives on
+    # few cores, and the process aborts.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+  if alone:
+    return
+  if detect == (given != (None, None, None)) or (not detect and None in given):
+    raise ValueError(
+      "--coordinator, --num_processes and --process_id go together; on a TPU "
+      "pod or under SLURM --distributed stands for all three."
+    )
+  if not detect:
+    _check(*given)
+  try:
+    jax.distributed.initialize(
+      *given,
+      initialization_timeout=START_TIMEOUT,
+      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+      shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"--distributed found neither a TPU pod nor SLURM ({error}) Give "
+      "--coordinator, --num_processes and --process_id."
+    ) from None
+
+
+def _check(coordinator: Any, num_processes: Any, process_id: Any) -> None:
+  if not re.fullmatch(r".+:\d+", coordinator):
+    raise ValueError(f"--coordinator={coordinator} must be HOST:PORT.")
+  if not 0 <= process_id < num_processes:
+    raise ValueError(
+      f"--process_id={process_id} must lie in 0 to {num_processes - 1}, for "
+      f"--num_processes={num_processes}."
+    )
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes files."""
+  return jax.process_index() == 0
+
+
+def first_says(question: Callable[[], bool]) -> bool:
+  """Returns process 0's answer, on all; it alone is asked."""
+  answer = np.array(is_first() and question())
+  if jax.process_count() == 1:
+    return bool(answer)
+  return bool(multihost_utils.broadcast_one_to_all(answer))
+
+
+def all_say(answer: bool) -> bool:
+  """Whether every process says so; the same on all."""
+  return not _others(np.uint32(answer), np.uint32(1))
+
+
+def _others(value: np.uint32, expected: np.uint32 | None = None) -> list[int]:
+  """Returns the processes whose value is not process 0's, or the expected."""
+  if jax.process_count() == 1:
+    values = np.array([value])
+  else:
+    values = np.asarray(multihost_utils.process_allgather(value))
+  wanted = values[0] if expected is None else expected
+  return np.flatnonzero(values != wanted).tolist()
+
+
+def check_same(what: str, value: Any) -> None:
+  """Makes sure that all processes hold the same.
+
+  Args:
+    what: Its name in the error.
+    value: Anything that JSON can hold.
+
+  Raises:
+    ValueError: On all processes, when it differs on one.
+  """
+  text = json.dumps(value, sort_keys=True)
+  others = _others(np.uint32(zlib.crc32(text.encode())))
+  if others:
+    raise ValueError(
+      f"The processes {others} have another {what} than process 0. Start all "
+      f"with the same; this one has {text[:2000]}."
+    )
+
+
+def check_shared(folder: pathlib.Path) -> None:
+  """Makes a folder, and makes sure that all processes see the same one.
+
+  Raises:
+    ValueError: On all processes, when one sees another folder.
+  """
+  if is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+  if jax.process_count() == 1:
+    return
+  token = np.uint32(secrets.randbits(32))
+  token = int(multihost_utils.broadcast_one_to_all(token))
+  path = folder / f".shared-{token:08x}"
+  if is_first():
+    path.touch()
+  first_says(lambda: True)  # it is there now
+  seen = _appears(path)
+  missing = _others(np.uint32(seen), np.uint32(1))
+  if is_first():
+    path.unlink()
+  if missing:
+    raise ValueError(
+      f"The processes {missing} do not see what process 0 writes to {folder}. "
+      "It must be a folder that all hosts share (NFS, a mounted bucket): "
+      "--workdir, or PALIMPSEST_CACHE for weights that are made on first use."
+    )
+
+
+def _appears(path: pathlib.Path, seconds: float = 10) -> bool:
+  until = time.monotonic() + seconds  # network file systems lag
+  while not path.exists():
+    if time.monotonic() > until:
+      return False
+    time.sleep(0.1)
+  return True
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path) -> Iterator[None]:
+  """Holds a file's lock for all processes of this run."""
+  if not is_first():
+    while not first_says(lambda: True):
+      time.sleep(1)
+    yield
+    return
+  with open(path, "w") as file:
+
+    def take() -> bool:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        return False
+      return True
+
+    # Waiting inside flock would leave the other processes in a collective.
+    while not first_says(take):
+      time.sleep(1)
+    yield
+
+
+def agree(
+  should_stop: Callable[[], bool], mesh: jax.sharding.Mesh
+) -> Callable[[], bool]:
+  """Returns a should_stop that all processes answer alike, call by call.
+
+  One that is asked to stop would otherwise leave the others in a step that
+  never ends. All must ask equally often.
+  """
+  if jax.process_count() == 1:
+    return should_stop
+  rows = NamedSharding(mesh, P(mesh.axis_names))
+  any_of = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+  asked = []
+
+  def agreed() -> bool:
+    wishes = np.full(len(mesh.local_devices), should_stop())
+    asked.append(
+      any_of(jax.make_array_from_process_local_data(rows, wishes, (mesh.size,)))
+    )
+    # The answer to the call before: to wait for this one's would leave the
+    # devices idle after every step.
+    return len(asked) > 1 and bool(asked.pop(0))
+
+  return agreed
+
+
+def has_lost_peer(error: BaseException | None) -> bool:
+  """Whether an error is that another process of this run has ended."""
+  return jax.process_count() > 1 and "Gloo" in str(error)
+
+
+def part(error: Exception) -> None:
+  """Sees to it that the other processes hear of an error here, soon.
+
+  Where the error is that another process has ended, this one ends, too.
+  """
+  if has_lost_peer(error):
+    print(
+      "Another process of this run has ended; its own output says why. Start "
+      f"all again to go on from the last checkpoint. ({error})",
+      flush=True,
+    )
+    # An orderly exit would wait for the process that is gone.
+    os._exit(1)
+  if jax.process_count() > 1:
+    # Where all fail alike, an orderly exit takes a moment. Those that did not
+    # fail wait for this one, until its connections close.
+    end = threading.Timer(PARTING_TIMEOUT, os._exit, (1,))
+    end.daemon = True
+    end.start()
