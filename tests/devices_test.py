@@ -1,0 +1,248 @@
+"""A run finds the same, whatever devices it lies on, and goes on elsewhere."""
+
+import ast
+import json
+import pathlib
+import re
+import shutil
+
+import children
+import jax
+import numpy as np
+import pytest
+from toy import tiny
+
+import main
+from benchmarks import scaling
+from libml import checkpoint
+from libml import collectives
+from libml import experiment
+from libml import paths
+from libml import sharding
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCS = (ROOT / "docs" / "devices.md").read_text()
+FSDP, TENSOR_PARALLEL = (
+  ast.literal_eval(rules)
+  for rules in re.findall(r"--my_config\.sharding='(.+?)'", DOCS, re.DOTALL)
+)
+# The documented rule, on arrays as small as these.
+SMALL_FSDP = tuple((name, rule + ":512") for name, rule in FSDP)
+
+# Name -> devices, mesh, sharding.
+PLACES = {
+  "one": (1, {"data": -1, "model": 1}, ()),
+  "tensor_parallel": (8, {"data": 4, "model": 2}, TENSOR_PARALLEL),
+  "fsdp": (8, {"data": -1, "model": 1}, SMALL_FSDP),
+}
+STOP = 8 + 3 + 5  # in the second stage
+
+
+def run(workdir, place, stop=None):
+  """Runs the tiny config, up to a call of should_stop; writes what it saw."""
+  _, mesh, rules = PLACES[place]
+  asked, cut = iter(range(1, 1000)), set()
+
+  class Run(experiment.Run):
+    def start(self, params):
+      state = super().start(params)
+      for name, leaf in paths.flatten(state).items():
+        if not leaf.is_fully_replicated:
+          cut.add(name)
+      return state
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(experiment, "Run", Run)
+    config = tiny(mesh=mesh, sharding=rules)
+    try:
+      main.execute(config, workdir, lambda: next(asked) == stop)
+    except experiment.Interrupted:
+      assert stop is not None
+  (workdir / "cut.json").write_text(json.dumps(sorted(cut)))
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory):
+  """Returns a runner of the tiny config at a place."""
+  logs = tmp_path_factory.mktemp("logs")
+
+  def start(workdir, place, stop=None):
+    devices, *_ = PLACES[place]
+    return children.start(
+      run, workdir, place, stop, log=logs / workdir.name, devices=devices
+    )
+
+  def wait(*processes):
+    codes, printed = children.finish(*processes)
+    assert not any(codes), printed
+
+  return start, wait
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory, go):
+  """Returns the workdirs of whole runs by place, and of stopped ones."""
+  start, wait = go
+  folder = tmp_path_factory.mktemp("runs")
+  wait(start(folder / "one", "one"), start(folder / "fsdp", "fsdp"))
+  wait(
+    start(folder / "tensor_parallel", "tensor_parallel"),
+    start(folder / "half_one", "one", STOP),
+    start(folder / "half_fsdp", "fsdp", STOP),
+  )
+  return folder
+
+
+def record(workdir):
+  return json.loads((workdir / "results.json").read_text())
+
+
+def assert_same(ours, theirs):
+  """Compares results: accuracies and counts exactly, losses nearly."""
+  assert ours["finished"]
+  assert ours["matrix"] == theirs["matrix"]
+  assert ours["summary"] == theirs["summary"]
+  assert ours["observed"] == theirs["observed"]
+  for mine, other in zip(ours["probes"], theirs["probes"], strict=True):
+    mine, other = paths.flatten(mine), paths.flatten(other)
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+      np.testing.assert_allclose(value, other[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("place", ["tensor_parallel", "fsdp"])
+def test_eight_devices_find_what_one_finds(workdirs, place):
+  ours = record(workdirs / place)
+  assert ours["devices"]["count"] == 8
+  assert_same(ours, record(workdirs / "one"))
+
+
+def test_rules_cut_what_they_name(workdirs):
+  block = "params/Transformer/encoderblock_0"
+  attention = f"{block}/MultiHeadDotProductAttention_0"
+  cut = json.loads((workdirs / "tensor_parallel" / "cut.json").read_text())
+  assert set(cut) == {
+    *(f"{attention}/{n}/kernel" for n in ("query", "key", "value", "out")),
+    *(f"{attention}/{n}/bias" for n in ("query", "key", "value")),
+    f"{block}/MlpBlock_0/Dense_0/kernel",
+    f"{block}/MlpBlock_0/Dense_0/bias",
+    f"{block}/MlpBlock_0/Dense_1/kernel",
+  }
+  cut = json.loads((workdirs / "fsdp" / "cut.json").read_text())
+  assert f"{block}/MlpBlock_0/Dense_0/kernel" in cut
+  assert "params/prompt_pool/prompt" in cut, "what is trained, too"
+  assert any(n.startswith("opt_state/") for n in cut), "and its moments"
+  assert json.loads((workdirs / "one" / "cut.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+  ("before", "after"), [("fsdp", "one"), ("one", "tensor_parallel")]
+)
+def test_checkpoints_serve_on_other_devices(
+  tmp_path, workdirs, go, before, after
+):
+  start, wait = go
+  workdir = tmp_path / f"{before}_to_{after}"
+  shutil.copytree(workdirs / f"half_{before}", workdir)
+  assert record(workdir)["stages_done"] == 1
+  process = start(workdir, after)
+  wait(process)
+  assert "cannot be used" not in process.log.read_text()
+  ours = record(workdir)
+  assert ours["devices"]["count"] == PLACES[after][0]
+  assert_same(ours, record(workdirs / "one"))
+
+
+def test_checksum_is_that_of_the_values_wherever_they_lie():
+  mesh = sharding.make_mesh()
+  rng = np.random.default_rng(0)
+  tree = {
+    "float": rng.normal(size=(6, 4)).astype(np.float32),
+    "half": jax.numpy.bfloat16(rng.normal(size=(4, 3))),
+    "bool": rng.random((2, 3, 2)) < 0.5,
+    "int": np.int32(7),
+    "key": jax.random.key(0),
+  }
+  whole = checkpoint.fingerprint(tree)
+  cut = sharding.place(tree, ((".*", "fsdp:1"),), mesh)
+  assert not cut["float"].is_fully_replicated
+  assert checkpoint.fingerprint(cut) == whole
+  flat = tree["float"].ravel()
+  damages = {
+    "bit": np.where(np.arange(24) == 5, np.nextafter(flat, 9), flat),
+    "zeros": np.where(np.arange(24) < 16, 0, flat),
+    "order": flat[::-1],
+  }
+  for name, damaged in damages.items():
+    damaged = {**tree, "float": damaged.astype(np.float32).reshape(6, 4)}
+    assert checkpoint.fingerprint(damaged) != whole, name
+
+
+RULES = {
+  "unknown": ("fsdq", r"'\.\*' for w: Unknown sharding rule 'fsdq'.*'fsdp'"),
+  "bytes": ("fsdp:4k", "Unknown sharding rule"),
+  "axis": (("modle",), "no mesh axis 'modle'.*'data', 'model'"),
+  "size": (("data",), r"divides 3 of \(3, 4\) among 2 devices"),
+  "rank": ((None, None, "data"), r"3 axes of an array of \(3, 4\)"),
+}
+
+
+@pytest.mark.parametrize(("rule", "message"), RULES.values(), ids=RULES)
+def test_rule_that_does_not_fit_is_named(rule, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.infer(
+      {"w": np.zeros((3, 4))}, ((".*", rule),), sharding.make_mesh()
+    )
+
+
+def test_per_device_batch_size_gives_the_global_one(tmp_path):
+  config = tiny(per_device_batch_size=8, batch_size=2, epochs=1)
+  found = main.execute(config, tmp_path)
+  assert found["devices"]["count"] == 2
+  assert found["global_batch_size"] == found["config"]["batch_size"] == 16
+  assert config.batch_size == 2, "the caller's config is left alone"
+
+
+def test_batch_that_devices_cannot_divide_is_named(tmp_path):
+  with pytest.raises(ValueError, match="batch_size=7 .*among the 2 devices"):
+    main.execute(tiny(batch_size=7), tmp_path)
+
+
+def exchanged(folder):
+  """Writes what 8 devices exchange in a step of some configs."""
+  found = {}
+  for name, argument in (
+    ("cifar100_l2p", "smoke"),
+    ("cifar100_dualprompt", "smoke"),
+    ("cifar10_deit_reference", "smoke,method=finetune"),
+  ):
+    step = scaling.compile_step(scaling.load(f"{name}:{argument}"))
+    total = collectives.exchanged_bytes(step.compiled.as_text())
+    found[name] = (total, step.trained_bytes, step.param_bytes)
+  (folder / "exchanged.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("exchanged")
+  log = folder / "log"
+  codes, printed = children.finish(
+    children.start(exchanged, folder, log=log, devices=8)
+  )
+  assert codes == [0], printed
+  return json.loads((folder / "exchanged.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["cifar100_l2p", "cifar100_dualprompt"])
+def test_devices_exchange_gradients_of_trained_weights_alone(traffic, name):
+  total, trained, params = traffic[name]
+  assert trained < 0.5 * params, "the backbone is frozen"
+  assert trained <= total["all-reduce"] <= trained + 64
+  # The choice of prompts: similarities [8, 10] and votes [2, 10].
+  assert total.get("all-gather", 0) <= 4 * (8 * 10 + 2 * 10)
+  assert set(total) <= {"all-reduce", "all-gather"}
+
+
+def test_devices_exchange_all_gradients_where_all_is_trained(traffic):
+  total, trained, params = traffic["cifar10_deit_reference"]
+  assert trained == params <= total["all-reduce"] <= params + 64
