@@ -10,21 +10,78 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from models import kernels
+
 # Builds a dense layer from nn.DenseGeneral's arguments: the class itself, or
 # e.g. a partial of a low-rank adapted one.
 Dense = Callable[..., Callable[[jax.Array], jax.Array]]
 
-GELUS = {
-  "tanh": functools.partial(nn.gelu, approximate=True),
-  "erf": functools.partial(nn.gelu, approximate=False),
-}
+ALL = slice(None)
+
+# Name -> whether the GELU is approximated by tanh.
+GELUS = {"tanh": True, "erf": False}
 
 
-def layer_norm(name: str, param_dtype: DTypeLike) -> nn.LayerNorm:
-  """Returns a LayerNorm (epsilon 1e-6) that computes in float32."""
-  return nn.LayerNorm(
-    epsilon=1e-6, dtype=jnp.float32, param_dtype=param_dtype, name=name
-  )
+class LayerNorm(nn.Module):
+  """Layer normalization over the last axis (epsilon 1e-6), in float32.
+
+  Attributes:
+    dtype: Of the result.
+    param_dtype: Type of the parameters.
+  """
+
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [..., D] to [..., D]."""
+    shape, ones, zeros = (
+      x.shape[-1:],
+      nn.initializers.ones,
+      nn.initializers.zeros,
+    )
+    scale = self.param("scale", ones, shape, self.param_dtype)
+    bias = self.param("bias", zeros, shape, self.param_dtype)
+    return kernels.layer_norm(x, scale, bias, 1e-6, jnp.dtype(self.dtype))
+
+
+class PatchEmbedding(nn.Module):
+  """Linear map of square patches, with the parameters of a convolution.
+
+  Attributes:
+    width: D.
+    patch_size: Side of a patch.
+    dtype: Compute type.
+    param_dtype: Type of the parameters.
+  """
+
+  width: int
+  patch_size: int
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array) -> jax.Array:
+    """Maps image [B, S, S, 3] to [B, N, D], patches row by row."""
+    side = self.patch_size
+    batch, height, width, channels = image.shape
+    rows, columns = height // side, width // side
+    kernel = self.param(
+      "kernel",
+      nn.initializers.lecun_normal(),
+      (side, side, channels, self.width),
+      self.param_dtype,
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros, (self.width,), self.param_dtype
+    )
+    patches = image.reshape(batch, rows, side, columns, side, channels)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5)
+    patches = patches.reshape(batch, rows * columns, -1).astype(self.dtype)
+    kernel = kernel.reshape(-1, self.width).astype(self.dtype)
+    x = kernels.dot_general(patches, kernel, (((2,), (0,)), ((), ())))
+    return x + bias.astype(self.dtype)[None, None]
 
 
 class Attention(nn.Module):
@@ -52,6 +109,7 @@ class Attention(nn.Module):
     x: jax.Array,
     prefix: jax.Array | None = None,
     *,
+    rows: slice = ALL,
     train: bool = False,
   ) -> jax.Array:
     """Returns what each token gathers from all tokens.
@@ -60,10 +118,11 @@ class Attention(nn.Module):
       x: [B, T, D] tokens.
       prefix: [2, B, L, H, K] keys and values put before those of the tokens,
         as they are: no projection, bias or scale touches them.
+      rows: Tokens whose result is wanted.
       train: Whether dropout is active.
 
     Returns:
-      [B, T, D], as long as x with or without a prefix.
+      [B, T, D] or fewer rows: with a prefix no more than without.
     """
     width = x.shape[-1]
     head = width // self.num_heads
@@ -72,21 +131,22 @@ class Attention(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       kernel_init=nn.initializers.xavier_uniform(),
+      dot_general=kernels.dot_general,
     )
     query, key, value = (
-      dense((self.num_heads, head), name=name)(x)
-      for name in ("query", "key", "value")
+      dense((self.num_heads, head), name=name)(tokens)
+      for name, tokens in (("query", x[:, rows]), ("key", x), ("value", x))
     )  # [B, T, H, K]
     if prefix is not None:
       prefix = prefix.astype(key.dtype)
       key = jnp.concatenate([prefix[0], key], axis=1)  # [B, L + T, H, K]
       value = jnp.concatenate([prefix[1], value], axis=1)
-    # Not the fused operator and no float32 output asked of the two products:
-    # on CPU the first is slower, and the second can fail at run time in bf16.
-    weights = jnp.einsum("bthk,bshk->bhts", query * head**-0.5, key)
-    weights = nn.softmax(weights.astype(jnp.float32)).astype(value.dtype)
-    weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
-    x = jnp.einsum("bhts,bshk->bthk", weights, value)
+    if self.dropout:
+      weights = kernels.attention_weights(query, key)
+      weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
+      x = jnp.einsum("bhts,bshk->bthk", weights, value)
+    else:
+      x = kernels.attention(query, key, value)
     return dense(width, axis=(-2, -1), name="out")(x)
 
 
@@ -118,9 +178,10 @@ class Mlp(nn.Module):
       param_dtype=self.param_dtype,
       kernel_init=nn.initializers.xavier_uniform(),
       bias_init=nn.initializers.normal(1e-6),
+      dot_general=kernels.dot_general,
     )
     width = x.shape[-1]
-    x = GELUS[self.gelu](dense(self.hidden, name="Dense_0")(x))
+    x = kernels.gelu(dense(self.hidden, name="Dense_0")(x), GELUS[self.gelu])
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     x = dense(width, name="Dense_1")(x)
     return nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -155,10 +216,14 @@ class EncoderBlock(nn.Module):
     x: jax.Array,
     prefix: jax.Array | None = None,
     *,
+    rows: slice = ALL,
     train: bool = False,
   ) -> jax.Array:
-    """Maps x [B, T, D] to [B, T, D]; prefix as in Attention."""
-    y = layer_norm("LayerNorm_0", self.param_dtype)(x).astype(self.dtype)
+    """Maps x [B, T, D] to [B, T, D]; prefix and rows as in Attention."""
+    norm = functools.partial(
+      LayerNorm, dtype=self.dtype, param_dtype=self.param_dtype
+    )
+    y = norm(name="LayerNorm_0")(x)
     y = Attention(
       num_heads=self.num_heads,
       dropout=self.attention_dropout,
@@ -166,9 +231,9 @@ class EncoderBlock(nn.Module):
       param_dtype=self.param_dtype,
       dense=self.dense,
       name="MultiHeadDotProductAttention_0",
-    )(y, prefix, train=train)
-    x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
-    y = layer_norm("LayerNorm_1", self.param_dtype)(x).astype(self.dtype)
+    )(y, prefix, rows=rows, train=train)
+    x = x[:, rows] + nn.Dropout(self.dropout)(y, deterministic=not train)
+    y = norm(name="LayerNorm_1")(x)
     y = Mlp(
       hidden=self.mlp_dim,
       dropout=self.dropout,

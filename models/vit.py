@@ -88,9 +88,14 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, prompts: LayerPrompts, *, train: bool = False
+    self,
+    x: jax.Array,
+    prompts: LayerPrompts,
+    *,
+    rows: slice = layers.ALL,
+    train: bool = False,
   ) -> jax.Array:
-    """Maps x [B, T, D] to [B, P + T, D] float32, P prompt tokens first."""
+    """Maps x [B, T, D] to rows of [B, P + T, D] float32, P prompts first."""
     x = PositionEmbedding(self.param_dtype, name="posembed_input")(x)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     for i in range(self.depth):
@@ -99,8 +104,15 @@ class Encoder(nn.Module):
         tokens = prompt["tokens"].astype(x.dtype)
         x = jnp.concatenate([tokens, x], axis=1)  # [B, P + T, D]
       block = self.block(name=f"encoderblock_{i}")
-      x = block(x, prompt.get("prefix"), train=train)
-    return layers.layer_norm("encoder_norm", self.param_dtype)(x)
+      last = i + 1 == self.depth
+      x = block(
+        x,
+        prompt.get("prefix"),
+        rows=rows if last else layers.ALL,
+        train=train,
+      )
+    norm = layers.LayerNorm(param_dtype=self.param_dtype, name="encoder_norm")
+    return norm(x)
 
 
 class ViT(nn.Module):
@@ -184,11 +196,9 @@ class ViT(nn.Module):
   def setup(self) -> None:
     """Declares the parameters under their official names."""
     dtype, param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
-    self.embedding = nn.Conv(
-      self.width,
-      kernel_size=(self.patch_size, self.patch_size),
-      strides=(self.patch_size, self.patch_size),
-      padding="VALID",
+    self.embedding = layers.PatchEmbedding(
+      width=self.width,
+      patch_size=self.patch_size,
       dtype=dtype,
       param_dtype=param_dtype,
     )
@@ -239,15 +249,16 @@ class ViT(nn.Module):
       train: Whether dropout is active (then apply needs rngs "dropout").
 
     Returns:
-      "tokens" [B, P + 1 + N, D] after the final norm, "features" [B, D] and
-      "logits" [B, C], all float32; the features as they are before
-      norm_pre_logits.
+      "features" [B, D] and "logits" [B, C], both float32; the features as
+      they are before norm_pre_logits.
 
     Raises:
       ValueError: If classifier "prompt" gets no prompt tokens, or an input's
         shape does not fit the model.
     """
-    x = self.encode(inputs["image"], inputs.get("prompts"), train=train)
+    prompts = inputs.get("prompts") or {}
+    rows = self._rows(prompts)
+    x = self.encode(inputs["image"], prompts, rows=rows, train=train)
     features = self._features(x, inputs.get("reweight"))
     y = features
     if self.norm_pre_logits:
@@ -255,16 +266,21 @@ class ViT(nn.Module):
       square = jnp.sum(y**2, axis=-1, keepdims=True)
       y = y / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
     logits = self.head(y) / self.temperature
-    return {"tokens": x, "features": features, "logits": logits}
+    return {"features": features, "logits": logits}
 
   def encode(
     self,
     image: jax.Array,
     prompts: LayerPrompts | None = None,
     *,
+    rows: slice = layers.ALL,
     train: bool = False,
   ) -> jax.Array:
-    """Maps image [B, S, S, 3] to all tokens [B, P + 1 + N, D], float32."""
+    """Maps image [B, S, S, 3] to tokens [B, P + 1 + N, D], float32.
+
+    Of these only `rows` are returned, and made in the last layer: P prompts,
+    the class token, N patches.
+    """
     prompts = prompts or {}
     outside = sorted(set(prompts) - set(range(self.depth)))
     if outside:
@@ -275,7 +291,7 @@ class ViT(nn.Module):
     x = self.embed(image)
     cls = jnp.broadcast_to(self.cls, (x.shape[0], 1, self.width))
     x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)  # [B, 1 + N, D]
-    return self.encoder(x, prompts, train=train)
+    return self.encoder(x, prompts, rows=rows, train=train)
 
   def embed(self, image: jax.Array) -> jax.Array:
     """Maps image [B, S, S, 3] to patch embeddings [B, N, D], row by row.
@@ -289,35 +305,43 @@ class ViT(nn.Module):
         f" {self.image_size}, {self.image_size}, 3): resize them, or build the"
         " model with another image_size."
       )
-    x = self.embedding(image)  # [B, S / patch, S / patch, D]
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return self.embedding(image)
 
-  def _features(self, x: jax.Array, reweight: jax.Array | None) -> jax.Array:
-    """Reads [B, D] out of x [B, P + 1 + N, D]."""
-    num_prompts = x.shape[1] - self.num_patches - 1
+  def _rows(self, prompts: LayerPrompts) -> slice:
+    """Returns which tokens the feature is made of."""
+    num_prompts = sum(
+      prompt["tokens"].shape[1]
+      for prompt in prompts.values()
+      if "tokens" in prompt
+    )
     match self.classifier:
       case "token":
-        return x[:, num_prompts]
+        return slice(num_prompts, num_prompts + 1)
       case "gap":
-        return x.mean(axis=1)
+        return layers.ALL
       case "token+prompt":
-        return x[:, : num_prompts + 1].mean(axis=1)
+        return slice(num_prompts + 1)
     if not num_prompts and self.is_initializing():
-      return x[:, 0]  # prompts are made apart, and no parameter depends on them
+      return slice(1)  # prompts are made apart; no parameter depends on them
     if not num_prompts:
       raise ValueError(
         'classifier="prompt" averages prompt tokens and got none: give'
         ' inputs["prompts"] with "tokens", or use classifier="token".'
       )
-    if reweight is None:
-      return x[:, :num_prompts].mean(axis=1)
+    return slice(num_prompts)
+
+  def _features(self, x: jax.Array, reweight: jax.Array | None) -> jax.Array:
+    """Averages x [B, R, D], the tokens that `_rows` chose, to [B, D]."""
+    if self.classifier != "prompt" or reweight is None:
+      return x.mean(axis=1)
+    num_prompts = x.shape[1]
     if reweight.shape != (num_prompts,):
       raise ValueError(
         f"reweight has shape {reweight.shape} for {num_prompts} prompt tokens:"
         " give one logit for each token."
       )
     weights = nn.softmax(reweight.astype(jnp.float32))
-    return jnp.einsum("p,bpd->bd", weights, x[:, :num_prompts])
+    return jnp.einsum("p,bpd->bd", weights, x)
 
 
 def build(variant: str | None = None, **overrides: Any) -> ViT:

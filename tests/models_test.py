@@ -143,7 +143,11 @@ def test_forward_and_backward_run(dtype):
     return jnp.mean(outputs["logits"] ** 2), outputs
 
   (_, outputs), grads = jax.value_and_grad(loss, has_aux=True)(params)
-  assert outputs["tokens"].shape == (4, 2 * 6 + 1 + 4, 8)
+  inputs, _ = pool.apply({"params": params}, query)
+  tokens = model.apply(
+    {"params": params}, image, inputs["prompts"], method="encode"
+  )
+  assert tokens.shape == (4, 2 * 6 + 1 + 4, 8)
   for leaf in jax.tree.leaves(grads):
     assert leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all()
   assert grads["prompt_pool"]["prompt"].any(axis=(1, 2, 3)).all()
@@ -231,7 +235,8 @@ def test_reweight_weights_the_prompt_tokens():
   variables = model.init(jax.random.key(2), inputs)
   first = {**inputs, "reweight": jnp.array([1e4, 0.0, 0.0])}
   outputs = model.apply(variables, first)
-  np.testing.assert_allclose(outputs["features"], outputs["tokens"][:, 0])
+  tokens = model.apply(variables, image, inputs["prompts"], method="encode")
+  np.testing.assert_allclose(outputs["features"], tokens[:, 0], rtol=1e-5)
 
 
 def test_norm_of_a_zero_feature_has_a_gradient():

@@ -1,0 +1,50 @@
+"""Times the evaluation step of a config on made-up images; two lines of JSON.
+
+The first is the step as a run takes it from the second stage on: what a method
+computes once for each test image (the queries of prompt methods) is at hand.
+The second computes it anew each time.
+
+  python benchmarks/evaluate.py configs/cifar100_l2p.py \
+      --batch_size 16 --dtype bfloat16 --set method.vote_group=0
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import workload
+
+from libml import sharding
+from libml import steps
+
+
+def measure(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+  """Returns the figures of both steps that a command line asks for."""
+  load, args = workload.start(__doc__ or "", argv)
+  method, state = load.method, load.state
+  replicated = sharding.replicated(load.mesh)
+  allowed = jax.device_put(np.ones(args.num_classes, bool), replicated)
+  fixed = jax.jit(method.precompute)(state.params, state.memory, load.batch)
+  evaluate = jax.jit(
+    steps.make_evaluate_step(
+      method.predict, method.problem.measure, method.observe
+    ),
+    out_shardings=replicated,
+  )
+  results = []
+  for name, batch in (
+    ("evaluate, cached", {**load.batch, **fixed}),
+    ("evaluate", load.batch),
+  ):
+    inputs = state.params, state.memory, batch, allowed
+    step, facts = workload.compile_step(evaluate, *inputs)
+    seconds = workload.timed(lambda s=step, i=inputs: s(*i), args.steps)
+    results.append({"step": name, **workload.report(load, facts, seconds)})
+  return results
+
+
+if __name__ == "__main__":
+  for result in measure():
+    print(json.dumps(result))

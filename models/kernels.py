@@ -1,0 +1,244 @@
+"""Operations of a transformer with gradients of their own.
+
+They say what is kept for the backward pass (little: memory that a step takes
+anew costs time) and in which type and layout a processor multiplies.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+_GELU_SLOPE = math.sqrt(2 / math.pi)
+_GELU_CUBIC = 0.044715
+
+
+def dot_general(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  dimension_numbers: Any,
+  precision: Any = None,
+  preferred_element_type: DTypeLike | None = None,
+  **options: Any,
+) -> jax.Array:
+  """Multiplies like jax.lax.dot_general, which it is but for bfloat16 on CPU.
+
+  XLA's CPU backend has fast bfloat16 products, forward and backward, for those
+  with a float32 result only. For layers: lhs [..., K], rhs [K, ...], no batch
+  dimensions; K may be several axes. All else, batched products above all, goes
+  the plain way: with a float32 result it compiles and dies at run time.
+  """
+  (lhs_axes, rhs_axes), batch = dimension_numbers
+  axes = tuple(int(axis) for axis in lhs_axes)
+  if (
+    jax.default_backend() == "cpu"
+    and lhs.dtype == rhs.dtype == jnp.bfloat16
+    and not any(len(dims) for dims in batch)
+    and axes == tuple(range(lhs.ndim - len(axes), lhs.ndim))
+    and tuple(rhs_axes) == tuple(range(len(axes)))
+  ):
+    return _dot(lhs, rhs, axes)
+  return jax.lax.dot_general(
+    lhs,
+    rhs,
+    dimension_numbers,
+    precision=precision,
+    preferred_element_type=preferred_element_type,
+    **options,
+  )
+
+
+def _dot32(lhs, rhs, contract):
+  return jax.lax.dot_general(
+    lhs, rhs, (contract, ((), ())), preferred_element_type=jnp.float32
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dot(x, w, axes):
+  return _dot32(x, w, (axes, tuple(range(len(axes))))).astype(x.dtype)
+
+
+def _dot_forward(x, w, axes):
+  return _dot(x, w, axes), (x, w)
+
+
+def _dot_backward(axes, saved, g):
+  x, w = saved
+  lead = tuple(range(x.ndim - len(axes)))
+  outputs = tuple(range(len(lead), g.ndim)), tuple(range(len(axes), w.ndim))
+  dx = _dot32(g, w, outputs)
+  # x on the left: else XLA transposes the result into what it cannot run.
+  dw = _dot32(x, g, (lead, lead))
+  return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_dot.defvjp(_dot_forward, _dot_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x: jax.Array, approximate: bool) -> jax.Array:
+  """Gaussian error linear unit (Hendrycks and Gimpel, 2016).
+
+  Computes in float32 and keeps x alone for the backward pass.
+
+  Args:
+    x: Any shape.
+    approximate: Whether by tanh instead of erf.
+
+  Returns:
+    The shape and type of x.
+  """
+  x32 = x.astype(jnp.float32)
+  return (x32 * _gelu_gate(x32, approximate)).astype(x.dtype)
+
+
+def _gelu_gate(x, approximate):
+  if approximate:
+    inner = _GELU_SLOPE * (x + _GELU_CUBIC * x**3)
+    return 0.5 + 0.5 * jnp.tanh(inner)
+  return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
+
+
+def _gelu_forward(x, approximate):
+  return gelu(x, approximate), x
+
+
+def _gelu_backward(approximate, x, g):
+  x32 = x.astype(jnp.float32)
+  gate = _gelu_gate(x32, approximate)
+  if approximate:
+    inner = _GELU_SLOPE * (1 + 3 * _GELU_CUBIC * x32**2)
+    slope = 2 * gate * (1 - gate) * inner
+  else:
+    slope = jnp.exp(-0.5 * x32**2) / math.sqrt(2 * math.pi)
+  return ((g.astype(jnp.float32) * (gate + x32 * slope)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float,
+  dtype: DTypeLike,
+) -> jax.Array:
+  """Layer normalization (Ba et al., 2016) over the last axis, in float32.
+
+  Args:
+    x: [..., D].
+    scale: [D].
+    bias: [D].
+    epsilon: Added to the variance.
+    dtype: Of the result.
+
+  Returns:
+    [..., D].
+  """
+  return _layer_norm_forward(x, scale, bias, epsilon, dtype)[0]
+
+
+def _row(vector, ndim):
+  return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+
+
+def _layer_norm_forward(x, scale, bias, epsilon, dtype):
+  x32 = x.astype(jnp.float32)
+  mean = x32.mean(axis=-1, keepdims=True)
+  square = jnp.mean(x32**2, axis=-1, keepdims=True)
+  variance = jnp.maximum(square - mean**2, 0.0)
+  inverse = jax.lax.rsqrt(variance + epsilon)
+  y = (x32 - mean) * (inverse * _row(scale, x.ndim)) + _row(bias, x.ndim)
+  return y.astype(dtype), (x, scale, bias, mean, inverse)
+
+
+def _layer_norm_backward(epsilon, dtype, saved, g):
+  del epsilon, dtype
+  x, scale, bias, mean, inverse = saved
+  g = g.astype(jnp.float32)
+  unit = (x.astype(jnp.float32) - mean) * inverse
+  scaled = g * _row(scale, x.ndim)
+  along = jnp.mean(scaled * unit, axis=-1, keepdims=True)
+  dx = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - unit * along)
+  lead = tuple(range(x.ndim - 1))
+  return (
+    dx.astype(x.dtype),
+    jnp.sum(g * unit, axis=lead).astype(scale.dtype),
+    jnp.sum(g, axis=lead).astype(bias.dtype),
+  )
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Scaled dot-product attention (Vaswani et al., 2017).
+
+  Args:
+    query: [B, T, H, K].
+    key: [B, S, H, K].
+    value: [B, S, H, K].
+
+  Returns:
+    [B, T, H, K], of the type of query; the softmax is float32.
+  """
+  if jax.default_backend() == "cpu":
+    return _attention(query, key, value)
+  weights = attention_weights(query, key)
+  return jnp.einsum("bhts,bshk->bthk", weights, value)
+
+
+def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+  """Returns how much [B, H, T, S] each query takes of each key."""
+  scale = query.shape[-1] ** -0.5
+  scores = jnp.einsum("bthk,bshk->bhts", query * scale, key)
+  weights = jax.nn.softmax(scores.astype(jnp.float32))
+  return weights.astype(query.dtype)
+
+
+def _heads_first(x):
+  # Each head's matrix in one piece: both products then run as they stand,
+  # where XLA would turn the second one's factors and its result around.
+  return x.transpose(0, 2, 1, 3).astype(jnp.float32)
+
+
+@jax.custom_vjp
+def _attention(query, key, value):
+  return _attention_forward(query, key, value)[0]
+
+
+def _attention_forward(query, key, value):
+  q, k, v = (_heads_first(x) for x in (query, key, value))
+  scores = jnp.einsum("bhtk,bhsk->bhts", q * q.shape[-1] ** -0.5, k)
+  weights = jax.nn.softmax(scores)
+  out = jnp.einsum("bhts,bhsk->bhtk", weights, v)
+  out = out.transpose(0, 2, 1, 3).astype(query.dtype)
+  return out, (query, key, value, weights.astype(query.dtype))
+
+
+def _attention_backward(saved, g):
+  query, key, value, weights = saved
+  q, k, v, g = (_heads_first(x) for x in (query, key, value, g))
+  scale = q.shape[-1] ** -0.5
+  weights = weights.astype(jnp.float32)
+  dv = jnp.einsum("bhts,bhtk->bhsk", weights, g)
+  dweights = jnp.einsum("bhtk,bhsk->bhts", g, v)
+  along = jnp.sum(dweights * weights, axis=-1, keepdims=True)
+  dscores = weights * (dweights - along)
+  dq = jnp.einsum("bhts,bhsk->bhtk", dscores, k) * scale
+  dk = jnp.einsum("bhts,bhtk->bhsk", dscores, q * scale)
+  return tuple(
+    d.transpose(0, 2, 1, 3).astype(x.dtype)
+    for d, x in ((dq, query), (dk, key), (dv, value))
+  )
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

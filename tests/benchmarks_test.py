@@ -1,0 +1,77 @@
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMOKE = "configs/cifar100_dualprompt.py:smoke"
+
+
+def run(script, *arguments, check=True):
+  return subprocess.run(
+    [sys.executable, f"benchmarks/{script}.py", *arguments],
+    cwd=ROOT,
+    check=check,
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.mark.parametrize(
+  "script, steps",
+  [("train_step", ["train"]), ("evaluate", ["evaluate, cached", "evaluate"])],
+)
+def test_a_step_of_a_config_is_measured(script, steps):
+  done = run(
+    script, SMOKE, "--steps=1", "--dtype=bfloat16", "--batch_size=6",
+    "--set=method.pool_size=7",
+  )  # fmt: skip
+  lines = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [line["step"] for line in lines] == steps
+  for line in lines:
+    assert line["batch_size"] == 6 and line["dtype"] == "bfloat16"
+    assert line["images_per_second"] > 0 and line["device_bytes"] > 0
+    assert line["flop"] > 0 and line["matmul_gflops"]["wall"] > 0
+    assert line["versions"]["jax"]
+  if steps[1:]:  # the query pass is what the cache saves
+    assert lines[0]["flop"] < 0.8 * lines[1]["flop"]
+
+
+def test_importing_the_benchmarks_leaves_tensorflow_alone():
+  check = (
+    "import sys; sys.path.insert(0, 'benchmarks'); import train_step, evaluate;"
+    " print({'tensorflow', 'tensorflow_datasets', 'clu'} & sys.modules.keys())"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", check],
+    cwd=ROOT, check=True, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["configs/none.py"], "No config file 'configs/none.py'"),
+    ([SMOKE, "--set=method.top=1"], "does not take .*method.top"),
+    ([SMOKE, "--steps=0"], "steps=0 must be at least 1"),
+  ],
+)
+def test_bad_command_is_one_line(arguments, message):
+  done = run("train_step", *arguments, check=False)
+  assert done.returncode == 1
+  assert re.search(message, done.stderr)
+  assert "Traceback" not in done.stderr
+
+
+def test_peers_times_our_side_without_torch():
+  done = run(
+    "peers", "--sides", "ours", "--methods", "l2p", "--dtypes", "float32",
+    "--rounds=1", "--batch_size=2", "--image_size=8", "--variant=smoke",
+  )  # fmt: skip
+  found = json.loads(done.stdout.splitlines()[-1])["peers"]
+  assert [row["step"] for row in found] == ["train", "evaluate"]
+  assert all(row["seconds"]["ours"]["wall"] > 0 for row in found)
