@@ -6,7 +6,9 @@ Wang et al., ECCV 2022, table 2: avg_acc 68.13, forgetting 4.68.
       --workdir ./imr --my_config.init_checkpoint=ViT-B_16.npz
 
 ":paper" takes the paper's values where the released code differs; ":tune"
-tests on a part of the training images.
+tests on a part of the training images. ":train_list=FILE,test_list=FILE" takes
+the images that two text files name, one (n01443537/art_0.jpg) a line, such as
+the split of CODA-Prompt (Smith et al., 2023).
 """
 
 from configs import base
@@ -15,7 +17,9 @@ from configs import common
 
 def get_config(arg=None):
   """Returns the released code's settings: 8 devices of 24 images."""
-  arg = common.parse_arg(arg, paper=False, tune=False)
+  arg = common.parse_arg(
+    arg, paper=False, tune=False, train_list="", test_list=""
+  )
   config = base.get_config()
   config.name = "imr_dualprompt"
   config.batch_size = 192
@@ -23,6 +27,14 @@ def get_config(arg=None):
   config.scenario.num_tasks = 10
   name = "imagenet_r_tuning" if arg.tune else "imagenet_r"
   config.dataset = common.tfds(name)
+  if arg.train_list or arg.test_list:
+    if arg.tune:
+      raise ValueError(
+        "imr_dualprompt takes ':tune' or lists; with lists, set holdout."
+      )
+    config.dataset.train_list = arg.train_list or None
+    config.dataset.test_list = arg.test_list or None
+    config.dataset.train_split = "test"  # the only one; the lists divide it
   config.preprocess.train = "reference"
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256

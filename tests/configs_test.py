@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import pathlib
 import re
 
@@ -11,6 +12,7 @@ import pytest
 
 import main
 from configs import common
+from libml import datasets
 from libml import paths
 from libml import preprocess
 from libml import registry
@@ -320,3 +322,13 @@ def test_unknown_key_on_the_command_line_is_named(tmp_path, main_py):
   output, _ = process.communicate()
   assert process.returncode != 0
   assert 'Did you mean "top_k"' in output
+
+
+def test_imagenet_r_takes_split_lists():
+  lists = "train_list=a.txt,test_list=b.txt"
+  options = main.plain(load("imr_dualprompt", lists).dataset)
+  row = datasets.DATASETS[options.pop("name")]
+  inspect.signature(row).bind(**options)  # raises for an unknown option
+  assert options["train_split"] == "test"
+  with pytest.raises(ValueError, match="with lists, set holdout"):
+    load("imr_dualprompt", f"tune,{lists}")
