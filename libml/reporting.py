@@ -190,7 +190,7 @@ class Reporter:
       drawing = draw_matrix(
         matrix,
         f"{key} (%)",
-        rows=record["axes"]["probe"],
+        rows=[p.replace("_", " ") for p in record["axes"]["probe"]],
         columns=record["axes"]["stage_name"],
       )
       self._writer.write_images(
