@@ -7,7 +7,8 @@ Wang et al., CVPR 2022, table 3; a user's run of the released settings ends at
       --my_config.init_checkpoint=ViT-B_16.npz
 
 The released code trains all weights, with SGD, and tests on randomly cropped
-images; that accuracy is reported beside the proper one ("augmented").
+images; that accuracy is reported beside the proper one ("augmented"). Its
+steps are counted from 99 % of each session, ours from all of it.
 ":paper" freezes the backbone and takes the paper's values.
 """
 

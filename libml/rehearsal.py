@@ -29,12 +29,14 @@ class Rehearsal:
   Attributes:
     per_class: Images kept of each class of each stage; 0 turns all of it off.
     include_current: Whether what joins a step may be of the stage itself.
-    replay: Whether as many exemplars as new images join each step.
+    replay: Whether as many exemplars as new images join each step, which then
+      holds twice the batch.
     mask: Classes that the loss of an exemplar sees: "seen" up to this stage,
       "old" those without the stage's own, "none": all.
     train: Whether the stage's own images are trained on; if not, only the
       review is (GDumb: Prabhu et al., ECCV 2020).
-    review_epochs: Passes over the buffer after a stage's own images.
+    review_epochs: Passes over the buffer after a stage's own images. Learning
+      rates start again with it, on a schedule as long as the stage's.
     review_last_only: Whether only the last stage has a review.
 
   Raises:
@@ -71,6 +73,17 @@ class Rehearsal:
         "rehearsal.train=False trains on the buffer only; set "
         "rehearsal.review_epochs to 1 or more."
       )
+    unread = {
+      "per_class": self.per_class and not (self.replay or self.review_epochs),
+      "include_current": self.include_current and not self.replay,
+      "review_last_only": self.review_last_only and not self.review_epochs,
+    }
+    for name, is_unread in unread.items():
+      if is_unread:
+        raise ValueError(
+          f"rehearsal.{name}={getattr(self, name)} would have no effect: "
+          "replay is off, or review_epochs is 0. Turn one of them on."
+        )
     if self.mask == "old" and (self.include_current or self.review_epochs):
       raise ValueError(
         "rehearsal.mask='old' hides the stage's own classes, which "
@@ -89,12 +102,20 @@ class Rehearsal:
       seed: Decides which images of a class are kept.
 
     Raises:
-      ValueError: A class with fewer images than are to be kept.
+      ValueError: A class with fewer images than are to be kept, or classes
+        that come again under the mask "old".
     """
     if not self.per_class:
       return scenario
-    before, stages = datasets.Subset(()), []
+    before, stages, known = datasets.Subset(()), [], set()
     for stage in scenario.stages:
+      again = sorted(known & set(stage.classes["learn"]))
+      if self.mask == "old" and again:
+        raise ValueError(
+          f"rehearsal.mask='old' hides the classes {again}, which come again "
+          f"in stage {stage.index + 1}, from their own exemplars; take 'seen'."
+        )
+      known |= set(stage.classes["learn"])
       own = stage.train["learn"].take_per_class(self.per_class, seed)
       after = before + own.without(before)
       replay = after if self.include_current else before

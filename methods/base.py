@@ -86,6 +86,8 @@ class Method:
 
   def roles(self, stage: Stage) -> tuple[str, ...]:
     """Returns the roles whose data make an epoch."""
+    if not self.rehearsal.train:
+      return ("buffer",)
     return ("retain",) if "retain" in stage.train else (stage.goal,)
 
   def before_stage(

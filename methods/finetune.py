@@ -48,6 +48,12 @@ class Finetune(base.Method):
 class Joint(Finetune):
   """Trains on everything seen so far at each stage: the usual upper bound."""
 
+  def __post_init__(self):
+    if self.mask_classes:
+      raise ValueError(
+        "Joint training sees all classes so far; set method.mask_classes=False."
+      )
+
   def roles(self, stage):
     """All data up to this stage make an epoch."""
     return ("seen",)

@@ -84,6 +84,7 @@ class L2P(base.Method):
   mask_classes: bool = True
   transfer_head: str = "none"
 
+  rewrites = r"prompt_pool/.*|head/.*"
   rehearses = True
 
   def __post_init__(self):

@@ -266,6 +266,11 @@ def test_another_draw_is_noticed(tmp_path, monkeypatch):
     ({"mask": "new"}, "rehearsal.mask='new' must be one of seen, old, none"),
     ({"per_class": -1}, "per_class=-1 must be 0 or more"),
     ({"review_epochs": 2}, "review_epochs=2 needs a buffer"),
+    ({"per_class": 4, "replay": False}, "per_class=4 would have no effect"),
+    (
+      {"per_class": 4, "review_last_only": True},
+      "review_last_only=True would have no effect",
+    ),
     ({"per_class": 4, "train": False}, "set rehearsal.review_epochs"),
     (
       {"per_class": 4, "mask": "old", "include_current": True},
@@ -276,6 +281,27 @@ def test_another_draw_is_noticed(tmp_path, monkeypatch):
 def test_settings_that_do_not_fit(options, message):
   with pytest.raises(ValueError, match=message):
     rehearsal.Rehearsal(**options)
+
+
+def test_classes_that_come_again_cannot_be_hidden(scenario):
+  twice = dataclasses.replace(
+    scenario, stages=(scenario.stages[0], scenario.stages[0])
+  )
+  with pytest.raises(ValueError, match=r"hides the classes \[0, 1\]"):
+    rehearsal.Rehearsal(per_class=3, mask="old").extend(twice, 0)
+
+
+def test_without_training_the_buffer_makes_an_epoch(scenario):
+  config = rehearsed("no_train", tiny())
+  method = main.build_method(config, CLASSES, 3)
+  assert method.roles(scenario.stages[0]) == ("buffer",)
+
+
+def test_joint_training_cannot_be_masked():
+  config = reference("joint")
+  config.method.mask_classes = True
+  with pytest.raises(ValueError, match="method.mask_classes=False"):
+    main.build_method(config, CLASSES, 3)
 
 
 def test_more_exemplars_than_images(scenario):
