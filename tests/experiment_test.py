@@ -65,6 +65,20 @@ def test_run_stopped_at_every_seventh_call(tmp_path, whole):
   assert numbers(tmp_path) == numbers(whole)
 
 
+def test_prompts_that_only_hooks_rewrite_are_resumed(tmp_path):
+  def run(name, stop=lambda: False):
+    config = tiny()
+    config.optimizer.prompt = None
+    config.method.update(prompt_mask=True, transfer_prompts=True)
+    main.execute(config, tmp_path / name, stop)
+
+  run("whole")
+  with pytest.raises(experiment.Interrupted):
+    run("stopped", stop_at(8 + 3 + 2))  # in stage 2, its prompts handed on
+  run("stopped")
+  assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
 def run_alone(workdir, cache):
   """Is the life of a process that will be killed."""
   jax.config.update("jax_compilation_cache_dir", cache)
