@@ -43,6 +43,7 @@ from libml.problems import PROBLEMS
 from libml.rehearsal import Rehearsal
 from methods import METHODS
 from models import MODELS
+from models import lora
 from models import pretrained
 
 CACHE = pathlib.Path(
@@ -152,7 +153,11 @@ def initial_params(
     path, prefix = upstream(config.pretrain, should_stop), f"{config.pretrain}/"
   if path is not None:
     template = jax.eval_shape(init, inputs)["params"]
-    params = pretrained.load(path, template)
+    base, adapters = lora.split(template)
+    rng = jax.random.key(config.seed)
+    params = lora.join(
+      pretrained.load(path, base), jax.device_get(lora.restart(adapters, rng))
+    )
     name = prefix + pathlib.Path(path).name
     return params, {"name": name, "sha256": pretrained.checksum(path)}
   if not config.random_init:
@@ -294,6 +299,7 @@ def execute(
   if export:
     params = sharding.to_host(state.params, mesh)
     if processes.is_first():
+      params, _ = lora.split(lora.merge(params, method.model.lora_scale))
       pretrained.save(export, params)
   return record
 

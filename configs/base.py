@@ -58,6 +58,8 @@ def get_config() -> ml_collections.ConfigDict:
         "randaugment": config_dict.placeholder(tuple),
         # Brightness, contrast, saturation (0 to 1), hue (to 0.5); None: off.
         "color_jitter": config_dict.placeholder(tuple),
+        # Probability of a grey image.
+        "grayscale": 0.0,
         # Probability of erasing a box, its part of the image, and what
         # overwrites it: "noise" or "mean".
         "erase": 0.0,
@@ -77,6 +79,11 @@ def get_config() -> ml_collections.ConfigDict:
         "classifier": "token",
         "norm_pre_logits": False,
         "temperature": 1.0,
+        # Of the norms in the blocks.
+        "block_epsilon": 1e-6,
+        # Low-rank adapters: {"layers": pattern of module paths, "rank",
+        # "alpha"}; None: none.
+        "lora": None,
         # Of the computation; parameters stay float32.
         "dtype": "float32",
       },

@@ -16,6 +16,12 @@ PROMPT_GROUPS = (
   ("backbone", r".*"),
 )
 
+LORA_GROUPS = (
+  ("lora", r".*/lora_[ab]"),
+  ("head", r"head/.*"),
+  ("backbone", r".*"),
+)
+
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   """Reads "smoke,tasks=4": a bare name is True; "smoke" is always known.
@@ -119,6 +125,32 @@ def dualprompt(**changes: Any) -> dict[str, Any]:
   return {**options, **changes}
 
 
+def lora_sub(**changes: Any) -> dict[str, Any]:
+  """Returns LoRA-Sub-DRS's options (the code's values for CIFAR-100)."""
+  options = {
+    "name": "lora_sub",
+    "restart_optimizer": True,
+    "threshold": 0.99,
+    "unit_norm": True,
+    "triplet": 0.05,
+    "margin": 1.0,
+    "lora_b": "zeros",
+    "augment_moments": True,
+    "augment_prototypes": False,
+    "first_epochs": config_dict.placeholder(int),
+  }
+  return {**options, **changes}
+
+
+def key_value_lora(rank: int) -> dict[str, Any]:
+  """Returns adapters of scale 1 on the keys and values of all blocks."""
+  return {
+    "layers": r".*/(key|value)",
+    "rank": rank,
+    "alpha": config_dict.placeholder(float),
+  }
+
+
 def adam(lr: float, **changes: Any) -> dict[str, Any]:
   """Returns Adam's settings for one parameter group."""
   options = {
@@ -129,6 +161,9 @@ def adam(lr: float, **changes: Any) -> dict[str, Any]:
     "min_lr": 0.0,
     "weight_decay": 0.0,
     "normalize_columns": False,
+    "l2": 0.0,
+    # What a method's subspace confines: "update", "gradient", None: nothing.
+    "project": config_dict.placeholder(str),
   }
   return {**options, **changes}
 
@@ -145,6 +180,18 @@ def prompt_optimizer(config: ml_collections.ConfigDict, lr: float) -> None:
   config.optimizer.prompt = adam(lr)
   config.optimizer.head = adam(lr)
   config.optimizer.backbone = None
+
+
+def lora_optimizer(
+  config: ml_collections.ConfigDict, lr: float, head_lr: float
+) -> None:
+  """Trains adapters and head with LoRA-Sub-DRS's optimizer, unclipped."""
+  config.optimizer.groups = LORA_GROUPS
+  adam_hat = {"schedule": "late_quarter_cosine", "epsilon_hat": True}
+  config.optimizer.lora = adam(lr, project="update", **adam_hat)
+  config.optimizer.head = adam(head_lr, **adam_hat)
+  config.optimizer.backbone = None
+  config.optimizer.clip_norm = float("inf")
 
 
 # The original's rehearsal settings, under the names of what its flags do. It
@@ -195,6 +242,9 @@ def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
   config.rehearsal.update(REHEARSAL[preset])
 
 
+# RanPAC's grid.
+RIDGES = tuple(10.0**n for n in range(-8, 9))
+
 # Reference points beside the prompt methods: the method's options, and the
 # learning rate of the backbone as a share of the head's (0: frozen).
 REFERENCES = {
@@ -202,12 +252,29 @@ REFERENCES = {
   "head": ({"name": "finetune", "mask_classes": False}, 0.0),
   "masked_head": ({"name": "finetune", "mask_classes": True}, 0.0),
   "nearest_mean": ({"name": "nearest_mean"}, 0.0),
+  "ranpac": ({"name": "ranpac", "projection_dim": 2000, "ridges": RIDGES}, 0.0),
+  "inflora": (
+    {
+      "name": "inflora",
+      "epsilon": 0.95,
+      "final_epsilon": 1.0,
+      "augment_moments": True,
+    },
+    0.0,
+  ),
   "joint": ({"name": "joint", "mask_classes": False}, 1.0),
 }
 
+# Those that train adapters, and which parameters of them.
+ADAPTED = {"inflora": r".*/lora_b"}
+
 
 def reference(
-  config: ml_collections.ConfigDict, method: str, head_lr: float, body_lr: float
+  config: ml_collections.ConfigDict,
+  method: str,
+  head_lr: float,
+  body_lr: float,
+  lora_lr: float = 5e-4,
 ) -> None:
   """Turns a prompt method's config into one of the reference points.
 
@@ -218,6 +285,7 @@ def reference(
       training), "nearest_mean" or "joint" (all weights, all data so far).
     head_lr: Learning rate of the head.
     body_lr: Learning rate of the backbone, where it is trained.
+    lora_lr: Learning rate of adapters, where there are any.
 
   Raises:
     ValueError: Another method.
@@ -231,6 +299,13 @@ def reference(
   config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
   config.optimizer.head = adam(head_lr)
   config.optimizer.backbone = adam(body_lr * trained) if trained else None
+  if method in ADAPTED:
+    config.model.lora = key_value_lora(rank=10)
+    config.optimizer.groups = (
+      ("lora", ADAPTED[method]),
+      *config.optimizer.groups,
+    )
+    config.optimizer.lora = adam(lora_lr)
 
 
 def finish(
@@ -283,8 +358,12 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.preprocess.resize = None
   config.model.variant = "smoke"
   config.model.image_size = 8
+  if config.model.lora:
+    config.model.lora.rank = min(2, config.model.lora.rank)
   if "vote_group" in config.method:
     config.method.vote_group = min(4, config.method.vote_group)
+  if "projection_dim" in config.method:
+    config.method.projection_dim = min(32, config.method.projection_dim)
   for group, _ in config.optimizer.groups:
     if config.optimizer[group] and config.optimizer[group].name == "adam":
       # Else Adam makes full steps of the rounding noise of so few images, and

@@ -12,10 +12,6 @@ from libml import stage_data
 from libml import steps
 
 
-class Stopped(Exception):
-  """The process was asked to stop in the middle of an evaluation."""
-
-
 class Evaluator:
   """One compiled step for all probes, and what is computed once for them."""
 
@@ -91,7 +87,7 @@ class Evaluator:
     """Returns ({probe: {reading: figures}}, {probe: {name: counts}}).
 
     Raises:
-      Stopped: `stop` said so between two batches.
+      stage_data.Stopped: `stop` said so between two batches.
     """
     row, observed = {}, {}
     for name, probe in stage.probes.items():
@@ -99,7 +95,7 @@ class Evaluator:
       for batch in self._batches(name, probe, state, data):
         batches.append(self._step(state.params, state.memory, batch, allowed))
         if stop():
-          raise Stopped
+          raise stage_data.Stopped
       batches = jax.device_get(batches)
       row[name] = {
         reading: self._method.problem.report(

@@ -155,6 +155,7 @@ class Run:
       mesh=self._mesh,
       compiled=self._compiled,
       mixing=self._mixing,
+      should_stop=self._should_stop,
     )
 
   def walk(
@@ -197,7 +198,7 @@ class Run:
           row, observed = evaluator.probe(
             state, stage, data, stop=self._should_stop
           )
-        except evaluation.Stopped:
+        except stage_data.Stopped:
           self._save(saver, state, progress)
           raise Interrupted(f"after step {progress.steps}") from None
         progress = progress.to(
@@ -264,7 +265,10 @@ class Run:
   def _train(self, state, stage, data, saver, progress):
     method = self.method
     if not progress.begun:
-      state = self._place(method.before_stage(state, stage, data))
+      try:
+        state = self._place(method.before_stage(state, stage, data))
+      except stage_data.Stopped:  # the last stage's checkpoint is as far
+        raise Interrupted(f"after step {progress.steps}") from None
       state = self._begin(state, stage, data)
       progress = progress.to(begun=True)
     for number, round_ in enumerate(method.rounds(stage, data)):
@@ -275,7 +279,11 @@ class Run:
       )
       state = self._place(round_.finish(state))
       progress = progress.to(round=number + 1, step=0)
-    state = self._place(method.after_stage(state, stage, data))
+    try:
+      state = self._place(method.after_stage(state, stage, data))
+    except stage_data.Stopped:
+      self._save(saver, state, progress)
+      raise Interrupted(f"after step {progress.steps}") from None
     return state, progress.to(trained=True)
 
   def _begin(self, state, stage, data):

@@ -15,13 +15,28 @@ import jax
 import optax
 
 from libml import paths
+from libml import projection
 from libml import registry
 from libml import schedules
 from libml import transforms
 
 
-def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
-  """Returns Adam's direction (Kingma and Ba, 2015)."""
+def adam(
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  epsilon_hat: bool = False,
+):
+  """Returns Adam's direction (Kingma and Ba, 2015).
+
+  Args:
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    eps: Added to the root of the second moment.
+    epsilon_hat: Whether before the bias correction, as LoRA-Sub-DRS has it.
+  """
+  if epsilon_hat:
+    return projection.scale_by_adam_epsilon_hat(b1, b2, eps)
   return optax.scale_by_adam(b1, b2, eps)
 
 
@@ -31,6 +46,9 @@ def sgd(momentum: float = 0.9, nesterov: bool = True):
 
 
 OPTIMIZERS = {"adam": adam, "sgd": sgd}
+
+# What a group's `project` names: whether the transform ends or starts a chain.
+_PROJECTED = (None, "update", "gradient")
 
 
 def group_transform(
@@ -43,6 +61,8 @@ def group_transform(
   min_lr: float = 0.0,
   weight_decay: float = 0.0,
   normalize_columns: bool = False,
+  l2: float = 0.0,
+  project: str | None = None,
   **options,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the transform of one parameter group.
@@ -56,8 +76,16 @@ def group_transform(
     min_lr: See schedules.build.
     weight_decay: Decoupled decay, lr * weight_decay * theta a step.
     normalize_columns: Whether matrices keep columns of length 1.
+    l2: Coupled decay: l2 * theta is added to the gradient.
+    project: What the method's factors (extra arguments `left` and `right`)
+      multiply: the "update", the "gradient", or None: nothing.
     **options: Of the optimizer, such as b1 or momentum.
+
+  Raises:
+    ValueError: An unknown row or option, or another `project`.
   """
+  if project not in _PROJECTED:
+    raise ValueError(f"project={project!r} must be one of {_PROJECTED}.")
   rate = schedules.build(
     schedule,
     lr=lr,
@@ -65,12 +93,17 @@ def group_transform(
     warmup_epochs=warmup_epochs,
     min_lr=min_lr,
   )
-  chain = [registry.build(OPTIMIZERS, "optimizer", name, **options)]
+  chain = [optax.add_decayed_weights(l2)] if l2 else []
+  if project == "gradient":
+    chain.append(projection.project_updates())
+  chain.append(registry.build(OPTIMIZERS, "optimizer", name, **options))
   if weight_decay:
     chain.append(optax.add_decayed_weights(weight_decay))
   chain.append(transforms.scale_by_rate(rate))
   if normalize_columns:
     chain.append(transforms.unit_columns())
+  if project == "update":
+    chain.append(projection.project_updates())
   return optax.chain(*chain)
 
 

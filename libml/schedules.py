@@ -26,7 +26,35 @@ def linear(epoch: jax.Array, length: float) -> jax.Array:
   return 1 - jnp.clip(epoch / length, 0.0, 1.0)
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear}
+def quarter_cosine(epoch: jax.Array, length: float) -> jax.Array:
+  """Falls as a cosine from 1 to nearly 0, in steps, one an epoch.
+
+  Epoch e = 0, 1, ... of K has cos(99 pi e / (200 (K - 1))), so the last has
+  1.57 % (LoRA-Sub-DRS, as meant). Past the end it would be negative.
+  """
+  return _quarter(jnp.ceil(epoch) - 1, length)
+
+
+def late_quarter_cosine(epoch: jax.Array, length: float) -> jax.Array:
+  """Is quarter_cosine one epoch late: the first two epochs are both at 1.
+
+  So LoRA-Sub-DRS's code has it: cos(99 pi max(e - 1, 0) / (200 (K - 1))).
+  """
+  return _quarter(jnp.ceil(epoch) - 2, length)
+
+
+def _quarter(number: jax.Array, length: float) -> jax.Array:
+  angle = 99 * jnp.pi / (200 * max(length - 1, 1))
+  return jnp.cos(angle * jnp.maximum(number, 0))
+
+
+SCHEDULES = {
+  "constant": constant,
+  "cosine": cosine,
+  "linear": linear,
+  "quarter_cosine": quarter_cosine,
+  "late_quarter_cosine": late_quarter_cosine,
+}
 
 
 def build(
@@ -44,7 +72,7 @@ def build(
   unlike the original it does not rise again past its end).
 
   Args:
-    name: "constant", "cosine" or "linear".
+    name: Row of SCHEDULES.
     lr: Peak rate.
     epochs: Length E of a stage.
     warmup_epochs: Length w of the linear warm-up.

@@ -17,6 +17,10 @@ from libml import sharding
 from libml import steps
 
 
+class Stopped(Exception):
+  """The process was asked to stop in the middle of a pass over images."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageData:
   """What hooks and the loop read a stage's images through.
@@ -31,6 +35,7 @@ class StageData:
     compiled: The run's compiled functions.
     mixing: What is done to pairs of training examples; None: nothing.
     epoch_steps: Role -> steps of one epoch, where its images do not say.
+    should_stop: Asked after each batch of a pass over images.
   """
 
   train: Mapping[str, datasets.Subset]
@@ -42,6 +47,7 @@ class StageData:
   compiled: steps.Compiled
   mixing: Any = None
   epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  should_stop: Callable[[], bool] = lambda: False
 
   def subset(self, roles: Sequence[str]) -> datasets.Subset:
     """Returns the images of some roles, one after the other."""
@@ -102,7 +108,12 @@ class StageData:
     )
 
   def accumulate(
-    self, name: str, fn: Callable[..., Any], state: Any, *roles: str
+    self,
+    name: str,
+    fn: Callable[..., Any],
+    state: Any,
+    *roles: str,
+    augment: bool = False,
   ) -> Any:
     """Returns the sum of fn(params, memory, batch) over the roles' images.
 
@@ -110,14 +121,18 @@ class StageData:
       name: Of the compiled function.
       fn: Sums over the rows of a batch that batch["mask"] keeps.
       state: The TrainState whose params and memory it sees.
-      *roles: Whose images; unaugmented, each once.
+      *roles: Whose images; each once.
+      augment: Whether they go through the training chain, as in `sweep`.
+
+    Raises:
+      Stopped: The process was asked to stop.
     """
 
     def add(total, params, memory, batch):
       return jax.tree.map(jnp.add, total, fn(params, memory, batch))
 
     total = None
-    for batch in self.sweep(self.subset(roles)):
+    for batch in self.sweep(self.subset(roles), augment=augment):
       batch = sharding.place_batch(batch, self.mesh)
       if total is None:
         shapes = jax.eval_shape(fn, state.params, state.memory, batch)
@@ -128,4 +143,6 @@ class StageData:
       total = self.compiled(
         name, add, out_shardings=sharding.replicated(self.mesh)
       )(total, state.params, state.memory, batch)
+      if self.should_stop():
+        raise Stopped
     return total

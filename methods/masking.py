@@ -1,12 +1,45 @@
-"""What methods with one linear head do at the border of two tasks."""
+"""What methods with one linear head do before and between tasks."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from libml.scenarios import Scenario
 from libml.scenarios import Stage
+
+
+def draw_head(params: Any, rng: jax.Array) -> Any:
+  """Returns the parameters with a head drawn as torch draws linear layers.
+
+  Kernel [D, C] and bias [C] are uniform in +-1 / sqrt(D). A column that no
+  task has trained stays as it was drawn, so this is a new head for each task.
+  """
+  width = params["head"]["kernel"].shape[0]
+  bound = width**-0.5
+  head = {
+    name: jax.random.uniform(
+      jax.random.fold_in(rng, number), leaf.shape, jnp.float32, -bound, bound
+    ).astype(leaf.dtype)
+    for number, (name, leaf) in enumerate(sorted(params["head"].items()))
+  }
+  return {**params, "head": head}
+
+
+def check_new_classes(scenario: Scenario) -> None:
+  """Raises ValueError for a class that is learned in more than one stage."""
+  seen: set[int] = set()
+  for number, stage in enumerate(scenario.stages):
+    again = sorted(seen.intersection(stage.classes["learn"]))
+    if again:
+      raise ValueError(
+        f"Stage {number + 1} brings classes {again} again; this method learns "
+        "each class once. Take scenario.name='class_incremental' or 'joined'."
+      )
+    seen.update(stage.classes["learn"])
 
 
 def check_transfer(part: str) -> None:

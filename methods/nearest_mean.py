@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from libml import prototypes
 from methods import base
 
 
@@ -32,10 +33,10 @@ class NearestMean(base.Method):
   def class_sums(self, params, memory, batch):
     """Returns the sums and counts that one batch adds."""
     del memory
-    features = self.apply(params, batch)["features"].astype(jnp.float32)
-    member = jax.nn.one_hot(batch["label"], self.num_classes)  # [B, C]
-    member *= batch["mask"][:, None]
-    return {"sums": member.T @ features, "counts": member.sum(axis=0)}
+    features = self.apply(params, batch)["features"]
+    return prototypes.class_sums(
+      features, batch["label"], batch["mask"], self.num_classes
+    )
 
   def after_stage(self, state, stage, data):
     """Adds the stage's images to the means."""
@@ -50,12 +51,8 @@ class NearestMean(base.Method):
   def predict(self, params, memory, batch):
     """Logits are cosines to the means; a class without one cannot win."""
     del params
-    known = memory["counts"] > 0
-    means = memory["sums"] / jnp.maximum(memory["counts"], 1)[:, None]
-    cosine = _unit(batch["features"]) @ _unit(means).T
-    return {"": {"logits": jnp.where(known[None, :], cosine, -2.0)}}
-
-
-def _unit(x: jax.Array) -> jax.Array:
-  norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-  return x / jnp.maximum(norm, 1e-12)
+    sums, counts = memory["sums"], memory["counts"]
+    logits = prototypes.cosine_logits(
+      batch["features"], prototypes.means(sums, counts), counts > 0
+    )
+    return {"": {"logits": logits}}

@@ -23,13 +23,15 @@ GELUS = {"tanh": True, "erf": False}
 
 
 class LayerNorm(nn.Module):
-  """Layer normalization over the last axis (epsilon 1e-6), in float32.
+  """Layer normalization over the last axis, in float32.
 
   Attributes:
+    epsilon: Added to the variance.
     dtype: Of the result.
     param_dtype: Type of the parameters.
   """
 
+  epsilon: float = 1e-6
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
 
@@ -43,7 +45,9 @@ class LayerNorm(nn.Module):
     )
     scale = self.param("scale", ones, shape, self.param_dtype)
     bias = self.param("bias", zeros, shape, self.param_dtype)
-    return kernels.layer_norm(x, scale, bias, 1e-6, jnp.dtype(self.dtype))
+    return kernels.layer_norm(
+      x, scale, bias, self.epsilon, jnp.dtype(self.dtype)
+    )
 
 
 class PatchEmbedding(nn.Module):
@@ -196,6 +200,7 @@ class EncoderBlock(nn.Module):
     dropout: Rate after the attention and in the MLP.
     attention_dropout: Rate on the attention weights.
     gelu: "tanh" or "erf".
+    epsilon: Of both norms.
     dtype: Compute type.
     param_dtype: Type of the parameters.
     dense: Class of all dense layers.
@@ -206,6 +211,7 @@ class EncoderBlock(nn.Module):
   dropout: float = 0.0
   attention_dropout: float = 0.0
   gelu: str = "tanh"
+  epsilon: float = 1e-6
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
   dense: Dense = nn.DenseGeneral
@@ -221,7 +227,10 @@ class EncoderBlock(nn.Module):
   ) -> jax.Array:
     """Maps x [B, T, D] to [B, T, D]; prefix and rows as in Attention."""
     norm = functools.partial(
-      LayerNorm, dtype=self.dtype, param_dtype=self.param_dtype
+      LayerNorm,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
     )
     y = norm(name="LayerNorm_0")(x)
     y = Attention(

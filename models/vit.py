@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from models import layers
+from models import lora as lora_lib
 
 CLASSIFIERS = ("token", "gap", "prompt", "token+prompt")
 
@@ -136,9 +137,11 @@ class ViT(nn.Module):
       token, "gap" all, "prompt" the prompts, "token+prompt" both of these.
     norm_pre_logits: Whether the head sees the feature at unit length.
     temperature: The logits are divided by it.
+    block_epsilon: Of the norms in the blocks; the last norm's is 1e-6.
     dtype: Compute type; norms, softmax, features and head stay float32.
     param_dtype: Type of the parameters.
-    dense: Class of the blocks' dense layers, as nn.DenseGeneral.
+    dense: Class of the blocks' dense layers, as nn.DenseGeneral or a
+      lora.Lora.
 
   Raises:
     ValueError: On construction, if sizes do not divide or a name is unknown.
@@ -157,6 +160,7 @@ class ViT(nn.Module):
   classifier: str = "token"
   norm_pre_logits: bool = False
   temperature: float = 1.0
+  block_epsilon: float = 1e-6
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
   dense: layers.Dense = nn.DenseGeneral
@@ -214,6 +218,7 @@ class ViT(nn.Module):
         dropout=self.dropout,
         attention_dropout=self.attention_dropout,
         gelu=self.gelu,
+        epsilon=self.block_epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
         dense=self.dense,
@@ -228,6 +233,11 @@ class ViT(nn.Module):
       param_dtype=param_dtype,
       kernel_init=nn.initializers.zeros,
     )
+
+  @property
+  def lora_scale(self) -> float:
+    """Factor of the adapters; 1 without them."""
+    return getattr(self.dense, "scale", 1.0)
 
   @property
   def num_patches(self) -> int:
@@ -266,6 +276,8 @@ class ViT(nn.Module):
       square = jnp.sum(y**2, axis=-1, keepdims=True)
       y = y / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
     logits = self.head(y) / self.temperature
+    if self.is_initializing() and isinstance(self.dense, lora_lib.Lora):
+      self.dense.check(self.variables["params"])
     return {"features": features, "logits": logits}
 
   def encode(
@@ -344,11 +356,17 @@ class ViT(nn.Module):
     return jnp.einsum("p,bpd->bd", weights, x)
 
 
-def build(variant: str | None = None, **overrides: Any) -> ViT:
+def build(
+  variant: str | None = None,
+  *,
+  lora: Mapping[str, Any] | None = None,
+  **overrides: Any,
+) -> ViT:
   """Returns a ViT: a row of VARIANTS, with some of ViT's fields replaced.
 
   Args:
     variant: Name in VARIANTS; None if the overrides give all sizes.
+    lora: Fields of lora.Lora; None: no adapters.
     **overrides: Fields of ViT; num_classes is always needed.
 
   Raises:
@@ -361,4 +379,6 @@ def build(variant: str | None = None, **overrides: Any) -> ViT:
       f" {sorted(VARIANTS)}."
     )
   sizes = VARIANTS[variant] if variant is not None else {}
+  if lora is not None:
+    overrides["dense"] = lora_lib.Lora(**lora)
   return ViT(**{**sizes, **overrides})

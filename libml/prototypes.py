@@ -1,0 +1,57 @@
+"""Class means of features, and the answer of the nearest."""
+
+import jax
+import jax.numpy as jnp
+
+
+def class_sums(
+  features: jax.Array, label: jax.Array, mask: jax.Array, num_classes: int
+) -> dict[str, jax.Array]:
+  """Returns what one batch adds to its classes' sums, float32.
+
+  Args:
+    features: [B, D].
+    label: int32 [B].
+    mask: bool [B], the rows that count.
+    num_classes: C.
+
+  Returns:
+    "sums" [C, D] and "counts" [C].
+  """
+  member = jax.nn.one_hot(label, num_classes) * mask[:, None]  # [B, C]
+  sums = jnp.matmul(
+    member.T,
+    features.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return {"sums": sums, "counts": member.sum(axis=0)}
+
+
+def means(sums: jax.Array, counts: jax.Array) -> jax.Array:
+  """Returns sums [C, D] over counts [C]; 0 for a class without an image."""
+  return sums / jnp.maximum(counts, 1)[:, None]
+
+
+def cosine_logits(
+  features: jax.Array, prototypes: jax.Array, known: jax.Array
+) -> jax.Array:
+  """Returns the cosine of each feature to each prototype, [B, C].
+
+  The largest is the nearest in Euclidean distance on the unit sphere. A class
+  that is not known has -2 and cannot win.
+
+  Args:
+    features: [B, D].
+    prototypes: [C, D].
+    known: bool [C].
+  """
+  cosine = jnp.matmul(
+    unit(features), unit(prototypes).T, precision=jax.lax.Precision.HIGHEST
+  )
+  return jnp.where(known[None, :], cosine, -2.0)
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Returns rows [..., D] of length 1; a row of zeros stays as it is."""
+  square = jnp.sum(x**2, axis=-1, keepdims=True)
+  return x / jnp.sqrt(jnp.maximum(square, 1e-24))

@@ -1,0 +1,91 @@
+"""Second moments of attention inputs, and the subspaces that they span."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def attention_moments(
+  model: Any, params: Any, batch: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the uncentred second moments of every attention's input.
+
+  Sums, so that batches and devices add up; computed in float32 whatever the
+  model's type.
+
+  Args:
+    model: A ViT.
+    params: Its parameters.
+    batch: image [B, S, S, 3], mask bool [B].
+
+  Returns:
+    "moments": block name -> sum of x x^T over the images that the mask keeps
+    and all their tokens x, [D, D]; "tokens": how many these are, float32[].
+  """
+  _, seen = model.apply(
+    {"params": params},
+    batch,
+    capture_intermediates=lambda module, _: module.name == "LayerNorm_0",
+    mutable=["intermediates"],
+  )
+  mask = batch["mask"].astype(jnp.float32)
+  moments, tokens = {}, jnp.zeros(())
+  for block, captured in seen["intermediates"]["Transformer"].items():
+    (x,) = captured["LayerNorm_0"]["__call__"]
+    x = x.astype(jnp.float32) * mask[:, None, None]  # [B, T, D]
+    moments[block] = jnp.einsum("btd,bte->de", x, x, precision=_HIGHEST)
+    tokens = mask.sum() * x.shape[1]
+  return {"moments": moments, "tokens": tokens}
+
+
+def eigen(moment: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns eigenvalues [D], falling and at least 0, and vectors [D, D].
+
+  Args:
+    moment: Positive semi-definite up to rounding, [D, D].
+  """
+  values, vectors = jnp.linalg.eigh((moment + moment.T) / 2)
+  return jnp.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+
+def leading(values: jax.Array, threshold: float) -> jax.Array:
+  """Returns which eigenvalues hold a share of their sum, bool [D].
+
+  These are the first k: the smallest number whose sum is at least threshold
+  times that of all, and at least 1.
+
+  Args:
+    values: Falling and at least 0, [D].
+    threshold: Above 0, at most 1.
+  """
+  total = jnp.cumsum(values)
+  enough = total >= threshold * total[-1]
+  return jnp.arange(values.size) <= jnp.argmax(enough)
+
+
+def projector(
+  vectors: jax.Array, keep: jax.Array, *, unit_norm: bool = False
+) -> jax.Array:
+  """Returns V_k V_k^T [D, D], the projector on the kept columns' span.
+
+  Args:
+    vectors: Orthonormal columns, [D, D].
+    keep: bool [D].
+    unit_norm: Whether divided by its Frobenius norm, sqrt(k).
+  """
+  kept = vectors * keep[None, :]
+  product = jnp.matmul(kept, kept.T, precision=_HIGHEST)
+  return product / jnp.sqrt(jnp.sum(keep)) if unit_norm else product
+
+
+def check_threshold(name: str, value: float) -> None:
+  """Raises ValueError for a share of energy outside (0, 1]."""
+  if not 0 < value <= 1:
+    raise ValueError(
+      f"{name}={value} must be above 0 and at most 1: the share of the inputs' "
+      "energy that the kept directions hold."
+    )

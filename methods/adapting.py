@@ -1,0 +1,90 @@
+"""What methods with an adapter a task do: restart, and name what it changes."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from libml import paths
+from libml.stage_data import StageData
+from libml.train_state import TrainState
+from models import lora
+
+# The dense layers that read a block's first norm.
+_READERS = ("query", "key", "value")
+
+
+def check_model(model: Any) -> None:
+  """Raises ValueError for a model without adapters."""
+  if not isinstance(model.dense, lora.Lora):
+    raise ValueError(
+      "This method trains LoRA adapters, and the model has none; set "
+      "model.lora to {'layers': '.*/(key|value)', 'rank': 10, 'alpha': None}."
+    )
+
+
+def kernels(model: Any) -> str:
+  """Returns the pattern of the kernels beside adapters."""
+  return rf"(?:{model.dense.layers})/kernel"
+
+
+def blocks(params: Any) -> list[str]:
+  """Returns the names of the blocks with adapters, first to last.
+
+  Raises:
+    ValueError: An adapter that does not read its block's attention input.
+  """
+  _, adapters = lora.split(params)
+  found = {}
+  for name in paths.flatten(adapters):
+    *_, block, attention, layer, leaf = name.split("/")
+    del attention, leaf
+    if layer not in _READERS:
+      raise ValueError(
+        f"The adapter at {name} does not read the attention's input, of which "
+        "this method finds the subspace; model.lora.layers may match "
+        f"{', '.join(_READERS)} only."
+      )
+    found[block] = None
+  return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def restart(state: TrainState, data: StageData, **how: Any) -> Any:
+  """Returns the parameters with new adapters, drawn by the state's key.
+
+  Args:
+    state: The last stage's, whose steps used its key with small numbers.
+    data: Holds the run's compiled functions.
+    **how: As in lora.restart.
+  """
+
+  def draw(adapters, rng):
+    return lora.restart(adapters, rng, **how)
+
+  base, adapters = lora.split(state.params)
+  # Undonated copies of adapters only: the frozen weights stay where they are.
+  adapters = data.compiled("restart", draw)(adapters, state.rng)
+  return lora.join(base, adapters)
+
+
+def by_parameter(
+  layers: Any, values: Mapping[str, jax.Array], leaf: str
+) -> dict[str, Any]:
+  """Returns each layer's block's value, under a leaf of the layer.
+
+  Args:
+    layers: Tree with a "kernel" for each adapted layer.
+    values: Block name -> value.
+    leaf: "lora_a" or "lora_b".
+  """
+  found: dict[str, Any] = {}
+  for name in paths.flatten(layers):
+    *path, kernel = name.split("/")
+    del kernel
+    block = next(part for part in path if re.fullmatch(r".*block_\d+", part))
+    place = found
+    for part in path:
+      place = place.setdefault(part, {})
+    place[leaf] = values[block]
+  return found

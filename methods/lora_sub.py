@@ -1,0 +1,223 @@
+"""LoRA-Sub-DRS: adapters that move inside a drift-resistant subspace.
+
+Liu and Chang, "LoRA Subtraction for Drift-Resistant Space in Exemplar-Free
+Continual Learning", CVPR 2025.
+
+With W the pretrained kernels, S the sum of the adapters of earlier tasks, A B
+the one of this task, U its Adam update, and V the leading eigenvectors of the
+second moment of a block's attention inputs under W - S:
+
+  loss = CE(task's columns, y) + triplet * ATL(f(x; W + S + A B), y, prototypes)
+  A <- A + P U_A,  B <- B + U_B P,  P = V V^T (/ sqrt(k)), from the second task
+
+After a task S grows by A B, and each new class gets its mean feature as a
+prototype. A test image has the class of the prototype with the largest cosine.
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from libml import losses
+from libml import prototypes
+from libml import subspace
+from methods import adapting
+from methods import base
+from methods import masking
+from models import lora
+
+_LOG = logging.getLogger("palimpsest")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSub(base.Method):
+  """Low-rank adapters on attention inputs, prototypes instead of a head.
+
+  The optimizer's LoRA group has project="update" (the code) or "gradient" (the
+  paper). Kernels in the parameters are W + S.
+
+  Attributes:
+    threshold: Share of the inputs' energy that V holds, in (0, 1].
+    unit_norm: Whether P is divided by sqrt(k), as in the code; the paper's
+      P is the plain projector.
+    triplet: Weight of the augmented triplet loss (lambda).
+    margin: Of that loss.
+    lora_b: What B starts a task with: "zeros", or "sparse" (the authors' first
+      code).
+    augment_moments: Whether V is found on augmented images, as in the code.
+    augment_prototypes: Whether prototypes are means of augmented images (as in
+      LibContinual).
+    first_epochs: Epochs of the first task; None: as all others.
+  """
+
+  threshold: float = 0.99
+  unit_norm: bool = False
+  triplet: float = 0.05
+  margin: float = 1.0
+  lora_b: str = "zeros"
+  augment_moments: bool = True
+  augment_prototypes: bool = False
+  first_epochs: int | None = None
+
+  def __post_init__(self):
+    subspace.check_threshold("threshold", self.threshold)
+    for name in ("triplet", "margin"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+    if self.first_epochs is not None and self.first_epochs < 1:
+      raise ValueError(
+        f"first_epochs={self.first_epochs} must be at least 1, or None."
+      )
+    lora.restart({}, None, lora_b=self.lora_b)  # checks lora_b
+    adapting.check_model(self.model)
+
+  @property
+  def rewrites(self):
+    """Kernels take in what their adapters learned."""
+    return adapting.kernels(self.model)
+
+  def check(self, scenario):
+    """A prototype, once made, is never touched again."""
+    masking.check_new_classes(scenario)
+
+  def init_params(self, params, rng):
+    """Draws a head; the adapters are drawn at each task."""
+    return masking.draw_head(params, rng)
+
+  def init_memory(self, params, trainable):
+    """Holds S, a projector P [D, D] and its rank k a block, prototypes."""
+    del trainable
+    blocks = adapting.blocks(params)
+    width = self.model.width
+    sums = lora.deltas(params, self.model.lora_scale)
+    return {
+      "classes": jnp.zeros(self.num_classes, bool),
+      "sums": jax.tree.map(jnp.zeros_like, sums),
+      # Until the second task every direction is free.
+      "projectors": {block: jnp.eye(width) for block in blocks},
+      "kept": {block: jnp.int32(width) for block in blocks},
+      "prototypes": jnp.zeros((self.num_classes, width)),
+      "known": jnp.zeros(self.num_classes, bool),
+    }
+
+  def before_stage(self, state, stage, data):
+    """Finds the subspace under W - S; draws new adapters."""
+    memory = {
+      **state.memory,
+      "classes": jnp.isin(
+        jnp.arange(self.num_classes), np.asarray(stage.classes["learn"])
+      ),
+    }
+    if stage.index:
+      seen = data.accumulate(
+        "attention_moments",
+        self.moments,
+        state,
+        *self.roles(stage),
+        augment=self.augment_moments,
+      )
+      memory.update(data.compiled("projectors", self.project)(seen["moments"]))
+      kept = jax.device_get(memory["kept"])
+      _LOG.info(
+        "%s: directions kept a block: %s.",
+        stage.name,
+        ", ".join(str(kept[block]) for block in adapting.blocks(state.params)),
+      )
+    params = adapting.restart(state, data, lora_b=self.lora_b)
+    return state.replace(params=params, memory=memory)
+
+  def moments(self, params, memory, batch):
+    """Returns the sums of the subtracted model: W - S is (W + S) - 2 S."""
+    params = lora.subtract(params, memory["sums"], times=2.0)
+    return subspace.attention_moments(self.model, params, batch)
+
+  def project(self, moments):
+    """Returns each block's projector, and the number of its directions."""
+    projectors, kept = {}, {}
+    for block, moment in moments.items():
+      values, vectors = subspace.eigen(moment)
+      keep = subspace.leading(values, self.threshold)
+      projectors[block] = subspace.projector(
+        vectors, keep, unit_norm=self.unit_norm
+      )
+      kept[block] = jnp.sum(keep, dtype=jnp.int32)
+    return {"projectors": projectors, "kept": kept}
+
+  def extra_args(self, memory):
+    """A's update is P U, B's is U P, with the P of the adapter's block."""
+    return {
+      side: adapting.by_parameter(memory["sums"], memory["projectors"], leaf)
+      for side, leaf in (("left", "lora_a"), ("right", "lora_b"))
+    }
+
+  def rounds(self, stage, data):
+    """Trains; the first task may have epochs of its own."""
+    if stage.index or self.first_epochs is None:
+      return super().rounds(stage, data)
+    first = dataclasses.replace(
+      self, epochs=self.first_epochs, first_epochs=None
+    )
+    return first.rounds(stage, data)
+
+  def loss(self, params, memory, batch, rng):
+    """Cross entropy of the task's columns, and the augmented triplet loss."""
+    batch = batch["train"]
+    outputs = self.apply(params, batch, rng)
+    logits = losses.mask_logits(outputs["logits"], memory["classes"])
+    loss, parts = self.problem.loss({**outputs, "logits": logits}, batch)
+    label = batch["label"]
+    triplet = losses.augmented_triplet(
+      outputs["features"],
+      label if label.ndim == 1 else jnp.argmax(label, axis=-1),
+      memory["prototypes"],
+      memory["known"],
+      margin=self.margin,
+    )
+    kept = jnp.stack(list(memory["kept"].values()))
+    return loss + self.triplet * triplet, {
+      **parts,
+      "triplet": triplet,
+      "kept_directions": kept.astype(jnp.float32).mean(),
+    }
+
+  def after_stage(self, state, stage, data):
+    """Adds A B to S, and a prototype for each new class."""
+    changes = lora.deltas(state.params, self.model.lora_scale)
+    memory = {
+      **state.memory,
+      "sums": jax.tree.map(jnp.add, state.memory["sums"], changes),
+    }
+    params = lora.merge(state.params, self.model.lora_scale)
+    state = state.replace(params=params, memory=memory)
+    seen = data.accumulate(
+      "class_sums",
+      self.class_sums,
+      state,
+      *self.roles(stage),
+      augment=self.augment_prototypes,
+    )
+    new = seen["counts"] > 0
+    means = prototypes.means(seen["sums"], seen["counts"])
+    memory["prototypes"] = jnp.where(new[:, None], means, memory["prototypes"])
+    memory["known"] = memory["known"] | new
+    return state.replace(memory=memory)
+
+  def class_sums(self, params: Any, memory: Any, batch: Any) -> Any:
+    """Returns the sums and counts that one batch adds."""
+    del memory
+    features = self.apply(params, batch)["features"]
+    return prototypes.class_sums(
+      features, batch["label"], batch["mask"], self.num_classes
+    )
+
+  def predict(self, params, memory, batch):
+    """Logits are cosines to the prototypes of all classes so far."""
+    outputs = self.apply(params, batch)
+    logits = prototypes.cosine_logits(
+      outputs["features"], memory["prototypes"], memory["known"]
+    )
+    return {"": {**outputs, "logits": logits}}

@@ -1,0 +1,251 @@
+"""Low-rank adapters beside dense layers, and their arithmetic on trees.
+
+LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR
+2022. An adapted layer computes
+
+  y = x W + b + (alpha / R) (x A) B
+
+with `lora_a` A [D_in, R] and `lora_b` B [R, D_out] beside the `kernel` W and
+`bias` b that it would have anyway, so pretrained trees load as they are. No
+layer ever changes W: to merge is a function from one tree to another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+_ADAPTER = ("lora_a", "lora_b")
+
+# Loralib's default: A is uniform in +-1 / sqrt(D_in).
+KAIMING_SLOPE = math.sqrt(5)
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """Which dense layers get an adapter of which size; a ViT's `dense` field.
+
+  Attributes:
+    layers: Regular expression over whole module paths, such as
+      r".*/(key|value)".
+    rank: R, from 1 to the smaller width of a layer.
+    alpha: Numerator of the scale; None: the scale is 1.
+
+  Raises:
+    ValueError: On construction, for a rank below 1 or a broken expression.
+  """
+
+  layers: str
+  rank: int
+  alpha: float | None = None
+
+  def __post_init__(self):
+    """Checks what can be checked without a model."""
+    if self.rank < 1:
+      raise ValueError(
+        f"rank={self.rank} of LoRA must be at least 1; for a model without "
+        "adapters set model.lora=None."
+      )
+    try:
+      re.compile(self.layers)
+    except re.error as error:
+      raise ValueError(
+        f"layers={self.layers!r} of LoRA is no regular expression: {error}."
+      ) from None
+
+  @property
+  def scale(self) -> float:
+    """Factor of A B."""
+    return 1.0 if self.alpha is None else self.alpha / self.rank
+
+  def __call__(self, features: Any, **options: Any) -> nn.Module:
+    """Builds one layer from nn.DenseGeneral's arguments."""
+    return LoraDense(features, lora=self, **options)
+
+  def check(self, params: Params) -> None:
+    """Raises ValueError for parameters without an adapter; lists the layers."""
+    if jax.tree.leaves(split(params)[1]):
+      return
+    modules = sorted(
+      {
+        re.sub(r"_\d+/", "_*/", "/".join(path[:-1]), count=1)
+        for path in _flat(params)
+        if path[-1] == "kernel" and path[0] not in ("embedding", "head")
+      }
+    )
+    raise ValueError(
+      f"layers={self.layers!r} of LoRA matches no dense layer; there are "
+      f"{', '.join(modules)}."
+    )
+
+
+class LoraDense(nn.DenseGeneral):
+  """nn.DenseGeneral with an adapter, if its path is one of those asked for.
+
+  Attributes:
+    lora: Which layers, and the adapter's size.
+  """
+
+  lora: Any = None
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Maps inputs [..., *D_in] to [..., *D_out]; see nn.DenseGeneral.
+
+    Raises:
+      ValueError: A rank above the layer's smaller width.
+    """
+    y = super().__call__(inputs)
+    path = "/".join(self.path)
+    if not re.fullmatch(self.lora.layers, path):
+      return y
+    one = isinstance(self.features, int)
+    features = (self.features,) if one else tuple(self.features)
+    lead = y.shape[: y.ndim - len(features)]
+    x = inputs.reshape(*lead, -1)
+    width, out, rank = x.shape[-1], math.prod(features), self.lora.rank
+    if rank > min(width, out):
+      raise ValueError(
+        f"rank={rank} of LoRA is above the width of {path}, which maps {width}"
+        f" to {out}; take 1 to {min(width, out)}."
+      )
+    lora_a = self.param(
+      "lora_a", _draw_a, (width, rank), self.param_dtype
+    ).astype(y.dtype)
+    lora_b = self.param(
+      "lora_b", nn.initializers.zeros, (rank, out), self.param_dtype
+    ).astype(y.dtype)
+    dot = self.dot_general or jax.lax.dot_general
+    last = (((x.ndim - 1,), (0,)), ((), ()))
+    low = dot(x.astype(y.dtype), lora_a, last, precision=self.precision)
+    change = dot(low, lora_b, last, precision=self.precision)
+    return y + self.lora.scale * change.reshape(y.shape)
+
+
+def _draw_a(rng, shape, dtype, slope=KAIMING_SLOPE):
+  bound = math.sqrt(6 / ((1 + slope**2) * shape[0]))
+  return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
+def _draw_b(rng, shape, dtype):
+  column, value = jax.random.split(rng)
+  columns = jax.random.randint(column, shape[:1], 0, shape[1])
+  values = 0.01 * jax.random.normal(value, shape[:1], dtype)
+  return jax.nn.one_hot(columns, shape[1], dtype=dtype) * values[:, None]
+
+
+def _flat(params: Params) -> dict[tuple[str, ...], Any]:
+  return dict(traverse_util.flatten_dict(params))
+
+
+def split(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the tree without adapters, and a tree of the adapters alone."""
+  base, adapters = {}, {}
+  for path, leaf in _flat(params).items():
+    (adapters if path[-1] in _ADAPTER else base)[path] = leaf
+  return (
+    traverse_util.unflatten_dict(base),
+    traverse_util.unflatten_dict(adapters),
+  )
+
+
+def join(base: Params, adapters: Params) -> dict[str, Any]:
+  """Returns one tree of what `split` parted; adapters win over base's own."""
+  return traverse_util.unflatten_dict(
+    {
+      **_flat(base),
+      **_flat(adapters),
+    }
+  )
+
+
+def restart(
+  adapters: Params,
+  rng: jax.Array,
+  *,
+  slope: float = KAIMING_SLOPE,
+  lora_b: str = "zeros",
+) -> dict[str, Any]:
+  """Returns freshly drawn adapters; every leaf's draw has its own key.
+
+  A is uniform in +-sqrt(6 / ((1 + slope^2) D_in)): +-1 / sqrt(D_in) with the
+  default slope sqrt(5) (loralib, LoRA-Sub), +-0.343 / sqrt(D_in) with sqrt(50)
+  (GS-LoRA).
+
+  Args:
+    adapters: From `split`; arrays or their shapes.
+    rng: Typed key.
+    slope: Of the Kaiming-uniform draw.
+    lora_b: "zeros", or "sparse": one element of each row of B is drawn from
+      N(0, 0.01^2) (LoRA-Sub's first code), so that A has a gradient at once.
+
+  Raises:
+    ValueError: Another lora_b.
+  """
+  if lora_b not in ("zeros", "sparse"):
+    raise ValueError(f"lora_b={lora_b!r} must be 'zeros' or 'sparse'.")
+  fresh = {}
+  for path, leaf in _flat(adapters).items():
+    key = jax.random.fold_in(rng, zlib.crc32("/".join(path).encode()))
+    if path[-1] == "lora_a":
+      fresh[path] = _draw_a(key, leaf.shape, leaf.dtype, slope)
+    elif lora_b == "sparse":
+      fresh[path] = _draw_b(key, leaf.shape, leaf.dtype)
+    else:
+      fresh[path] = jnp.zeros(leaf.shape, leaf.dtype)
+  return traverse_util.unflatten_dict(fresh)
+
+
+def deltas(params: Params, scale: float) -> dict[str, Any]:
+  """Returns scale A B of every adapter, under its kernel's name and shape."""
+  flat = _flat(params)
+  changes = {}
+  for path, lora_a in flat.items():
+    if path[-1] != "lora_a":
+      continue
+    lora_b = flat[(*path[:-1], "lora_b")]
+    product = jnp.matmul(lora_a, lora_b, precision=jax.lax.Precision.HIGHEST)
+    kernel = (*path[:-1], "kernel")
+    changes[kernel] = scale * product.reshape(flat[kernel].shape)
+  return traverse_util.unflatten_dict(changes)
+
+
+def subtract(
+  params: Params, changes: Params, times: float = 1.0
+) -> dict[str, Any]:
+  """Returns the tree with kernels W - times * change; others as they are.
+
+  Args:
+    params: All parameters.
+    changes: Kernels under some of their names, such as `deltas` returns.
+    times: How often; -1 adds.
+  """
+  flat = _flat(params)
+  for path, change in _flat(changes).items():
+    flat[path] = flat[path] - times * change
+  return traverse_util.unflatten_dict(flat)
+
+
+def merge(params: Params, scale: float) -> dict[str, Any]:
+  """Returns a tree of the same function: W + scale A B, and B = 0.
+
+  Args:
+    params: All parameters.
+    scale: As in `Lora`.
+  """
+  flat = _flat(subtract(params, deltas(params, scale), times=-1))
+  for path, leaf in flat.items():
+    if path[-1] == "lora_b":
+      flat[path] = jnp.zeros_like(leaf)
+  return traverse_util.unflatten_dict(flat)
