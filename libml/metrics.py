@@ -51,6 +51,33 @@ def curve_mean(matrix: np.ndarray, counts: np.ndarray, task: int) -> float:
   return float(np.mean([seen_acc(matrix, counts, j) for j in range(task + 1)]))
 
 
+def libcontinual_forgetting(matrix: np.ndarray, task: int) -> float:
+  """Returns LibContinual's forgetting, which is not `forgetting`.
+
+  1/t sum_{i<t-1} (R[i, i] - R[i, t]): from the diagonal instead of the best,
+  without the last task but divided by as many; 0 for t < 2.
+  """
+  if task < 2:
+    return 0.0
+  drops = [matrix[i, i] - matrix[i, task] for i in range(task - 1)]
+  return float(np.sum(drops) / task)
+
+
+def libcontinual_backward(matrix: np.ndarray, task: int) -> float:
+  """Returns LibContinual's backward transfer; 0 for t < 2.
+
+  2 / (t (t + 1)) sum_{2<=j<=t} sum_{i<j-1} (R[i, j] - R[i, i])
+  """
+  if task < 2:
+    return 0.0
+  gains = [
+    matrix[i, j] - matrix[i, i]
+    for j in range(2, task + 1)
+    for i in range(j - 1)
+  ]
+  return float(2 * np.sum(gains) / (task * (task + 1)))
+
+
 def class_incremental(
   matrix: np.ndarray, counts: np.ndarray, task: int
 ) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Updates confined to subspaces, and Adam with its epsilon inside."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -135,10 +137,15 @@ def scale_by_adam_epsilon_hat(
     nu = optax.tree.update_moment(updates, state.nu, b2, 2)
     count = optax.safe_increment(state.count)
     step = count.astype(jnp.float32)
-    rate = jnp.sqrt(1 - b2**step) / (1 - b1**step)
+    rate = jnp.sqrt(_one_minus_power(b2, step)) / _one_minus_power(b1, step)
     scaled = jax.tree.map(
       lambda m, v: (rate * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu
     )
     return scaled, optax.ScaleByAdamState(count, mu, nu)
 
   return optax.GradientTransformation(init, update)
+
+
+def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
+  # 1 - 0.999 has an error of 1e-5 in float32.
+  return -jnp.expm1(exponent * (math.log(base) if base else -math.inf))
