@@ -3,8 +3,8 @@
   python main.py --my_config configs/cifar10_deit_reference.py:method=joint \
       --workdir ./joint
 
-":method=" finetune, head, masked_head, nearest_mean or joint; further
-arguments as in configs/cifar10_deit_l2p.py.
+":method=" finetune, head, masked_head, lora, nearest_mean, ranpac, inflora or
+joint; further arguments as in configs/cifar10_deit_l2p.py.
 """
 
 from configs import base
@@ -19,5 +19,11 @@ def get_config(arg=None):
   )
   config = base.get_config()
   cifar10_deit_l2p.stream(config, arg)
-  common.reference(config, arg.method, head_lr=0.01, body_lr=1e-4)
+  common.reference(
+    config,
+    arg.method,
+    head_lr=0.01,
+    body_lr=1e-4,
+    lora_lrs={"lora": 5e-4, "inflora": 5e-4},
+  )
   return common.finish(config, arg)

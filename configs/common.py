@@ -60,6 +60,22 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(parsed)
 
 
+def order_seed(order: str) -> int | None:
+  """Returns the seed of a class order: "natural" (None), or a number.
+
+  Raises:
+    ValueError: Anything else.
+  """
+  if order == "natural":
+    return None
+  if not order.isdecimal():
+    raise ValueError(
+      f"order={order!r} must be 'natural' or the seed that draws the class "
+      "order, such as 1993."
+    )
+  return int(order)
+
+
 def tfds(name: str) -> dict[str, Any]:
   """Returns a TFDS source; data_dir None is TFDS's own folder."""
   return {"name": name, "data_dir": config_dict.placeholder(str)}
@@ -242,7 +258,7 @@ def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
   config.rehearsal.update(REHEARSAL[preset])
 
 
-# RanPAC's grid.
+# RanPAC's grid. Its paper projects to 10,000; these streams are small.
 RIDGES = tuple(10.0**n for n in range(-8, 9))
 
 # Reference points beside the prompt methods: the method's options, and the
@@ -251,6 +267,7 @@ REFERENCES = {
   "finetune": ({"name": "finetune", "mask_classes": False}, 1.0),
   "head": ({"name": "finetune", "mask_classes": False}, 0.0),
   "masked_head": ({"name": "finetune", "mask_classes": True}, 0.0),
+  "lora": ({"name": "finetune", "mask_classes": True}, 0.0),
   "nearest_mean": ({"name": "nearest_mean"}, 0.0),
   "ranpac": ({"name": "ranpac", "projection_dim": 2000, "ridges": RIDGES}, 0.0),
   "inflora": (
@@ -266,7 +283,7 @@ REFERENCES = {
 }
 
 # Those that train adapters, and which parameters of them.
-ADAPTED = {"inflora": r".*/lora_b"}
+ADAPTED = {"lora": r".*/lora_[ab]", "inflora": r".*/lora_b"}
 
 
 def reference(
@@ -274,7 +291,7 @@ def reference(
   method: str,
   head_lr: float,
   body_lr: float,
-  lora_lr: float = 5e-4,
+  lora_lrs: dict[str, float],
 ) -> None:
   """Turns a prompt method's config into one of the reference points.
 
@@ -282,10 +299,11 @@ def reference(
     config: Changed in place; data, scenario and model stay.
     method: "finetune" (all weights, one task after the other), "head" (only
       the head), "masked_head" (the same, other tasks' classes masked in
-      training), "nearest_mean" or "joint" (all weights, all data so far).
+      training), "lora" (the same with adapters), "nearest_mean", "ranpac",
+      "inflora" or "joint" (all weights, all data so far).
     head_lr: Learning rate of the head.
     body_lr: Learning rate of the backbone, where it is trained.
-    lora_lr: Learning rate of adapters, where there are any.
+    lora_lrs: Learning rate of adapters, for each method that has some.
 
   Raises:
     ValueError: Another method.
@@ -305,7 +323,7 @@ def reference(
       ("lora", ADAPTED[method]),
       *config.optimizer.groups,
     )
-    config.optimizer.lora = adam(lora_lr)
+    config.optimizer.lora = adam(lora_lrs[method])
 
 
 def finish(
@@ -362,8 +380,11 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.model.lora.rank = min(2, config.model.lora.rank)
   if "vote_group" in config.method:
     config.method.vote_group = min(4, config.method.vote_group)
+  if config.method.get("first_epochs"):
+    config.method.first_epochs = 1
   if "projection_dim" in config.method:
-    config.method.projection_dim = min(32, config.method.projection_dim)
+    # With more of them than images, one device and two end apart.
+    config.method.projection_dim = min(8, config.method.projection_dim)
   for group, _ in config.optimizer.groups:
     if config.optimizer[group] and config.optimizer[group].name == "adam":
       # Else Adam makes full steps of the rounding noise of so few images, and

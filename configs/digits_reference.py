@@ -3,8 +3,8 @@
   python main.py --my_config configs/digits_reference.py:method=joint \
       --workdir ./digits_joint
 
-":method=" finetune, head, masked_head, nearest_mean or joint; ":tune" tests on
-a part of the training images.
+":method=" finetune, head, masked_head, lora, nearest_mean, ranpac, inflora or
+joint; ":tune" tests on a part of the training images.
 """
 
 from configs import base
@@ -17,5 +17,11 @@ def get_config(arg=None):
   arg = common.parse_arg(arg, method="finetune", tune=False)
   config = base.get_config()
   digits_l2p.stream(config, arg)
-  common.reference(config, arg.method, head_lr=0.01, body_lr=1e-3)
+  common.reference(
+    config,
+    arg.method,
+    head_lr=0.01,
+    body_lr=1e-3,
+    lora_lrs={"lora": 2e-3, "inflora": 5e-3},
+  )
   return common.finish(config, arg)

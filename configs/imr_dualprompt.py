@@ -7,12 +7,26 @@ Wang et al., ECCV 2022, table 2: avg_acc 68.13, forgetting 4.68.
 
 ":paper" takes the paper's values where the released code differs; ":tune"
 tests on a part of the training images. ":train_list=FILE,test_list=FILE" takes
-the images that two text files name, one (n01443537/art_0.jpg) a line, such as
-the split of CODA-Prompt (Smith et al., 2023).
+the images that two files name, one (n01443537/art_0.jpg) a line, or the two
+.yaml files of CODA-Prompt (Smith et al., 2023) as they are, class ids included.
 """
 
 from configs import base
 from configs import common
+
+
+def stream(config, arg):
+  """Gives a config ImageNet-R, divided by TFDS's order or by lists."""
+  images = common.tfds("imagenet_r_tuning" if arg.tune else "imagenet_r")
+  if arg.train_list or arg.test_list:
+    if arg.tune:
+      raise ValueError(
+        f"{config.name} takes ':tune' or lists; with lists, set holdout."
+      )
+    images["train_list"] = arg.train_list or None
+    images["test_list"] = arg.test_list or None
+    images["train_split"] = "test"  # the only one; the lists divide it
+  config.dataset = images
 
 
 def get_config(arg=None):
@@ -25,16 +39,7 @@ def get_config(arg=None):
   config.batch_size = 192
   config.epochs = 50
   config.scenario.num_tasks = 10
-  name = "imagenet_r_tuning" if arg.tune else "imagenet_r"
-  config.dataset = common.tfds(name)
-  if arg.train_list or arg.test_list:
-    if arg.tune:
-      raise ValueError(
-        "imr_dualprompt takes ':tune' or lists; with lists, set holdout."
-      )
-    config.dataset.train_list = arg.train_list or None
-    config.dataset.test_list = arg.test_list or None
-    config.dataset.train_split = "test"  # the only one; the lists divide it
+  stream(config, arg)
   config.preprocess.train = "reference"
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256

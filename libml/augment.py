@@ -1,4 +1,4 @@
-"""Optional augmentations: RandAugment, colour jitter, random erasing.
+"""Optional augmentations: RandAugment, colour jitter, grey, random erasing.
 
 Each is a pure function of an image and a seed. An image is float32 [H, W, 3]
 in 0 to 1, before and after; H and W are static.
@@ -122,6 +122,24 @@ def color_jitter(
       [functools.partial(change, image, how) for change, how in changes],
     )
   return image
+
+
+def grayscale(
+  image: tf.Tensor, seed: tf.Tensor, *, probability: float
+) -> tf.Tensor:
+  """Returns the image, at times with its luma (ITU-R BT.601) in all channels.
+
+  Args:
+    image: float32 [H, W, 3].
+    seed: int [2].
+    probability: Of grey.
+  """
+  chosen = tf.random.stateless_uniform([], seed) < probability
+
+  def grey() -> tf.Tensor:
+    return tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(image))
+
+  return tf.cond(chosen, grey, lambda: image)
 
 
 def erase(

@@ -41,6 +41,7 @@ class Preprocess:
       10; None: off.
     color_jitter: Strengths of brightness, contrast and saturation, 0 to 1, and
       of hue, 0 to 0.5; None: off.
+    grayscale: Probability of a grey image.
     erase: Probability of erasing a box.
     erase_area: Range of the box's part of the image.
     erase_fill: "noise" or "mean": grey where `mean` is None.
@@ -62,6 +63,7 @@ class Preprocess:
   antialias: bool = False
   randaugment: tuple[int, float] | None = None
   color_jitter: tuple[float, float, float, float] | None = None
+  grayscale: float = 0.0
   erase: float = 0.0
   erase_area: tuple[float, float] = (0.02, 0.33)
   erase_fill: str = "noise"
@@ -120,6 +122,7 @@ class Preprocess:
         "(brightness, contrast, saturation, hue), in 0 to 1, hue to 0.5, or "
         "None",
       ),
+      ("grayscale", 0 <= self.grayscale <= 1, "in 0 to 1"),
       ("erase", 0 <= self.erase <= 1, "in 0 to 1"),
       ("erase_area", 0 < low <= high <= 1, "0 < low <= high <= 1"),
       (
@@ -166,6 +169,10 @@ class Preprocess:
     if self.color_jitter:
       image = augment.color_jitter(
         image, tf.random.fold_in(seed, 2), strengths=self.color_jitter
+      )
+    if self.grayscale:
+      image = augment.grayscale(
+        image, tf.random.fold_in(seed, 4), probability=self.grayscale
       )
     if self.erase:
       mean = self.mean or (0.5, 0.5, 0.5)

@@ -206,6 +206,19 @@ def test_color_jitter_is_in_random_order_without_what_is_off(monkeypatch):
   assert values.tolist() == [1.0, 2.0] and counts.min() > 3 * 15
 
 
+def test_grayscale_is_the_luma_of_pillow_with_its_probability(photos):
+  image = _unit(photos[0])
+  luma = np.asarray(Image.fromarray(photos[0]).convert("L"), np.float32) / 255
+  found = _apply(augment.grayscale, image, 300, probability=0.3)
+  grey = [i for i in found if not np.array_equal(i, image)]
+  assert 65 < len(grey) < 115
+  for changed in grey:
+    np.testing.assert_array_equal(changed[..., :1], changed[..., 1:2])
+    np.testing.assert_array_equal(changed[..., :1], changed[..., 2:])
+    # Pillow rounds grey levels.
+    assert abs(changed[..., 0] - luma).max() < 0.6 / 255
+
+
 def test_erase_has_its_probability_area_and_aspect():
   image = tf.zeros([100, 60, 3])
   options = {"probability": 0.4, "area": (0.02, 0.3), "fill": (1.0, 0.5, 0.2)}
@@ -246,6 +259,7 @@ def test_box_that_never_fits_leaves_the_image():
 OPTIONS = {
   "randaugment": {"randaugment": (2, 9.0)},
   "color_jitter": {"color_jitter": (0.4, 0.4, 0.4, 0.1)},
+  "grayscale": {"grayscale": 1.0},
   "erase": {"erase": 1.0},
   "erase_mean": {"erase": 1.0, "erase_fill": "mean"},
 }
@@ -268,6 +282,21 @@ def test_option_changes_training_alone_and_depends_on_the_seed(name, photos):
     for a, b in zip(found, without, strict=True)
   ]
   assert sum(differ) >= 10
+
+
+def test_augmentations_come_in_order(monkeypatch):
+  order = []
+  for name in ("randaugment", "color_jitter", "grayscale", "erase"):
+
+    def record(image, seed, name=name, **options):
+      order.append(name)
+      return image
+
+    monkeypatch.setattr(augment, name, record)
+  options = {k: v for option in OPTIONS.values() for k, v in option.items()}
+  chain = Preprocess(size=32, train="none", eval="native", **options)
+  chain.train_fn(tf.zeros([32, 32, 3], tf.uint8), _seed(0))
+  assert order == ["randaugment", "color_jitter", "grayscale", "erase"]
 
 
 def test_mean_fill_is_nought_after_normalization(photos):

@@ -33,6 +33,7 @@ def arguments(name):
   for name in ("paper", "shipped", "tune"):
     if f'":{name}"' in text:
       found.append(name)
+  found += re.findall(r'":((?:tasks|order)=\w+)"', text)
   if '":method="' in text:
     found += [f"method={method}" for method in common.REFERENCES]
   return found
@@ -281,6 +282,8 @@ def test_data_dir_of_one_part_is_that_of_all():
     ("imr_dualprompt", 200, 1_175_240),
     ("five_datasets_l2p", 50, 207_410),
     ("core50_l2p", 50, 85_883_186),
+    ("cifar100_lora_sub", 100, 445_540),
+    ("domainnet_lora_sub", 345, 1_739_865),
   ],
 )
 def test_number_of_trained_parameters(name, classes, count):

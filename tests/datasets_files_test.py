@@ -204,6 +204,81 @@ def test_bad_lists_are_named(classes, train, test, message):
     _listed(classes, train, test)
 
 
+def _listed_yaml(root, train, test):
+  paths = {"train_list": root / "train.yaml", "test_list": root / "test.yaml"}
+  for path, content in zip(paths.values(), (train, test), strict=True):
+    path.write_text(content)
+  options = {name: str(path) for name, path in paths.items()}
+  return DATASETS["folder"](root=root / "photos", **options)
+
+
+def test_class_ids_of_yaml_lists_are_ours(classes):
+  train = """data:
+- data/old/test/ant/2.png
+- data/old/train/bee/0.png
+- data/old/train/ant/1.png
+targets:
+- 1
+- 0
+- 1
+"""
+  test = "data: [x/bee/1.png]\ntargets: [0]\n"
+  found = _listed_yaml(classes, train, test)
+  names = [path[-9:] for path in found.splits["train"].images]
+  assert names == ["ant/1.png", "ant/2.png", "bee/0.png"]
+  assert found.class_names == ("bee", "ant")
+  assert found.splits["train"].labels.tolist() == [1, 1, 0]
+  assert found.splits["test"].labels.tolist() == [0]
+  train, test = (part.split("targets")[0] for part in (train, test))
+  found = _listed_yaml(classes, train, test)
+  assert found.class_names == ("ant", "bee")
+  assert found.splits["train"].labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+  ("train", "test", "message"),
+  [
+    ("data: [ant/0.png, bee/0.png]\ntargets: [0, 0]", "targets: [0]",
+     r"0 to 1: 'ant' has \[0\], 'bee' has \[0\]\. Correct"),
+    ("data: [ant/0.png, ant/2.png]\ntargets: [0, 2]", "targets: [1]",
+     r"0 to 1: 'ant' has \[0, 2\]\. "),
+    ("data: [ant/0.png]\ntargets: [2]", "targets: [1]", r"'ant' has \[2\]"),
+    ("data: [ant/0.png]\ntargets: [0]", "", r"'bee' has \[\]\. "),
+    ("data: [bee/0.png]\ntargets: [0]", "targets: [0]", r"'ant' has \[\]"),
+    ("data: [ant/0.png, bee/0.png]\ntargets: [0]", "", "integers under .*, 2;"),
+    ("data: [ant/0.png]\ntargets: [true]", "", "integers under 'targets'"),
+    ("data: {ant: 0}", "", "train.yaml must hold the image names as a list"),
+    ("- ant/0.png", "", "the image names as a list under 'data'"),
+    ("data: []", "", "train.yaml names no image"),
+    ("data: [ant/0.png", "", "Cannot read .*train.yaml"),
+    ("data: !!python/object/apply:os.getcwd []", "", "Cannot read .*yaml"),
+  ],
+)  # fmt: skip
+def test_bad_yaml_lists_are_named(classes, train, test, message):
+  with pytest.raises(ValueError, match=message):
+    _listed_yaml(classes, train, f"data: [bee/1.png]\n{test}")
+
+
+def test_classes_are_the_same_in_all_domains(tmp_path):
+  images = ["real/ant/real_0.png", "real/bee/real_1.png", "ink/bee/ink_0.png"]
+  for name in images:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / name)
+  lists = {"train_list": images[:2], "test_list": images[2:]}
+  for name, lines in lists.items():
+    (tmp_path / name).write_text("\n".join(lines))
+  options = {"root": tmp_path, "domains": ("ink", "real")}
+  found = DATASETS["folder"](**options, **{n: str(tmp_path / n) for n in lists})
+  assert found.class_names == ("ant", "bee")
+  assert found.splits["train"].labels.tolist() == [0, 1]
+  assert found.splits["test"].images.tolist() == [str(tmp_path / images[2])]
+  with pytest.raises(ValueError, match=r"\['ink', 'real'\] need lists"):
+    DATASETS["folder"](**options)
+  options["domains"] = ("ink", "clay")
+  with pytest.raises(FileNotFoundError, match="clay.* root/DOMAIN/CLASS/"):
+    DATASETS["folder"](**options, **{n: str(tmp_path / n) for n in lists})
+
+
 def test_missing_lists_are_named(classes):
   options = {"root": classes / "photos", "train_list": "nowhere.txt"}
   with pytest.raises(ValueError, match="test_list None; give both or none"):

@@ -136,6 +136,29 @@ def test_lists_choose_images_of_tfds(prepared, tmp_path):
     DATASETS["tfds"](**options, train_split="test[:50%]", **lists)
 
 
+def test_class_ids_of_yaml_lists_are_ours(prepared, tmp_path):
+  folder, stored = prepared
+  ids = {3: 1, 5: 2, 8: 0}
+  for name, images in (("train", range(20)), ("test", range(40, 42))):
+    labels = [Toy.IDS[i % 3] for i in images]
+    lines = [f"- n{n}/art_{i}.jpg" for n, i in zip(labels, images, strict=True)]
+    targets = [f"- {ids[label]}" for label in labels]
+    content = ["data:", *lines, "targets:", *targets]
+    (tmp_path / f"{name}.yaml").write_text("\n".join(content))
+  found = DATASETS["tfds"](
+    builder="toy",
+    data_dir=folder,
+    label_ids=Toy.IDS,
+    train_split="test",
+    train_list=str(tmp_path / "train.yaml"),
+    test_list=str(tmp_path / "test.yaml"),
+  )
+  assert found.class_names == ("n8", "n3", "n5")
+  train = found.splits["train"]
+  assert _levels(train) == [i for i in stored if i < 20]
+  assert train.labels.tolist() == [(i + 1) % 3 for i in stored if i < 20]
+
+
 def test_lists_need_stored_names(tmp_path, mocked):
   lists = _lists(tmp_path, train_list=["a/0.png"], test_list=["a/1.png"])
   with pytest.raises(ValueError, match="'cifar10' does not store file names"):
@@ -252,6 +275,24 @@ def test_domainnet_by_domain(mocked):
   for domains in (["sketch", "sketch"], ["photo"]):
     with pytest.raises(ValueError, match="different ones of .*'quickdraw'"):
       DATASETS["domainnet"](domains=domains)
+
+
+def test_domainnet_as_classes(mocked):
+  domains = ("sketch", "real")
+  found = DATASETS["domainnet_classes"](domains=domains, portion="[:9%]")
+  assert (found.name, found.num_classes) == ("domainnet_classes", 345)
+  assert found.class_names[:2] == ("aircraft_carrier", "airplane")
+  assert [split.split("/")[1] for split in mocked] == 2 * list(domains)
+  assert [split.split(" ")[1] for split in mocked] == [
+    *2 * ("train[:9%]",),
+    *2 * ("test[:9%]",),
+  ]
+  for split in found.splits.values():
+    labels = np.repeat(np.arange(345), 2).tolist()
+    assert split.labels.tolist() == 2 * labels and len(split.images) == 4 * 345
+  for domains in (["photo"], []):
+    with pytest.raises(ValueError, match="different ones of .*'quickdraw'"):
+      DATASETS["domainnet_classes"](domains=domains)
 
 
 def test_imagenet_r_options():

@@ -215,6 +215,7 @@ def test_default_side_is_the_usual_ratio():
     ({"color_jitter": (0.4, 0.4, 0.4)}, "color_jitter (0.4, 0.4, 0.4); it"),
     ({"color_jitter": (1.1, 0.0, 0.0, 0.0)}, "color_jitter (1.1"),
     ({"color_jitter": (0.0, 0.0, 0.0, 0.6)}, "hue to 0.5"),
+    ({"grayscale": -0.1}, "grayscale -0.1; it must be in 0 to 1"),
     ({"erase": 2.0}, "erase 2.0; it must be in 0 to 1"),
     ({"erase_area": (0.3, 0.2)}, "erase_area (0.3, 0.2)"),
     ({"erase_fill": "white"}, "erase_fill white; it must be 'noise' or"),

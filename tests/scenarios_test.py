@@ -36,6 +36,25 @@ def test_the_same_seed_draws_the_same_order(source):
   assert orders[0] == orders[1] != orders[2]
 
 
+@pytest.mark.parametrize(
+  ("classes", "first"),
+  [
+    (100, (68, 56, 78, 8, 23, 84, 90, 65, 74, 76)),
+    (200, (168, 136, 51, 9, 183, 101, 171, 99, 42, 159)),
+  ],
+)
+def test_seed_1993_draws_the_order_of_the_field(classes, first):
+  order = scenarios.class_order(classes, 1993)
+  assert order[:10] == first and sorted(order) == list(range(classes))
+
+
+def test_natural_order_and_seeds_that_are_none():
+  assert scenarios.class_order(4, None) == (0, 1, 2, 3)
+  for seed in (-1, 2**32):
+    with pytest.raises(ValueError, match=f"order_seed {seed} must be in 0 to"):
+      scenarios.class_order(4, seed)
+
+
 def test_seen_grows_and_ends_with_everything(source):
   scenario = scenarios.class_incremental(source, num_tasks=3)
   sizes = [len(stage.train["seen"]) for stage in scenario.stages]

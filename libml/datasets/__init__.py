@@ -40,5 +40,6 @@ DATASETS: dict[str, Callable[..., Source | Collection]] = {
   },
   "core50": tfds_rows.core50,
   "domainnet": tfds_rows.domainnet,
+  "domainnet_classes": tfds_rows.domainnet_classes,
 }
 DATASETS["collection"] = functools.partial(collection.collection, DATASETS)

@@ -74,38 +74,48 @@ def folder(
   root: str | os.PathLike[str],
   train_list: str | None = None,
   test_list: str | None = None,
+  domains: Sequence[str] = (),
   verify: bool = True,
 ) -> source.Source:
   """Returns images from root/train/CLASS/* and root/test/CLASS/*.
 
   With lists, all images are in root/CLASS/*, and the lists name those of each
-  split. Class ids are positions in the sorted folder names. Files with other
-  suffixes than SUFFIXES are passed over.
+  split. Class ids are positions in the sorted folder names, where lists give
+  none. Files with other suffixes than SUFFIXES are passed over.
 
   Args:
     root: Folder with the folders train and test, or with those of the classes.
     train_list: File that names the training images; see `lists.Lists`.
     test_list: File that names the test images; None: no lists.
+    domains: Folders between root and those of the classes, with lists: images
+      are in root/DOMAIN/CLASS/*, and a class is the same in all. (): none.
     verify: Whether to decode every file once now, so that a broken one is
       named here and not hours into a run. Some thousand files a second.
 
   Raises:
     FileNotFoundError: A missing folder or list.
-    ValueError: An empty class, a class that only test has, (with verify) a
-      file that cannot be decoded, or what `lists.Lists` raises.
+    ValueError: An empty class, a class that only test has, domains without
+      lists, (with verify) a file that cannot be decoded, or what `lists.Lists`
+      raises.
   """
   root = pathlib.Path(root)
   chosen = lists.given(train_list, test_list)
   origin = f"folder {root.name}"
   if chosen:
-    names = tuple(_folders(root, "root/CLASS/"))
-    whole = _folder_split(root, names)
-    rows = chosen.divide(whole.images.tolist())
-    splits = {key: whole.rows(rows[key]) for key in rows}
+    expected = "root/DOMAIN/CLASS/" if domains else "root/CLASS/"
+    parts = [root / domain for domain in domains] or [root]
+    classes = {name for part in parts for name in _folders(part, expected)}
+    names = tuple(sorted(classes))
+    whole = _folder_split(parts, names)
+    splits, names = chosen.divide(whole, whole.images.tolist(), names)
     origin += f", divided by {chosen}"
+  elif domains:
+    raise ValueError(
+      f"Domains {list(domains)} need lists; give train_list and test_list."
+    )
   else:
     names = _train_classes(root)
-    splits = {k: _folder_split(root / k, names) for k in ("train", "test")}
+    splits = {k: _folder_split([root / k], names) for k in ("train", "test")}
   found = source.Source("folder", names, splits, origin)
   if verify:
     for split in splits.values():
@@ -168,12 +178,15 @@ def _folders(path: pathlib.Path, expected: str) -> list[str]:
   )
 
 
-def _folder_split(path: pathlib.Path, names: Sequence[str]) -> source.Split:
+def _folder_split(
+  parts: Sequence[pathlib.Path], names: Sequence[str]
+) -> source.Split:
   paths, labels = [], []
   for label, name in enumerate(names):
     files = sorted(
       str(file)
-      for file in (path / name).glob("*")
+      for part in parts
+      for file in (part / name).glob("*")
       if file.suffix.lower() in SUFFIXES
     )
     paths += files

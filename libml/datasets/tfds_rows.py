@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from libml.datasets import collection
 from libml.datasets import memory
 from libml.datasets import source
@@ -152,23 +154,74 @@ def domainnet(
     FileNotFoundError: A domain is not prepared in data_dir.
     ValueError: An unknown domain, or images that do not fit into memory.
   """
-  wrong = [domain for domain in domains if domain not in DOMAINS]
-  if wrong or len(set(domains)) < len(domains):
-    raise ValueError(
-      f"Domains {list(domains)} must be different ones of {list(DOMAINS)}."
-    )
-  prepared = [tfds_source.find(f"domainnet/{d}", data_dir) for d in domains]
-  splits = {"train_split": f"train{portion}", "test_split": f"test{portion}"}
-  memory.check([(p, split) for p in prepared for split in splits.values()])
+  _find_domains(data_dir, domains, portion)
   whole = collection.Collection(
     "domainnet",
     tuple(
       tfds_source.tfds(
         builder=f"domainnet/{domain}",
         data_dir=data_dir,
-        **splits,
+        train_split=f"train{portion}",
+        test_split=f"test{portion}",
       )
       for domain in domains
     ),
   )
   return whole if per_class is None else collection.limit(whole, per_class)
+
+
+def domainnet_classes(
+  *,
+  data_dir: str | None = None,
+  domains: Sequence[str] = DOMAINS,
+  portion: str = "",
+) -> source.Source:
+  """Returns DomainNet as one source of 345 classes, its domains mixed.
+
+  Training and test images are TFDS's, domain after domain. Splits by lists need
+  the names of files, which TFDS does not keep: unpack the images and take
+  `folder` with its option domains.
+
+  Args:
+    data_dir: Folder of prepared data sets; None: tfds's own.
+    domains: Some of DOMAINS.
+    portion: Slice of each split that is read, such as "[:10%]"; "": all.
+
+  Raises:
+    FileNotFoundError: A domain is not prepared in data_dir.
+    ValueError: No or an unknown domain, or images that do not fit into memory.
+  """
+  prepared = _find_domains(data_dir, domains, portion)
+  classes = tuple(prepared[0].info.features["label"].names)
+  labels = {number: number for number in range(len(classes))}
+  splits = {}
+  for key in ("train", "test"):
+    parts = [tfds_source.read(p, f"{key}{portion}", labels) for p in prepared]
+    splits[key] = source.Split(
+      np.concatenate([part.images for part in parts]),
+      np.concatenate([part.labels for part in parts]),
+      encoding="bytes",
+    )
+  names = ", ".join(p.info.full_name for p in prepared)
+  return source.Source(
+    name="domainnet_classes",
+    class_names=classes,
+    splits=splits,
+    origin=f"tfds {names}, train{portion}, test{portion}",
+  )
+
+
+def _find_domains(
+  data_dir: str | None, domains: Sequence[str], portion: str
+) -> list[Any]:
+  """Returns prepared builders, whose images fit into memory."""
+  wrong = [domain for domain in domains if domain not in DOMAINS]
+  if wrong or not domains or len(set(domains)) < len(domains):
+    raise ValueError(
+      f"Domains {list(domains)} must be different ones of {list(DOMAINS)}."
+    )
+  prepared = [tfds_source.find(f"domainnet/{d}", data_dir) for d in domains]
+  memory.check(
+    [(p, f"{key}{portion}") for p in prepared for key in ("train", "test")]
+  )
+  return prepared

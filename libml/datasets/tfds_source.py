@@ -50,9 +50,12 @@ def tfds(
   ids = range(feature.num_classes) if label_ids is None else label_ids
   labels = {number: label for label, number in enumerate(ids)}
   chosen = lists.given(train_list, test_list)
+  names = tuple(feature.int2str(number) for number in ids)
   if chosen:
     memory.check([(prepared, train_split)])
-    splits = _listed(prepared, train_split, labels, chosen)
+    files = _file_names(prepared, train_split)
+    whole = read(prepared, train_split, labels)
+    splits, names = chosen.divide(whole, files, names)
     said = f"{train_split} divided by {chosen}"
   else:
     memory.check([(prepared, train_split), (prepared, test_split)])
@@ -63,7 +66,7 @@ def tfds(
     said = f"train {train_split}, test {test_split}"
   return source.Source(
     name=builder,
-    class_names=tuple(feature.int2str(number) for number in ids),
+    class_names=names,
     splits=splits,
     origin=f"tfds {prepared.info.full_name}, {said}",
   )
@@ -121,9 +124,7 @@ def read(prepared: Any, split: str, labels: Mapping[int, int]) -> source.Split:
   return source.Split(entries["image"], numbers, encoding="bytes")
 
 
-def _listed(
-  prepared: Any, split: str, labels: Mapping[int, int], chosen: lists.Lists
-) -> dict[str, source.Split]:
+def _file_names(prepared: Any, split: str) -> list[str]:
   if "file_name" not in prepared.info.features:
     raise ValueError(
       f"{prepared.name!r} does not store file names (it has "
@@ -131,9 +132,7 @@ def _listed(
       "Divide it by slices, or unpack the images and take 'folder'."
     )
   entries = _entries(prepared, split, ("file_name",))
-  names = [name.decode() for name in entries["file_name"]]
-  whole = read(prepared, split, labels)
-  return {key: whole.rows(rows) for key, rows in chosen.divide(names).items()}
+  return [name.decode() for name in entries["file_name"]]
 
 
 def _entries(

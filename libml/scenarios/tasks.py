@@ -12,11 +12,27 @@ from libml.scenarios import stage as stage_lib
 
 
 def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
-  """Returns the order in which classes arrive: natural, or drawn by a seed."""
+  """Returns the order in which classes arrive: natural, or drawn by a seed.
+
+  Seeds draw from numpy's legacy stream, which is frozen, because others do:
+  1993 gives the class order of PyCIL, PILOT and LibContinual.
+
+  Args:
+    num_classes: How many classes there are.
+    seed: 0 to 2**32 - 1; None: natural order.
+
+  Raises:
+    ValueError: Another seed.
+  """
   if seed is None:
     return tuple(range(num_classes))
-  rng = np.random.Generator(np.random.Philox(seed))
-  return tuple(int(c) for c in rng.permutation(num_classes))
+  if not 0 <= seed < 2**32:
+    raise ValueError(
+      f"scenario.order_seed {seed} must be in 0 to 2**32 - 1, or None for the "
+      "natural order."
+    )
+  order = np.random.RandomState(seed).permutation(num_classes)
+  return tuple(int(c) for c in order)
 
 
 def task_matrix(rows: Sequence[stage_lib.Row], reading: str) -> np.ndarray:
