@@ -52,7 +52,7 @@ def curve_mean(matrix: np.ndarray, counts: np.ndarray, task: int) -> float:
 
 
 def libcontinual_forgetting(matrix: np.ndarray, task: int) -> float:
-  """Returns LibContinual's forgetting, which is not `forgetting`.
+  """Returns LibContinual's forgetting, which is not L2P's.
 
   1/t sum_{i<t-1} (R[i, i] - R[i, t]): from the diagonal instead of the best,
   without the last task but divided by as many; 0 for t < 2.
@@ -81,7 +81,7 @@ def libcontinual_backward(matrix: np.ndarray, task: int) -> float:
 def class_incremental(
   matrix: np.ndarray, counts: np.ndarray, task: int
 ) -> dict[str, float]:
-  """Returns the summary after `task`; what needs a past is absent at 0."""
+  """Returns the summary after `task`; what needs a past is absent without."""
   summary = {
     "avg_acc": avg_acc(matrix, task),
     "learning_acc": learning_acc(matrix, task),
@@ -91,6 +91,9 @@ def class_incremental(
   if task:
     summary["forgetting"] = forgetting(matrix, task)
     summary["backward"] = backward(matrix, task)
+  if task > 1:
+    summary["libcontinual_forgetting"] = libcontinual_forgetting(matrix, task)
+    summary["libcontinual_backward"] = libcontinual_backward(matrix, task)
   return summary
 
 

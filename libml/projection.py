@@ -72,8 +72,10 @@ def project_updates() -> optax.GradientTransformationExtraArgs:
     lefts, rights = paths.flatten(left), paths.flatten(right)
 
     def project(name, u):
-      u = _multiply(name, lefts[name], u) if name in lefts else u
-      return _multiply(name, u, rights[name]) if name in rights else u
+      product = _multiply(name, lefts[name], u) if name in lefts else u
+      if name in rights:
+        product = _multiply(name, product, rights[name])
+      return product.astype(u.dtype)
 
     return paths.map_named(project, updates), state
 
@@ -88,12 +90,11 @@ def _multiply(name: str, a: jax.Array, b: jax.Array) -> jax.Array:
       f"The update of {name!r} cannot be projected: {a.shape} times {b.shape}; "
       "a left factor of a parameter [m, n] is [m, m], a right one [n, n]."
     )
-  product = jnp.matmul(
+  return jnp.matmul(
     a.astype(jnp.float32),
     b.astype(jnp.float32),
     precision=jax.lax.Precision.HIGHEST,
   )
-  return product.astype(jnp.result_type(a, b))
 
 
 def scale_by_adam_epsilon_hat(
@@ -135,7 +136,7 @@ def scale_by_adam_epsilon_hat(
     del params
     mu = optax.tree.update_moment(updates, state.mu, b1, 1)
     nu = optax.tree.update_moment(updates, state.nu, b2, 2)
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     step = count.astype(jnp.float32)
     rate = jnp.sqrt(_one_minus_power(b2, step)) / _one_minus_power(b1, step)
     scaled = jax.tree.map(

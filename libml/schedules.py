@@ -32,7 +32,7 @@ def quarter_cosine(epoch: jax.Array, length: float) -> jax.Array:
   Epoch e = 0, 1, ... of K has cos(99 pi e / (200 (K - 1))), so the last has
   1.57 % (LoRA-Sub-DRS, as meant). Past the end it would be negative.
   """
-  return _quarter(jnp.ceil(epoch) - 1, length)
+  return _quarter(_begun(epoch) - 1, length)
 
 
 def late_quarter_cosine(epoch: jax.Array, length: float) -> jax.Array:
@@ -40,7 +40,12 @@ def late_quarter_cosine(epoch: jax.Array, length: float) -> jax.Array:
 
   So LoRA-Sub-DRS's code has it: cos(99 pi max(e - 1, 0) / (200 (K - 1))).
   """
-  return _quarter(jnp.ceil(epoch) - 2, length)
+  return _quarter(_begun(epoch) - 2, length)
+
+
+def _begun(epoch: jax.Array) -> jax.Array:
+  # XLA may divide by a reciprocal: 21 steps of 7 are 3.0000002 epochs.
+  return jnp.ceil(epoch * (1 - 1e-6))
 
 
 def _quarter(number: jax.Array, length: float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What methods with an adapter a task do: restart, and name what it changes."""
+"""What methods with an adapter a task do between tasks."""
 
 import re
 from collections.abc import Mapping
@@ -66,6 +66,30 @@ def restart(state: TrainState, data: StageData, **how: Any) -> Any:
   # Undonated copies of adapters only: the frozen weights stay where they are.
   adapters = data.compiled("restart", draw)(adapters, state.rng)
   return lora.join(base, adapters)
+
+
+def merge(
+  params: Any, data: StageData, model: Any
+) -> tuple[Any, dict[str, Any]]:
+  """Returns the parameters with merged adapters, and what was added.
+
+  Args:
+    params: All parameters.
+    data: Holds the run's compiled functions.
+    model: Has the adapters' scale.
+  """
+
+  def fold(params):
+    merged = paths.flatten(lora.merge(params, model.lora_scale))
+    changed = rf"{kernels(model)}|.*/lora_b"
+    return (
+      {k: v for k, v in merged.items() if re.fullmatch(changed, k)},
+      lora.deltas(params, model.lora_scale),
+    )
+
+  # Only what changes is returned: frozen weights stay where they are.
+  merged, changes = data.compiled("merge", fold)(params)
+  return paths.update(params, merged), changes
 
 
 def by_parameter(

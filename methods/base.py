@@ -58,9 +58,13 @@ class Method:
   rehearsal: Rehearsal = Rehearsal()
   restart_optimizer: bool = True
 
-  # Pattern of the untrained parameters that the hooks rewrite between stages;
-  # checkpoints must hold them.
-  rewrites = r"(?!)"
+  @property
+  def rewrites(self) -> str:
+    """Pattern of untrained parameters that hooks rewrite between stages.
+
+    Checkpoints must hold them. A fixed pattern may be a class attribute.
+    """
+    return r"(?!)"
 
   # Whether `loss` takes exemplars of earlier stages (batch["replay"]).
   rehearses = False

@@ -72,7 +72,7 @@ class LoraSub(base.Method):
       raise ValueError(
         f"first_epochs={self.first_epochs} must be at least 1, or None."
       )
-    lora.restart({}, None, lora_b=self.lora_b)  # checks lora_b
+    lora.check_start(self.lora_b)
     adapting.check_model(self.model)
 
   @property
@@ -186,12 +186,11 @@ class LoraSub(base.Method):
 
   def after_stage(self, state, stage, data):
     """Adds A B to S, and a prototype for each new class."""
-    changes = lora.deltas(state.params, self.model.lora_scale)
+    params, changes = adapting.merge(state.params, data, self.model)
     memory = {
       **state.memory,
       "sums": jax.tree.map(jnp.add, state.memory["sums"], changes),
     }
-    params = lora.merge(state.params, self.model.lora_scale)
     state = state.replace(params=params, memory=memory)
     seen = data.accumulate(
       "class_sums",

@@ -110,8 +110,8 @@ class LoraDense(nn.DenseGeneral):
     path = "/".join(self.path)
     if not re.fullmatch(self.lora.layers, path):
       return y
-    one = isinstance(self.features, int)
-    features = (self.features,) if one else tuple(self.features)
+    given = self.features
+    features = (given,) if isinstance(given, int) else tuple(given)
     lead = y.shape[: y.ndim - len(features)]
     x = inputs.reshape(*lead, -1)
     width, out, rank = x.shape[-1], math.prod(features), self.lora.rank
@@ -193,8 +193,7 @@ def restart(
   Raises:
     ValueError: Another lora_b.
   """
-  if lora_b not in ("zeros", "sparse"):
-    raise ValueError(f"lora_b={lora_b!r} must be 'zeros' or 'sparse'.")
+  check_start(lora_b)
   fresh = {}
   for path, leaf in _flat(adapters).items():
     key = jax.random.fold_in(rng, zlib.crc32("/".join(path).encode()))
@@ -205,6 +204,12 @@ def restart(
     else:
       fresh[path] = jnp.zeros(leaf.shape, leaf.dtype)
   return traverse_util.unflatten_dict(fresh)
+
+
+def check_start(lora_b: str) -> None:
+  """Raises ValueError for a value of B that `restart` does not know."""
+  if lora_b not in ("zeros", "sparse"):
+    raise ValueError(f"lora_b={lora_b!r} must be 'zeros' or 'sparse'.")
 
 
 def deltas(params: Params, scale: float) -> dict[str, Any]:

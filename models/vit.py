@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 from collections.abc import Callable
@@ -370,7 +371,8 @@ def build(
     **overrides: Fields of ViT; num_classes is always needed.
 
   Raises:
-    ValueError: If the variant is unknown or the fields do not fit together.
+    ValueError: If the variant or a field of lora is unknown, or the fields do
+      not fit together.
   """
   if variant is not None and variant not in VARIANTS:
     near = difflib.get_close_matches(variant, VARIANTS, n=3, cutoff=0.4)
@@ -380,5 +382,11 @@ def build(
     )
   sizes = VARIANTS[variant] if variant is not None else {}
   if lora is not None:
+    known = {field.name for field in dataclasses.fields(lora_lib.Lora)}
+    if not {"layers", "rank"} <= set(lora) <= known:
+      raise ValueError(
+        f"model.lora has {sorted(lora)}; it takes {sorted(known)}, and needs "
+        "layers and rank."
+      )
     overrides["dense"] = lora_lib.Lora(**lora)
   return ViT(**{**sizes, **overrides})

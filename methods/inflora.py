@@ -1,0 +1,236 @@
+"""InfLoRA: adapters in directions that earlier tasks' inputs do not have.
+
+Liang and Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual
+Learning", CVPR 2024, arXiv 2404.00228. H are the inputs of an adapted layer,
+one a column, C = H H^T their second moment, and P = M M^T the projector on the
+space of earlier tasks' inputs, 0 before the first task:
+
+  Equation (1), models/lora.py   h W + h lora_a lora_b
+  Equations (6), (7), `outside`  H' = (I - P) H
+  Equation (8), `design`         lora_a: the R leading left singular vectors of
+                                 H', eigenvectors of (I - P) C (I - P)
+  Equation (9), `loss`           cross entropy over the task's own classes
+  Memory, `grow`                 M gets the fewest leading eigenvectors of
+                                 (I - P) C (I - P), C of the trained model,
+                                 that make tr(P C) >= epsilon_t tr(C)
+
+The memory's criterion is that of GPM (Saha et al., ICLR 2021). Its storage in
+the paper (DualGPM: Liang and Li, CVPR 2023) is M or its complement, whichever
+is smaller; the space is the same.
+
+The released code differs. It decomposes C where the paper decomposes H, so its
+energies are the squares of ours and its lora_a has directions of
+(I - P) C^2 (I - P). Its lora_a is divided by sqrt(3), which under Adam is a
+learning rate as much smaller. M is first one direction short.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from libml import losses
+from libml import paths
+from libml import rehearsal
+from libml import sharding
+from libml import subspace
+from methods import adapting
+from methods import base
+from methods import masking
+from models import lora
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+# Share of the energy that float32 cannot tell from none.
+_ROUNDING = 1e-5
+# Between the eigenvalues of new directions and that of a space's own.
+_OLD = 1.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfLoRA(base.Method):
+  """Trains lora_b behind a lora_a that old inputs do not reach, and the head.
+
+  Attributes:
+    epsilon: Share of the inputs' energy that is protected after the first task.
+    final_epsilon: Where it grows to: after task t of T, counted from 0, it is
+      epsilon + (final_epsilon - epsilon) t / T, as in the released code.
+    augment_moments: Whether C is that of augmented images, as in that code.
+
+  Raises:
+    ValueError: On construction, for a share outside (0, 1] or a model without
+      adapters.
+  """
+
+  epsilon: float = 0.95
+  final_epsilon: float = 1.0
+  augment_moments: bool = True
+
+  def __post_init__(self):
+    """Checks the fields."""
+    for name in ("epsilon", "final_epsilon"):
+      subspace.check_threshold(name, getattr(self, name))
+    adapting.check_model(self.model)
+
+  @property
+  def rewrites(self):
+    """Kernels take in what adapters learned; lora_a is designed."""
+    return rf"{adapting.kernels(self.model)}|.*/lora_a"
+
+  def init_params(self, params, rng):
+    """Draws a head, as the released code does."""
+    return masking.draw_head(params, rng)
+
+  def init_memory(self, params, trainable):
+    """Holds P [D, D] of each block with adapters, and the classes.
+
+    Raises:
+      ValueError: The optimizer trains lora_a.
+    """
+    trained = paths.flatten(trainable)
+    for name in trained:
+      if name.endswith("/lora_a") and trained[name]:
+        raise ValueError(
+          f"InfLoRA designs {name}, which the optimizer must not train; give "
+          "its group the pattern '.*/lora_b'."
+        )
+    width = self.model.width
+    return {
+      **rehearsal.initial_memory(self.num_classes),
+      "space": {
+        block: jnp.zeros((width, width)) for block in adapting.blocks(params)
+      },
+    }
+
+  def before_stage(self, state, stage, data):
+    """Designs lora_a for the stage's images."""
+    seen = self.see(state, stage, data)
+    designed = data.compiled(
+      "design", self.design_all, out_shardings=sharding.replicated(data.mesh)
+    )(state.params, state.memory["space"], seen["moments"])
+    return state.replace(
+      params=paths.update(state.params, designed),
+      memory=rehearsal.stage_memory(state.memory, stage, masked=True),
+    )
+
+  def loss(self, params, memory, batch, rng):
+    """Cross entropy over the task's own classes."""
+    outputs = self.apply(params, batch["train"], rng)
+    logits = losses.mask_logits(outputs["logits"], memory["classes"])
+    return self.problem.loss({**outputs, "logits": logits}, batch["train"])
+
+  def after_stage(self, state, stage, data):
+    """Protects the stage's inputs, and merges the adapters."""
+    seen = self.see(state, stage, data)
+    share = stage.index / self.num_stages
+    epsilon = self.epsilon + (self.final_epsilon - self.epsilon) * share
+    space = data.compiled(
+      "grow", self.grow_all, out_shardings=sharding.replicated(data.mesh)
+    )(state.memory["space"], seen["moments"], np.float32(1 - epsilon))
+    params, _ = adapting.merge(state.params, data, self.model)
+    return state.replace(params=params, memory={**state.memory, "space": space})
+
+  def see(self, state, stage, data):
+    """Returns the blocks' second moments of the stage's images."""
+    return data.accumulate(
+      "attention_moments",
+      self.moments,
+      state,
+      *self.roles(stage),
+      augment=self.augment_moments,
+    )
+
+  def moments(self, params, memory, batch):
+    """Returns the sums that one batch adds."""
+    del memory
+    return subspace.attention_moments(self.model, params, batch)
+
+  def design_all(self, params, space, moments):
+    """Returns lora_a of every adapted layer, by name."""
+    rank, dtype = self.model.dense.rank, self.model.param_dtype
+    designs = {
+      block: design(moments[block], old, rank).astype(dtype)
+      for block, old in space.items()
+    }
+    _, adapters = lora.split(params)
+    return paths.flatten(adapting.by_parameter(adapters, designs, "lora_a"))
+
+  def grow_all(self, space, moments, unprotected):
+    """Returns the blocks' larger spaces."""
+    return {
+      block: grow(moments[block], old, unprotected)
+      for block, old in space.items()
+    }
+
+  def predict(self, params, memory, batch):
+    """Answers among the classes seen."""
+    outputs = self.apply(params, batch)
+    logits = losses.mask_logits(outputs["logits"], memory["seen"])
+    return {"": {**outputs, "logits": logits}}
+
+
+def outside(
+  moment: jax.Array, space: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the directions outside a space, by the energy of inputs.
+
+  With Q = I - P they are eigenvectors of Q C Q / tr(Q C Q) + 2 P: the shift
+  puts the space's own directions first, with eigenvalue 2, which else could not
+  be told from those without energy. In shares of tr(C) instead, the shift would
+  cost the small energies their digits.
+
+  Args:
+    moment: C, [D, D].
+    space: P, [D, D].
+
+  Returns:
+    Eigenvalues [D], falling; eigenvectors [D, D]; tr(Q C Q) / tr(C), at least
+    what rounding leaves.
+  """
+  rest = jnp.eye(len(space)) - space
+  moment /= jnp.maximum(jnp.trace(moment), 1e-30)
+  left = moment
+  for _ in range(2):  # the first leaves rounding that reaches into the space
+    left = jnp.matmul(rest, left, precision=_HIGHEST)
+    left = jnp.matmul(left, rest, precision=_HIGHEST)
+  share = jnp.maximum(jnp.trace(left), _ROUNDING)
+  return *subspace.eigen(left / share + 2 * space), share
+
+
+def design(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
+  """Returns lora_a [D, R]: orthonormal columns outside the space.
+
+  Columns for which the inputs have no energy left are 0.
+
+  Args:
+    moment: C of the new task, [D, D].
+    space: P of the old tasks, [D, D].
+    rank: R.
+  """
+  values, vectors, share = outside(moment, space)
+  old = jnp.sum(values > _OLD)
+  values = jnp.roll(values, -old)[:rank]
+  columns = jnp.roll(vectors, -old, axis=1)[:, :rank]
+  # An eigenvector's sign is free; fixed, it is the same on any device.
+  peak = jnp.argmax(abs(columns), axis=0)[None, :]
+  columns *= jnp.sign(jnp.take_along_axis(columns, peak, axis=0))
+  reached = (values * share > _ROUNDING) & (values < _OLD)
+  return jnp.where(reached[None, :], columns, 0.0)
+
+
+def grow(
+  moment: jax.Array, space: jax.Array, unprotected: jax.Array
+) -> jax.Array:
+  """Returns P [D, D] with the fewest directions more that protect enough.
+
+  Args:
+    moment: C of the task learned, [D, D].
+    space: P of the old tasks, [D, D].
+    unprotected: 1 - epsilon, the share of tr(C) that may stay outside.
+  """
+  values, vectors, share = outside(moment, space)
+  # Summed from the smallest on, the rest is exact where epsilon is near 1.
+  left = jnp.cumsum(values[::-1])[::-1] * share
+  most = jnp.maximum(unprotected, _ROUNDING)
+  keep = (left > most) | (values > _OLD)
+  return subspace.projector(vectors, keep)
