@@ -42,6 +42,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
   parser.add_argument("--steps", type=int, default=5, help="timed steps")
   parser.add_argument("--num_classes", type=int, default=100)
   parser.add_argument(
+    "--known",
+    type=int,
+    default=0,
+    help="classes that have a prototype, as before a later task",
+  )
+  parser.add_argument(
     "--set",
     action="append",
     default=[],
@@ -138,6 +144,29 @@ def build(config: Any, num_classes: int) -> Workload:
     state=sharding.place(state, rules, mesh),
     batch=sharding.place_batch(batch, mesh),
   )
+
+
+def with_prototypes(workload: Workload, count: int) -> Workload:
+  """Returns the workload as before a task when `count` classes are known.
+
+  Raises:
+    ValueError: A method without prototypes, or more than there are classes.
+  """
+  memory = workload.state.memory
+  if "known" not in memory or count > workload.method.num_classes:
+    raise ValueError(
+      f"known={count} is for methods with prototypes, up to their "
+      f"{workload.method.num_classes} classes; leave it out."
+    )
+  rng = np.random.default_rng(1)
+  known = np.arange(workload.method.num_classes) < count
+  means = rng.standard_normal(memory["prototypes"].shape, np.float32)
+  memory = {**memory, "known": known, "prototypes": means * known[:, None]}
+  rules = main.plain(workload.config.sharding)
+  state = sharding.place(
+    workload.state.replace(memory=memory), rules, workload.mesh
+  )
+  return dataclasses.replace(workload, state=state)
 
 
 def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:
@@ -245,6 +274,7 @@ def start(
   try:
     if args.steps < 1:
       raise ValueError(f"steps={args.steps} must be at least 1.")
-    return build(read_config(args), args.num_classes), args
+    load = build(read_config(args), args.num_classes)
+    return (with_prototypes(load, args.known) if args.known else load), args
   except ValueError as error:
     sys.exit(f"{type(error).__name__}: {error}")

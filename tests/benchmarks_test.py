@@ -40,9 +40,23 @@ def test_a_step_of_a_config_is_measured(script, steps):
     assert lines[0]["flop"] < 0.8 * lines[1]["flop"]
 
 
+def test_what_lora_sub_adds_is_measured():
+  done = run(
+    "lora_sub", "configs/cifar100_lora_sub.py:smoke", "--steps=1",
+    "--num_classes=6", "--known=4",
+  )  # fmt: skip
+  found = json.loads(done.stdout)
+  assert found["known"] == 4
+  parts = found["projection"]["wall"] + found["triplet"]["wall"]
+  share = found["share_of_projection_and_triplet"]["wall"]
+  assert share == pytest.approx(parts / found["step"]["wall"], rel=0.05)
+  assert found["moments_of_a_batch"]["wall"] > 0
+  assert found["eigendecompositions"]["wall"] > 0
+
+
 def test_importing_the_benchmarks_leaves_tensorflow_alone():
   check = (
-    "import sys; sys.path.insert(0, 'benchmarks'); import train_step, evaluate;"
+    "import sys; sys.path.insert(0, 'benchmarks'); import evaluate, lora_sub;"
     " print({'tensorflow', 'tensorflow_datasets', 'clu'} & sys.modules.keys())"
   )
   done = subprocess.run(
@@ -58,6 +72,7 @@ def test_importing_the_benchmarks_leaves_tensorflow_alone():
     (["configs/none.py"], "No config file 'configs/none.py'"),
     ([SMOKE, "--set=method.top=1"], "does not take .*method.top"),
     ([SMOKE, "--steps=0"], "steps=0 must be at least 1"),
+    ([SMOKE, "--known=2"], "known=2 is for methods with prototypes"),
   ],
 )
 def test_bad_command_is_one_line(arguments, message):
