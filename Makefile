@@ -5,7 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
-REFERENCES := finetune head masked_head nearest_mean joint
+REFERENCES := finetune head masked_head lora inflora nearest_mean ranpac joint
+
+# A run on the demo's stream: its name, its config; what it prints goes to a log.
+quietly = $(BIN)/python main.py --workdir $(DEMO)/$(1) \
+  --my_config configs/digits_$(2) \
+  > $(DEMO)-$(1).log 2>&1 || { cat $(DEMO)-$(1).log; exit 1; }
 
 .PHONY: demo test lint types install clean
 
@@ -21,13 +26,12 @@ $(VENV)/installed: requirements.txt .ci/requirements.txt
 demo: install
 	$(BIN)/python main.py --my_config configs/digits_l2p.py \
 	  --workdir $(DEMO)/l2p
+	@echo "the same stream: lora_sub"; $(call quietly,lora_sub,lora_sub.py)
 	@for method in $(REFERENCES); do \
 	  echo "the same stream: $$method"; \
-	  $(BIN)/python main.py --workdir $(DEMO)/$$method \
-	    --my_config configs/digits_reference.py:method=$$method \
-	    > $(DEMO)-$$method.log 2>&1 || { cat $(DEMO)-$$method.log; exit 1; }; \
+	  $(call quietly,$$method,reference.py:method=$$method); \
 	done
-	@$(BIN)/python -m libml.tables $(DEMO)/l2p \
+	@$(BIN)/python -m libml.tables $(DEMO)/l2p $(DEMO)/lora_sub \
 	  $(addprefix $(DEMO)/,$(REFERENCES))
 
 test: install

@@ -7,6 +7,7 @@ whatever bends it is a transform that takes arrays as extra arguments.
 import dataclasses
 import functools
 import re
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -150,10 +151,22 @@ class Optimizer:
   Attributes:
     tx: The whole transform.
     groups: Which parameters it trains.
+    takes: Names of the extra arguments that it reads, besides the epoch.
   """
 
   tx: optax.GradientTransformationExtraArgs
   groups: Groups
+  takes: frozenset[str] = frozenset()
+
+  def check(self, extra: Collection[str]) -> None:
+    """Raises ValueError for extra arguments of a method that it ignores."""
+    ignored = sorted(set(extra) - self.takes)
+    if ignored:
+      raise ValueError(
+        f"The method gives the optimizer {ignored}, which none of its groups "
+        "reads; set project='update' (or 'gradient') in the group whose "
+        "updates the method confines."
+      )
 
 
 def build(
@@ -223,7 +236,9 @@ def build(
   if l2:
     matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
     chain = [optax.add_decayed_weights(l2, mask=matrices), *chain]
-  return Optimizer(optax.chain(*chain), parts)
+  projects = any((settings[name] or {}).get("project") for name in names)
+  takes = frozenset(("left", "right") if projects else ())
+  return Optimizer(optax.chain(*chain), parts, takes)
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:

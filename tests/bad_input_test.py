@@ -1,6 +1,7 @@
 """What a user gets wrong is said in one line, before the first step."""
 
 import jax
+import lora_toy
 import pytest
 
 import main
@@ -145,6 +146,89 @@ CASES = {
 def test_bad_setting_is_named(tmp_path, changes, message):
   with pytest.raises(ValueError, match=f"(?s){message}"):
     main.execute(tiny(**changes), tmp_path)
+
+
+LAYERS_OF_A_VIT = (
+  r"Transformer/encoderblock_\*/MlpBlock_0/Dense_0, .*/Dense_1, .*/key, "
+  r".*/out, .*/query, .*/value"
+)
+ADAPTERS = {"layers": r".*/(key|value)", "rank": 2, "alpha": None}
+LORA_CASES = {
+  "rank 0": ({"model__lora__rank": 0}, r"rank=0 .*at least 1.*model.lora=None"),
+  "negative rank": ({"model__lora__rank": -2}, r"rank=-2 .*at least 1"),
+  "rank above the width": (
+    {"model__lora__rank": 17},
+    r"rank=17 .*encoderblock_0/.*/key, which maps 16 to 16; take 1 to 16",
+  ),
+  "adapters of nothing": (
+    {"model__lora__layers": r".*/(keys|values)"},
+    r"'\.\*/\(keys\|values\)' of LoRA matches no dense layer; there are "
+    + LAYERS_OF_A_VIT,
+  ),
+  "broken expression": (
+    {"model__lora__layers": "(key"},
+    r"layers='\(key' of LoRA is no regular expression: missing \)",
+  ),
+  "unknown option of adapters": (
+    {"model__lora": {"rnak": 2, "layers": ".*/key"}},
+    r"model.lora has \['layers', 'rnak'\]; .*'alpha', 'layers', 'rank'",
+  ),
+  "option too many of adapters": (
+    {"model__lora": {**ADAPTERS, "slope": 1.0}},
+    r"model.lora has .*'slope'\]; it takes \['alpha', 'layers', 'rank'\]",
+  ),
+  "no adapters": ({"model__lora": None}, r"model has none; set model.lora to"),
+  "adapters of the MLP": (
+    {"model__lora__layers": r".*/(key|Dense_0)"},
+    r"encoderblock_0/MlpBlock_0/Dense_0/lora_a .*may match query, key, value",
+  ),
+  "threshold 0": (
+    {"method__threshold": 0.0},
+    r"threshold=0.0 .*above 0 and at",
+  ),
+  "threshold 1.5": ({"method__threshold": 1.5}, r"threshold=1.5 .*at most 1"),
+  "threshold -1": ({"method__threshold": -1.0}, r"threshold=-1.0 .*above 0"),
+  "negative triplet": ({"method__triplet": -0.1}, r"triplet=-0.1 .*at least 0"),
+  "negative margin": ({"method__margin": -1.0}, r"margin=-1.0 .*at least 0"),
+  "unknown start of B": (
+    {"method__lora_b": "zero"},
+    r"lora_b='zero' must be 'zeros' or 'sparse'",
+  ),
+  "no first epoch": (
+    {"method__first_epochs": 0},
+    r"first_epochs=0 must be at least 1, or None",
+  ),
+  "unknown projection": (
+    {"optimizer__lora__project": "updates"},
+    r"project='updates' must be one of .*'update', 'gradient'",
+  ),
+  "class that comes back": (
+    {
+      "scenario": {"name": "domain_incremental"},
+      "dataset": {
+        "name": "synthetic_sessions",
+        "num_classes": 6,
+        "per_class": 16,
+        "size": 8,
+        "sessions": 3,
+      },
+    },
+    r"Stage 2 brings classes \[0, .*\] again; .*class_incremental",
+  ),
+  "rehearsal": (
+    {"rehearsal__per_class": 2},
+    r"'lora_sub' takes no exemplars; set rehearsal.per_class=0",
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"), LORA_CASES.values(), ids=LORA_CASES
+)
+def test_bad_setting_of_lora_is_named(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message) as error:
+    main.execute(lora_toy.tiny(**changes), tmp_path)
+  assert "\n" not in str(error.value)
 
 
 def test_weights_of_another_width_are_listed(tmp_path):

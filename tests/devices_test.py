@@ -8,8 +8,10 @@ import shutil
 
 import children
 import jax
+import lora_toy
 import numpy as np
 import pytest
+import walks
 from toy import tiny
 
 import main
@@ -115,6 +117,46 @@ def test_eight_devices_find_what_one_finds(workdirs, place):
   ours = record(workdirs / place)
   assert ours["devices"]["count"] == 8
   assert_same(ours, record(workdirs / "one"))
+
+
+def run_lora(workdir):
+  """Runs LoRA-Sub-DRS on all devices; writes its states around each task."""
+  seen = walks.watch(lora_toy.tiny(), workdir)
+  states = zip(seen.begun, seen.trained, seen.merged, strict=True)
+  np.savez(
+    workdir / "states.npz",
+    **{
+      f"{task}/{when}/{name}": leaf
+      for task, three in enumerate(states)
+      for when, state in enumerate(three)
+      for name, leaf in state.items()
+    },
+  )
+
+
+def test_eight_devices_learn_in_the_subspace_that_one_finds(tmp_path):
+  places = {"one": 1, "eight": 8}
+  codes, printed = children.finish(
+    *(
+      children.start(
+        run_lora, tmp_path / place, log=tmp_path / f"{place}.log", devices=count
+      )
+      for place, count in places.items()
+    )
+  )
+  assert codes == [0, 0], printed
+  one, eight = (record(tmp_path / place) for place in places)
+  assert eight["devices"]["count"] == 8
+  assert_same(eight, one)
+  assert set(eight["compiled_steps"].values()) == {1}
+  one, eight = (np.load(tmp_path / p / "states.npz") for p in places)
+  assert one.files == eight.files
+  for kind in ("memory/prototypes", "memory/projectors/", "lora_b", "sums/"):
+    assert any(kind in name and eight[name].any() for name in one.files), kind
+  for name in one.files:
+    np.testing.assert_allclose(
+      eight[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name
+    )
 
 
 def test_rules_cut_what_they_name(workdirs):
