@@ -273,6 +273,7 @@ def execute(
     should_stop=should_stop,
   )
   params, weights = initial_params(config, method.model, should_stop)
+  lora.check_trained(optimizer.groups.trainable(params))
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
   facts = {

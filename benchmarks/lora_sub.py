@@ -79,9 +79,7 @@ def measure(argv: Sequence[str] | None = None) -> dict[str, Any]:
     "forward_of_a_batch": workload.timed(
       lambda: forward(state.params, load.batch), args.steps
     ),
-    "eigendecompositions": workload.timed(
-      lambda: project(seen["moments"]), args.steps
-    ),
+    "eigendecompositions": workload.timed(lambda: project(seen), args.steps),
   }
   return {
     "config": load.config.name,

@@ -28,7 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
       "pretrain": config_dict.placeholder(str),
       # Whether a run may start from random weights.
       "random_init": False,
-      # Whether the final weights are written to the workdir, as params.npz.
+      # Whether the model's final weights are written to the workdir, adapters
+      # merged, as params.npz. What a method keeps in memory is not in it.
       "export": False,
       # Row of SCENARIOS, and its options.
       "scenario": {

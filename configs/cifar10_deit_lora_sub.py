@@ -18,5 +18,5 @@ def get_config(arg=None):
   cifar10_deit_l2p.stream(config, arg)
   config.model.lora = common.key_value_lora(rank=10)
   config.method = common.lora_sub()
-  common.lora_optimizer(config, lr=1e-3, head_lr=2e-3)
+  common.lora_optimizer(config, lr=4e-3, head_lr=2e-3)
   return common.finish(config, arg)

@@ -24,6 +24,6 @@ def get_config(arg=None):
     arg.method,
     head_lr=0.01,
     body_lr=1e-4,
-    lora_lrs={"lora": 5e-4, "inflora": 5e-4},
+    lora_lrs={"lora": 2e-3, "inflora": 1e-3},
   )
   return common.finish(config, arg)

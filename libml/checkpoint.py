@@ -15,16 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from libml import hashing
 from libml import processes
 
 _LOG = logging.getLogger("palimpsest")
-
-
-def _mix(x: jax.Array) -> jax.Array:
-  """Scatters 32 bits (Appleby, MurmurHash3's finalizer): a bijection."""
-  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
 
 
 @jax.jit
@@ -40,7 +34,10 @@ def _checksum(leaf: jax.Array) -> jax.Array:
   for axis, size in enumerate(bits.shape):
     along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     place = place * np.uint32(size) + along
-  return jnp.sum(_mix(bits ^ _mix(place + np.uint32(1))), dtype=jnp.uint32)
+  return jnp.sum(
+    hashing.scramble(bits ^ hashing.scramble(place + np.uint32(1))),
+    dtype=jnp.uint32,
+  )
 
 
 def fingerprint(tree: Any) -> list[int]:

@@ -121,9 +121,9 @@ class Run:
     params = self.method.init_params(params, jax.random.fold_in(self._rng, 0))
     params = self._place({"params": params})["params"]
     rng = jax.random.fold_in(self._rng, 1)
-    return self._place(
-      steps.first_state(self.method, self.optimizer, params, rng)
-    )
+    state = steps.first_state(self.method, self.optimizer, params, rng)
+    self.optimizer.check(self.method.extra_args(state.memory), params)
+    return self._place(state)
 
   def changing(self, state: TrainState) -> dict[str, Any]:
     """Returns the leaves that a checkpoint must hold, by name."""

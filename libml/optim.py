@@ -7,7 +7,6 @@ whatever bends it is a transform that takes arrays as extra arguments.
 import dataclasses
 import functools
 import re
-from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -151,21 +150,37 @@ class Optimizer:
   Attributes:
     tx: The whole transform.
     groups: Which parameters it trains.
-    takes: Names of the extra arguments that it reads, besides the epoch.
+    projected: Names of the groups that a method's factors multiply.
   """
 
   tx: optax.GradientTransformationExtraArgs
   groups: Groups
-  takes: frozenset[str] = frozenset()
+  projected: frozenset[str] = frozenset()
 
-  def check(self, extra: Collection[str]) -> None:
-    """Raises ValueError for extra arguments of a method that it ignores."""
-    ignored = sorted(set(extra) - self.takes)
-    if ignored:
+  def check(self, extra: Mapping[str, Any], params: Any) -> None:
+    """Checks that a method's factors reach the updates that they are for.
+
+    Raises:
+      ValueError: Factors for a parameter whose group has no `project`, or a
+        `project` without factors.
+    """
+    labels = paths.flatten(self.groups.labels(params))
+    names = {
+      name
+      for side in ("left", "right")
+      for name in paths.flatten(extra.get(side))
+    }
+    lost = sorted(n for n in names if labels.get(n) not in self.projected)
+    if lost:
       raise ValueError(
-        f"The method gives the optimizer {ignored}, which none of its groups "
-        "reads; set project='update' (or 'gradient') in the group whose "
-        "updates the method confines."
+        f"The method confines the updates of {len(lost)} parameters, such as "
+        f"{lost[0]!r} of the optimizer's group {labels.get(lost[0])!r}, which "
+        "has no project; set it to 'update' (or 'gradient') there."
+      )
+    if self.projected and not names:
+      raise ValueError(
+        f"The optimizer's groups {sorted(self.projected)} have a project, and "
+        "the method confines nothing; set project=None."
       )
 
 
@@ -236,9 +251,8 @@ def build(
   if l2:
     matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
     chain = [optax.add_decayed_weights(l2, mask=matrices), *chain]
-  projects = any((settings[name] or {}).get("project") for name in names)
-  takes = frozenset(("left", "right") if projects else ())
-  return Optimizer(optax.chain(*chain), parts, takes)
+  projected = {n for n in names if (settings[n] or {}).get("project")}
+  return Optimizer(optax.chain(*chain), parts, frozenset(projected))
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:

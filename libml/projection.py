@@ -72,9 +72,9 @@ def project_updates() -> optax.GradientTransformationExtraArgs:
     lefts, rights = paths.flatten(left), paths.flatten(right)
 
     def project(name, u):
-      product = _multiply(name, lefts[name], u) if name in lefts else u
+      product = _multiply(name, "left", lefts[name], u) if name in lefts else u
       if name in rights:
-        product = _multiply(name, product, rights[name])
+        product = _multiply(name, "right", product, rights[name])
       return product.astype(u.dtype)
 
     return paths.map_named(project, updates), state
@@ -84,8 +84,10 @@ def project_updates() -> optax.GradientTransformationExtraArgs:
   )
 
 
-def _multiply(name: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+def _multiply(name: str, side: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  square = a if side == "left" else b
+  fits = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
+  if not fits or square.shape[0] != square.shape[1]:
     raise ValueError(
       f"The update of {name!r} cannot be projected: {a.shape} times {b.shape}; "
       "a left factor of a parameter [m, n] is [m, m], a right one [n, n]."

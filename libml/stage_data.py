@@ -131,17 +131,22 @@ class StageData:
     def add(total, params, memory, batch):
       return jax.tree.map(jnp.add, total, fn(params, memory, batch))
 
+    everywhere = sharding.replicated(self.mesh)
     total = None
     for batch in self.sweep(self.subset(roles), augment=augment):
       batch = sharding.place_batch(batch, self.mesh)
       if total is None:
         shapes = jax.eval_shape(fn, state.params, state.memory, batch)
-        total = jax.device_put(
-          jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-          sharding.replicated(self.mesh),
-        )
+        # Made there: processes would compare zeros that come from the host.
+        total = self.compiled(
+          f"{name}_zeros",
+          lambda shapes=shapes: jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), shapes
+          ),
+          out_shardings=everywhere,
+        )()
       total = self.compiled(
-        name, add, out_shardings=sharding.replicated(self.mesh)
+        name, add, donate_argnums=0, out_shardings=everywhere
       )(total, state.params, state.memory, batch)
       if self.should_stop():
         raise Stopped

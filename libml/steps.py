@@ -73,15 +73,13 @@ def make_train_step(
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(
       state.params, state.memory, batch, rng
     )
-    extra = extra_args(state.memory)
-    optimizer.check(extra)
     # Gradients of frozen leaves have no reader below, so XLA never makes them.
     updates, opt_state = optimizer.tx.update(
       grads,
       state.opt_state,
       state.params,
       epoch=(state.step + 1) / state.steps_per_epoch,
-      **extra,
+      **extra_args(state.memory),
     )
     params = jax.tree.map(
       lambda p, u, trained: (p + u).astype(p.dtype) if trained else p,

@@ -1,45 +1,9 @@
-"""Second moments of attention inputs, and the subspaces that they span."""
-
-from collections.abc import Mapping
-from typing import Any
+"""Subspaces that hold most of the energy of a layer's inputs."""
 
 import jax
 import jax.numpy as jnp
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def attention_moments(
-  model: Any, params: Any, batch: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Returns the uncentred second moments of every attention's input.
-
-  Sums, so that batches and devices add up; computed in float32 whatever the
-  model's type.
-
-  Args:
-    model: A ViT.
-    params: Its parameters.
-    batch: image [B, S, S, 3], mask bool [B].
-
-  Returns:
-    "moments": block name -> sum of x x^T over the images that the mask keeps
-    and all their tokens x, [D, D]; "tokens": how many these are, float32[].
-  """
-  _, seen = model.apply(
-    {"params": params},
-    batch,
-    capture_intermediates=lambda module, _: module.name == "LayerNorm_0",
-    mutable=["intermediates"],
-  )
-  mask = batch["mask"].astype(jnp.float32)
-  moments, tokens = {}, jnp.zeros(())
-  for block, captured in seen["intermediates"]["Transformer"].items():
-    (x,) = captured["LayerNorm_0"]["__call__"]
-    x = x.astype(jnp.float32) * mask[:, None, None]  # [B, T, D]
-    moments[block] = jnp.einsum("btd,bte->de", x, x, precision=_HIGHEST)
-    tokens = mask.sum() * x.shape[1]
-  return {"moments": moments, "tokens": tokens}
 
 
 def eigen(moment: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -24,6 +24,25 @@ def check_model(model: Any) -> None:
     )
 
 
+def check_trained(trainable: Any) -> None:
+  """Raises ValueError unless adapters are trained, and no kernel beside them.
+
+  Args:
+    trainable: Booleans, of the parameters' structure.
+  """
+  flat = paths.flatten(trainable)
+  for name, trained in flat.items():
+    if not re.search("/lora_[ab]$", name):
+      continue
+    kernel = re.sub("lora_[ab]$", "kernel", name)
+    if not trained or flat[kernel]:
+      raise ValueError(
+        f"This method trains {name} and freezes {kernel}; put a group with the "
+        "pattern '.*/lora_[ab]' first in optimizer.groups and set the "
+        "backbone's to None."
+      )
+
+
 def kernels(model: Any) -> str:
   """Returns the pattern of the kernels beside adapters."""
   return rf"(?:{model.dense.layers})/kernel"
@@ -38,8 +57,7 @@ def blocks(params: Any) -> list[str]:
   _, adapters = lora.split(params)
   found = {}
   for name in paths.flatten(adapters):
-    *_, block, attention, layer, leaf = name.split("/")
-    del attention, leaf
+    block, layer = _place(name)
     if layer not in _READERS:
       raise ValueError(
         f"The adapter at {name} does not read the attention's input, of which "
@@ -104,11 +122,14 @@ def by_parameter(
   """
   found: dict[str, Any] = {}
   for name in paths.flatten(layers):
-    *path, kernel = name.split("/")
-    del kernel
-    block = next(part for part in path if re.fullmatch(r".*block_\d+", part))
     place = found
-    for part in path:
+    for part in name.split("/")[:-1]:
       place = place.setdefault(part, {})
-    place[leaf] = values[block]
+    place[leaf] = values[_place(name)[0]]
   return found
+
+
+def _place(name: str) -> tuple[str, str]:
+  """Returns the block and the layer of a leaf of an attention's dense layer."""
+  *_, block, _, layer, _ = name.split("/")
+  return block, layer

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from libml import prototypes
 from libml.problems import Problem
 from libml.rehearsal import Rehearsal
 from libml.scenarios import Scenario
@@ -149,6 +150,14 @@ class Method:
     """Returns counts to sum over a test set and draw as histograms."""
     del readings, batch
     return {}
+
+  def class_sums(self, params: Any, memory: Any, batch: Any) -> Any:
+    """Returns what a batch adds to its classes' features: sums and counts."""
+    del memory
+    features = self.apply(params, batch)["features"]
+    return prototypes.class_sums(
+      features, batch["label"], batch["mask"], self.num_classes
+    )
 
   def apply(
     self, params: Any, inputs: Any, rng: jax.Array | None = None

@@ -38,6 +38,7 @@ from libml import subspace
 from methods import adapting
 from methods import base
 from methods import masking
+from models import attention_inputs
 from models import lora
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -107,7 +108,7 @@ class InfLoRA(base.Method):
     seen = self.see(state, stage, data)
     designed = data.compiled(
       "design", self.design_all, out_shardings=sharding.replicated(data.mesh)
-    )(state.params, state.memory["space"], seen["moments"])
+    )(state.params, state.memory["space"], seen)
     return state.replace(
       params=paths.update(state.params, designed),
       memory=rehearsal.stage_memory(state.memory, stage, masked=True),
@@ -126,14 +127,14 @@ class InfLoRA(base.Method):
     epsilon = self.epsilon + (self.final_epsilon - self.epsilon) * share
     space = data.compiled(
       "grow", self.grow_all, out_shardings=sharding.replicated(data.mesh)
-    )(state.memory["space"], seen["moments"], np.float32(1 - epsilon))
+    )(state.memory["space"], seen, np.float32(1 - epsilon))
     params, _ = adapting.merge(state.params, data, self.model)
     return state.replace(params=params, memory={**state.memory, "space": space})
 
   def see(self, state, stage, data):
     """Returns the blocks' second moments of the stage's images."""
     return data.accumulate(
-      "attention_moments",
+      "second_moments",
       self.moments,
       state,
       *self.roles(stage),
@@ -143,7 +144,7 @@ class InfLoRA(base.Method):
   def moments(self, params, memory, batch):
     """Returns the sums that one batch adds."""
     del memory
-    return subspace.attention_moments(self.model, params, batch)
+    return attention_inputs.second_moments(self.model, params, batch)
 
   def design_all(self, params, space, moments):
     """Returns lora_a of every adapted layer, by name."""

@@ -15,8 +15,9 @@ prototype. A test image has the class of the prototype with the largest cosine.
 """
 
 import dataclasses
+import functools
 import logging
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from libml import subspace
 from methods import adapting
 from methods import base
 from methods import masking
+from models import attention_inputs
 from models import lora
 
 _LOG = logging.getLogger("palimpsest")
@@ -51,7 +53,8 @@ class LoraSub(base.Method):
     augment_moments: Whether V is found on augmented images, as in the code.
     augment_prototypes: Whether prototypes are means of augmented images (as in
       LibContinual).
-    first_epochs: Epochs of the first task; None: as all others.
+    first_epochs: Epochs of the first task, of the schedule of `epochs`; None:
+      as many as all others.
   """
 
   threshold: float = 0.99
@@ -66,11 +69,15 @@ class LoraSub(base.Method):
   def __post_init__(self):
     subspace.check_threshold("threshold", self.threshold)
     for name in ("triplet", "margin"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
-    if self.first_epochs is not None and self.first_epochs < 1:
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(
+          f"{name}={getattr(self, name)} must be a number of at least 0."
+        )
+    first = self.epochs if self.first_epochs is None else self.first_epochs
+    if not 1 <= first <= self.epochs:
       raise ValueError(
-        f"first_epochs={self.first_epochs} must be at least 1, or None."
+        f"first_epochs={self.first_epochs} must be 1 to epochs={self.epochs}, "
+        "which the learning rate's schedule is made for, or None."
       )
     lora.check_start(self.lora_b)
     adapting.check_model(self.model)
@@ -90,13 +97,15 @@ class LoraSub(base.Method):
 
   def init_memory(self, params, trainable):
     """Holds S, a projector P [D, D] and its rank k a block, prototypes."""
-    del trainable
+    adapting.check_trained(trainable)
     blocks = adapting.blocks(params)
     width = self.model.width
-    sums = lora.deltas(params, self.model.lora_scale)
+    sums = jax.eval_shape(
+      functools.partial(lora.deltas, scale=self.model.lora_scale), params
+    )
     return {
       "classes": jnp.zeros(self.num_classes, bool),
-      "sums": jax.tree.map(jnp.zeros_like, sums),
+      "sums": jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
       # Until the second task every direction is free.
       "projectors": {block: jnp.eye(width) for block in blocks},
       "kept": {block: jnp.int32(width) for block in blocks},
@@ -114,13 +123,14 @@ class LoraSub(base.Method):
     }
     if stage.index:
       seen = data.accumulate(
-        "attention_moments",
+        "second_moments",
         self.moments,
         state,
         *self.roles(stage),
         augment=self.augment_moments,
       )
-      memory.update(data.compiled("projectors", self.project)(seen["moments"]))
+      moments = {block: seen[block] for block in memory["projectors"]}
+      memory.update(data.compiled("projectors", self.project)(moments))
       kept = jax.device_get(memory["kept"])
       _LOG.info(
         "%s: directions kept a block: %s.",
@@ -133,7 +143,7 @@ class LoraSub(base.Method):
   def moments(self, params, memory, batch):
     """Returns the sums of the subtracted model: W - S is (W + S) - 2 S."""
     params = lora.subtract(params, memory["sums"], times=2.0)
-    return subspace.attention_moments(self.model, params, batch)
+    return attention_inputs.second_moments(self.model, params, batch)
 
   def project(self, moments):
     """Returns each block's projector, and the number of its directions."""
@@ -201,17 +211,11 @@ class LoraSub(base.Method):
     )
     new = seen["counts"] > 0
     means = prototypes.means(seen["sums"], seen["counts"])
-    memory["prototypes"] = jnp.where(new[:, None], means, memory["prototypes"])
-    memory["known"] = memory["known"] | new
-    return state.replace(memory=memory)
-
-  def class_sums(self, params: Any, memory: Any, batch: Any) -> Any:
-    """Returns the sums and counts that one batch adds."""
-    del memory
-    features = self.apply(params, batch)["features"]
-    return prototypes.class_sums(
-      features, batch["label"], batch["mask"], self.num_classes
-    )
+    known = {
+      "prototypes": jnp.where(new[:, None], means, memory["prototypes"]),
+      "known": memory["known"] | new,
+    }
+    return state.replace(memory={**memory, **known})
 
   def predict(self, params, memory, batch):
     """Logits are cosines to the prototypes of all classes so far."""

@@ -30,14 +30,6 @@ class NearestMean(base.Method):
     del stage, data
     return ()
 
-  def class_sums(self, params, memory, batch):
-    """Returns the sums and counts that one batch adds."""
-    del memory
-    features = self.apply(params, batch)["features"]
-    return prototypes.class_sums(
-      features, batch["label"], batch["mask"], self.num_classes
-    )
-
   def after_stage(self, state, stage, data):
     """Adds the stage's images to the means."""
     added = data.accumulate("class_sums", self.class_sums, state, stage.goal)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import linalg
 
+from libml import hashing
 from libml import losses
 from methods import base
 
@@ -41,7 +42,8 @@ class RanPAC(base.Method):
   matrix.
 
   Memory and checkpoints hold two float32 Gram matrices: 800 MB at M = 10,000.
-  Solving takes M^3 / 3 operations a ridge and stage.
+  Solving takes M^3 / 3 operations a ridge and stage. Several devices add up
+  both matrices after every batch.
 
   Attributes:
     projection_dim: M.
@@ -170,17 +172,10 @@ def is_held_out(image: jax.Array) -> jax.Array:
   """
   bits = jax.lax.bitcast_convert_type(image.astype(jnp.float32), jnp.uint32)
   bits = bits.reshape(len(image), -1)
-  place = _scramble(jnp.arange(bits.shape[1], dtype=jnp.uint32))
+  place = hashing.scramble(jnp.arange(bits.shape[1], dtype=jnp.uint32))
   # Sums of integers are the same in any order, so on any devices.
-  total = _scramble(bits + place[None, :]).sum(axis=1, dtype=jnp.uint32)
-  return _scramble(total) % np.uint32(_FOLDS) == 0
-
-
-def _scramble(x: jax.Array) -> jax.Array:
-  """Maps uint32 one to one (Appleby's finalizer of MurmurHash3)."""
-  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
+  total = hashing.scramble(bits + place[None, :]).sum(axis=1, dtype=jnp.uint32)
+  return hashing.scramble(total) % np.uint32(_FOLDS) == 0
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -43,7 +43,8 @@ class Lora:
     alpha: Numerator of the scale; None: the scale is 1.
 
   Raises:
-    ValueError: On construction, for a rank below 1 or a broken expression.
+    ValueError: On construction, for a rank below 1, an alpha that is no scale,
+      or a broken expression.
   """
 
   layers: str
@@ -56,6 +57,11 @@ class Lora:
       raise ValueError(
         f"rank={self.rank} of LoRA must be at least 1; for a model without "
         "adapters set model.lora=None."
+      )
+    if self.alpha is not None and not 0 < self.alpha < math.inf:
+      raise ValueError(
+        f"alpha={self.alpha} of LoRA must be a number above 0, or None for a "
+        "scale of 1."
       )
     try:
       re.compile(self.layers)
@@ -168,6 +174,22 @@ def join(base: Params, adapters: Params) -> dict[str, Any]:
       **_flat(adapters),
     }
   )
+
+
+def check_trained(trainable: Params) -> None:
+  """Raises ValueError for adapters of which the optimizer trains none.
+
+  Args:
+    trainable: Booleans, of the parameters' structure.
+  """
+  flat = _flat(trainable)
+  trained = [on for path, on in flat.items() if path[-1] == "lora_b"]
+  if trained and not any(trained):
+    raise ValueError(
+      "The model has LoRA adapters, and the optimizer trains none; put a group "
+      "with the pattern '.*/lora_[ab]' and settings before the others in "
+      "optimizer.groups, or set model.lora=None."
+    )
 
 
 def restart(

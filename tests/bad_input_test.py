@@ -7,6 +7,7 @@ import pytest
 import main
 from configs import cifar10_deit_l2p
 from configs import cifar100_l2p
+from configs import common
 from libml import experiment
 from models import pretrained
 
@@ -196,7 +197,43 @@ LORA_CASES = {
   ),
   "no first epoch": (
     {"method__first_epochs": 0},
-    r"first_epochs=0 must be at least 1, or None",
+    r"first_epochs=0 must be 1 to epochs=2, .* or None",
+  ),
+  "more first epochs than the schedule has": (
+    {"method__first_epochs": 3},
+    r"first_epochs=3 must be 1 to epochs=2, .* or None",
+  ),
+  "margin that is no number": ({"method__margin": float("nan")}, r"margin=nan"),
+  "scale 0": ({"model__lora__alpha": 0.0}, r"alpha=0.0 of LoRA .*above 0"),
+  "adapters that nobody trains": (
+    {"method": {"name": "finetune"}, "optimizer__lora": None},
+    r"the optimizer trains none; put a group .*lora_\[ab\]",
+  ),
+  "a trained kernel beside an adapter": (
+    {"optimizer__backbone": common.adam(0.1)},
+    r"trains .*key/lora_a and freezes .*key/kernel; put a group",
+  ),
+  "only B trained": (
+    {
+      "optimizer__groups": (
+        ("lora", r".*/lora_b"),
+        ("head", r"head/.*"),
+        ("backbone", r".*"),
+      )
+    },
+    r"trains .*key/lora_a and freezes",
+  ),
+  "no projection": (
+    {"optimizer__lora__project": None},
+    r"confines the updates of 8 parameters, .*group 'lora'.* no project",
+  ),
+  "another group's projection": (
+    {"optimizer__lora__project": None, "optimizer__head__project": "update"},
+    r"confines the updates of 8 parameters, .*group 'lora'.* no project",
+  ),
+  "projection on nothing": (
+    {"method": {"name": "finetune"}},
+    r"groups \['lora'\] have a project, and the method confines nothing",
   ),
   "unknown projection": (
     {"optimizer__lora__project": "updates"},

@@ -79,11 +79,12 @@ def truncate(folder):
 
 
 def zero(folder):
-  path = max(arrays(folder), key=lambda p: p.stat().st_size)
-  data = bytearray(path.read_bytes())
-  middle = len(data) // 2
-  data[middle : middle + 64] = bytes(64)
-  path.write_bytes(data)
+  # All files: which of them the newest leaves lie in is orbax's matter.
+  for path in arrays(folder):
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle // 2 : middle] = bytes(middle - middle // 2)
+    path.write_bytes(data)
 
 
 def empty(folder):

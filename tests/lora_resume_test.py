@@ -92,8 +92,8 @@ def stop_in(monkeypatch, place, batch, stage=1):
 
 # Where (a pass has 4 batches, a task 6 steps), and the steps done until then.
 STOPS = [
-  ("attention_moments", 1, 6),
-  ("attention_moments", 4, 6),
+  ("second_moments", 1, 6),
+  ("second_moments", 4, 6),
   ("train", 4, 10),
   ("class_sums", 2, 12),
   ("class_sums", 4, 12),
@@ -120,7 +120,7 @@ def hold(marker, *arguments):
       return True
 
     slowed = dataclasses.replace(data, should_stop=should_stop)
-    data_of_pass = slowed if name == "attention_moments" else data
+    data_of_pass = slowed if name == "second_moments" else data
     return accumulate(data_of_pass, name, *rest, **options)
 
   stage_data.StageData.accumulate = slow

@@ -11,6 +11,7 @@ from flax import traverse_util
 from lora_toy import tiny
 from walks import watch
 
+import main
 from libml import paths
 from libml import projection
 from libml import steps
@@ -35,9 +36,9 @@ def moments(run, task):
   (found,) = [
     sums
     for stage, name, sums in run.sums
-    if (stage, name) == (task, "attention_moments")
+    if (stage, name) == (task, "second_moments")
   ]
-  return {block: np.float64(found[f"moments/{block}"]) for block in BLOCKS}
+  return {block: np.float64(found[block]) for block in BLOCKS}
 
 
 def basis(moment, threshold=0.99):
@@ -162,12 +163,6 @@ def test_moments_are_those_of_the_subtracted_model(run, task):
   for block, found in moments(run, task).items():
     size = abs(expected[block]).max()
     np.testing.assert_allclose(found, expected[block], atol=1e-5 * size)
-  (tokens,) = [
-    sums["tokens"]
-    for stage, name, sums in run.sums
-    if (stage, name) == (task, "attention_moments")
-  ]
-  assert tokens == 30 * (1 + 4)
 
 
 def test_projectors_have_unit_norm_and_as_many_directions_as_asked(run):
@@ -248,7 +243,7 @@ def test_class_without_prototype_cannot_win(run):
 
 def test_one_step_serves_all_tasks(run):
   compiled = run.record["compiled_steps"]
-  assert {"train/train", "attention_moments", "class_sums"} <= compiled.keys()
+  assert {"train/train", "second_moments", "class_sums"} <= compiled.keys()
   assert set(compiled.values()) == {1}
 
 
@@ -286,12 +281,12 @@ def test_unit_norm_divides_by_the_root_of_k(run):
 
 
 def test_first_task_may_have_epochs_of_its_own(run):
-  method = change(run, first_epochs=5)
+  method = change(run, first_epochs=1)
   first, second = (
     sum(r.steps for r in method.rounds(stage, run.run.data(stage)))
     for stage in run.run.scenario.stages[:2]
   )
-  assert (first, second) == (5 * 3, 2 * 3)
+  assert (first, second) == (1 * 3, 2 * 3)
 
 
 @pytest.mark.parametrize("lora_b", ["zeros", "sparse"])
@@ -348,3 +343,9 @@ def test_single_class_and_single_image_stay_finite(tmp_path):
   assert np.isfinite(prototypes).all() and prototypes.any(axis=1).all()
   for trained in few.trained:
     assert all(np.isfinite(leaf).all() for leaf in trained.values())
+
+
+def test_adapters_may_stand_on_some_blocks_only(tmp_path):
+  layers = r".*encoderblock_1/.*/(query|value)"
+  record = main.execute(tiny(model__lora__layers=layers), tmp_path)
+  assert record["finished"] and set(record["compiled_steps"].values()) == {1}

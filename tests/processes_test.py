@@ -109,7 +109,7 @@ def test_two_processes_learn_in_the_subspace_that_one_finds(tmp_path):
   assert codes == [0, 0, 0], printed
   assert_same(tmp_path / "two", tmp_path / "one")
   compiled = record(tmp_path / "two")["compiled_steps"]
-  assert compiled["train/train"] == compiled["attention_moments"] == 1
+  assert compiled["train/train"] == compiled["second_moments"] == 1
   assert set(compiled.values()) == {1}
 
 

@@ -93,10 +93,8 @@ MISFITS = {
   "left": ({"left": {"a": L3}}, r"'a'.*\(3, 3\) times \(4, 3\)"),
   "right": ({"right": {"a": R5}}, r"'a'.*\(4, 3\) times \(5, 5\)"),
   "vector": ({"left": {"bias": L3}}, r"'bias'.*\(3, 3\) times \(3,\)"),
-  "basis": (
-    {"left": {"block": {"b": L4[:, :3]}}, "right": {"block": {"b": L4}}},
-    r"'block/b'.*\(4, 5\) times \(4, 4\)",
-  ),
+  "basis": ({"left": {"block": {"b": L4[:, :3]}}}, r"'block/b'.*\(4, 3\)"),
+  "one row": ({"left": {"a": L4[:1]}}, r"'a'.*\(1, 4\) times \(4, 3\)"),
 }
 
 

@@ -1,0 +1,11 @@
+"""Bits that look random, from bits that do not; the same on any device."""
+
+import jax
+import numpy as np
+
+
+def scramble(x: jax.Array) -> jax.Array:
+  """Maps uint32 one to one (Appleby, MurmurHash3's finalizer)."""
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
