@@ -81,7 +81,7 @@ def restart(state: TrainState, data: StageData, **how: Any) -> Any:
     return lora.restart(adapters, rng, **how)
 
   base, adapters = lora.split(state.params)
-  # Undonated copies of adapters only: the frozen weights stay where they are.
+  # Adapters alone pass through: frozen weights stay where they are.
   adapters = data.compiled("restart", draw)(adapters, state.rng)
   return lora.join(base, adapters)
 
