@@ -5,12 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
-REFERENCES := finetune head masked_head lora inflora nearest_mean ranpac joint
-
-# A run on the demo's stream: its name, its config; what it prints goes to a log.
-quietly = $(BIN)/python main.py --workdir $(DEMO)/$(1) \
-  --my_config configs/digits_$(2) \
-  > $(DEMO)-$(1).log 2>&1 || { cat $(DEMO)-$(1).log; exit 1; }
+RUNS := lora_sub finetune head masked_head lora inflora nearest_mean ranpac joint
 
 .PHONY: demo test lint types install clean
 
@@ -26,13 +21,15 @@ $(VENV)/installed: requirements.txt .ci/requirements.txt
 demo: install
 	$(BIN)/python main.py --my_config configs/digits_l2p.py \
 	  --workdir $(DEMO)/l2p
-	@echo "the same stream: lora_sub"; $(call quietly,lora_sub,lora_sub.py)
-	@for method in $(REFERENCES); do \
-	  echo "the same stream: $$method"; \
-	  $(call quietly,$$method,reference.py:method=$$method); \
-	done
-	@$(BIN)/python -m libml.tables $(DEMO)/l2p $(DEMO)/lora_sub \
-	  $(addprefix $(DEMO)/,$(REFERENCES))
+	@$(MAKE) --no-print-directory -j2 $(addprefix run-,$(RUNS))
+	@$(BIN)/python -m libml.tables $(DEMO)/l2p $(addprefix $(DEMO)/,$(RUNS))
+
+run-lora_sub: CONFIG = digits_lora_sub.py
+run-%: CONFIG = digits_reference.py:method=$*
+run-%:
+	@echo "the same stream: $*"
+	@$(BIN)/python main.py --my_config configs/$(CONFIG) --workdir $(DEMO)/$* \
+	  > $(DEMO)-$*.log 2>&1 || { cat $(DEMO)-$*.log; exit 1; }
 
 test: install
 	$(BIN)/python -m pytest -q
