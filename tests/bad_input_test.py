@@ -3,10 +3,10 @@
 import jax
 import lora_toy
 import pytest
+from toy import tiny
 
 import main
 from configs import cifar10_deit_l2p
-from configs import cifar100_l2p
 from configs import common
 from libml import experiment
 from models import pretrained
@@ -20,23 +20,6 @@ def no_step(monkeypatch):
     pytest.fail("training began")
 
   monkeypatch.setattr(experiment.Run, "_train", train)
-
-
-def tiny(**changes):
-  """Returns L2P's smoke run with one layer, some of its keys changed.
-
-  Args:
-    **changes: Keys with "__" for dots.
-  """
-  config = cifar100_l2p.get_config("smoke")
-  config.model.depth = 1
-  for key, value in changes.items():
-    *folders, name = key.split("__")
-    part = config
-    for folder in folders:
-      part = part[folder]
-    part[name] = value
-  return config
 
 
 CASES = {

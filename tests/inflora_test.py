@@ -133,7 +133,7 @@ def watch(config, workdir):
   class StageData(stage_data.StageData):
     def accumulate(self, name, *rest, **options):
       total = super().accumulate(name, *rest, **options)
-      seen.passes.append(host(total["moments"]))
+      seen.passes.append(host(total))
       return total
 
   with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,7 @@
 """LoRA-Sub-DRS's run that several test files start, stop and look into."""
 
+import toy
+
 from configs import base
 from configs import common
 
@@ -22,13 +24,7 @@ def tiny(**changes):
   config.epochs = 2
   config.dataset.per_class = 15
   config.preprocess.train = "random_resized_crop"
-  for key, value in changes.items():
-    *folders, name = key.split("__")
-    part = config
-    for folder in folders:
-      part = part[folder]
-    part[name] = value
-  return config
+  return toy.change(config, changes)
 
 
 def get_config():

@@ -4,17 +4,15 @@ import dataclasses
 import importlib
 import pathlib
 import re
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import walks
 
 import main
 from configs import common
-from libml import evaluation
-from libml import experiment
 from libml import paths
 from libml import reporting
 from methods import METHODS
@@ -39,40 +37,13 @@ def smoke_config(name):
   raise ValueError(f"No config names the method {name!r}.")
 
 
-def host(state):
-  """Returns a state's parameters and memory on the host, by name."""
-  tree = {"params": state.params, "memory": state.memory}
-  return {k: np.array(v) for k, v in paths.flatten(tree).items()}
-
-
 def watch(name, workdir, mesh=None):
   """Runs a method's smoke config; returns what is there to see of it."""
-  seen = types.SimpleNamespace(name=name, states=[], metrics=[])
-  config = smoke_config(name)
-
-  class Run(experiment.Run):
-    def start(self, params):
-      seen.run, seen.start = self, super().start(params)
-      seen.states.append(host(seen.start))
-      return seen.start
-
-  class Evaluator(evaluation.Evaluator):
-    def probe(self, state, *rest, **options):
-      seen.states.append(host(state))
-      return super().probe(state, *rest, **options)
-
-  class Window(reporting.Window):
-    def add(self, step, metrics):
-      seen.metrics.append(metrics)
-      super().add(step, metrics)
-
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment, "Run", Run)
-    patch.setattr(evaluation, "Evaluator", Evaluator)
-    patch.setattr(reporting, "Window", Window)
     if mesh is not None:
       patch.setattr(main.sharding, "make_mesh", lambda **_: mesh)
-    seen.record = main.execute(config, workdir)
+    seen = walks.watch(smoke_config(name), workdir)
+  seen.name, seen.states = name, [seen.start, *seen.merged]
   return seen
 
 
@@ -97,7 +68,7 @@ def alone(run, tmp_path_factory):
 def may_change(run):
   """Returns the names of the parameters that may change."""
   rewrites = run.run.method.rewrites
-  trainable = run.run.optimizer.groups.trainable(run.start.params)
+  trainable = run.run.optimizer.groups.trainable(run.state.params)
   return {
     f"params/{name}"
     for name, on in paths.flatten(trainable).items()

@@ -3,13 +3,23 @@
 from configs import cifar100_l2p
 
 
+def change(config, changes):
+  """Returns the config with some keys changed, "__" standing for dots."""
+  for key, value in changes.items():
+    *folders, name = key.split("__")
+    part = config
+    for folder in folders:
+      part = part[folder]
+    part[name] = value
+  return config
+
+
 def tiny(**changes):
   """Returns L2P's smoke run with one layer: 3 stages of 8 steps."""
   config = cifar100_l2p.get_config("smoke")
   config.model.depth = 1
   config.epochs = 2
-  config.update(changes)
-  return config
+  return change(config, changes)
 
 
 def get_config():
