@@ -50,8 +50,8 @@ CASES = {
     r"No pretrained weights: give --my_config.init_checkpoint",
   ),
   "warm-up as long as the stage": (
-    {"optimizer__head__warmup_epochs": 1.0},
-    r"warmup_epochs=1.0 .*below the 1 epochs",
+    {"optimizer__head__warmup_epochs": 2.0},
+    r"warmup_epochs=2.0 .*below the 2 epochs",
   ),
   "settings of no group": (
     {"optimizer__groups": (("prompt", "prompt_pool/.*"), ("head", "head/.*"))},
