@@ -11,6 +11,13 @@ from configs import base
 from configs import cifar10_deit_l2p
 from configs import common
 
+# Those of DeiT-Tiny, on other images, too.
+RATES = {
+  "head_lr": 0.01,
+  "body_lr": 1e-4,
+  "lora_lrs": {"lora": 2e-3, "inflora": 1e-3},
+}
+
 
 def get_config(arg=None):
   """Returns the same stream as configs/cifar10_deit_l2p.py."""
@@ -19,11 +26,5 @@ def get_config(arg=None):
   )
   config = base.get_config()
   cifar10_deit_l2p.stream(config, arg)
-  common.reference(
-    config,
-    arg.method,
-    head_lr=0.01,
-    body_lr=1e-4,
-    lora_lrs={"lora": 2e-3, "inflora": 1e-3},
-  )
+  common.reference(config, arg.method, **RATES)
   return common.finish(config, arg)

@@ -8,6 +8,7 @@ joint; further arguments as in configs/five_deit_l2p.py.
 """
 
 from configs import base
+from configs import cifar10_deit_reference
 from configs import common
 from configs import five_deit_l2p
 
@@ -17,11 +18,5 @@ def get_config(arg=None):
   arg = five_deit_l2p.parse(arg, method="finetune")
   config = base.get_config()
   five_deit_l2p.stream(config, arg)
-  common.reference(
-    config,
-    arg.method,
-    head_lr=0.01,
-    body_lr=1e-4,
-    lora_lrs={"lora": 2e-3, "inflora": 1e-3},
-  )
+  common.reference(config, arg.method, **cifar10_deit_reference.RATES)
   return common.finish(config, arg)
