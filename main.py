@@ -15,6 +15,7 @@ import signal
 import sys
 import zlib
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 # TensorFlow only feeds images; it reads both when it is imported.
@@ -29,6 +30,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from ml_collections import config_flags
 
+from libml import class_map
 from libml import datasets
 from libml import experiment
 from libml import optim
@@ -42,7 +44,9 @@ from libml import workdirs
 from libml.problems import PROBLEMS
 from libml.rehearsal import Rehearsal
 from methods import METHODS
+from methods import masking
 from models import MODELS
+from models import export as models_export
 from models import lora
 from models import pretrained
 
@@ -109,12 +113,14 @@ def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
   return method
 
 
-def build_optimizer(config: ConfigDict) -> optim.Optimizer:
+def build_optimizer(config: ConfigDict, method: Any) -> optim.Optimizer:
   """Returns the optimizer, its rates scaled to the global batch."""
   settings = plain(config.optimizer)
   per = settings.pop("lr_batch_size")
   scale = config.batch_size / per if per else 1.0
-  return optim.build(**settings, epochs=config.epochs, lr_scale=scale)
+  return optim.build(
+    **settings, epochs=config.epochs, lr_scale=scale, lasso=method.groups
+  )
 
 
 def with_global_batch(
@@ -143,8 +149,16 @@ def initial_params(
   config: ConfigDict,
   model: Any,
   should_stop: Callable[[], bool] = lambda: False,
+  class_names: Sequence[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
-  """Returns the parameters on the host, and what the results say of them."""
+  """Returns the parameters on the host, and what the results say of them.
+
+  Args:
+    config: From a config file.
+    model: The module.
+    should_stop: Asked while weights are made.
+    class_names: One name a column of the head, for config.init_head_names.
+  """
   size = config.model.image_size
   inputs = {"image": np.zeros((1, size, size, 3), np.float32)}
   init = functools.partial(model.init, jax.random.key(config.seed))
@@ -155,9 +169,11 @@ def initial_params(
     template = jax.eval_shape(init, inputs)["params"]
     base, adapters = lora.split(template)
     rng = jax.random.key(config.seed)
-    params = lora.join(
-      pretrained.load(path, base), jax.device_get(lora.restart(adapters, rng))
-    )
+    rows = None
+    if config.init_head_names is not None:
+      rows = class_map.head_rows(config.init_head_names, class_names)
+    loaded = pretrained.load(path, base, head=config.init_head)
+    params = lora.join(loaded, jax.device_get(lora.restart(adapters, rng)))
     name = prefix + pathlib.Path(path).name
     return params, {"name": name, "sha256": pretrained.checksum(path)}
   if not config.random_init:
@@ -165,7 +181,10 @@ def initial_params(
       "No pretrained weights: give --my_config.init_checkpoint=FILE (.npz or "
       ".safetensors), or say --my_config.random_init=True."
     )
-  params = jax.device_get(jax.jit(init)(inputs)["params"])
+  params = jax.jit(init)(inputs)["params"]
+  if config.init_head == "keep":  # a new one is zero and passes nothing on
+    params = masking.draw_head(params, jax.random.key(config.seed))
+  params = jax.device_get(params)
   return params, {"name": "random", "seed": config.seed}
 
 
@@ -176,9 +195,10 @@ def upstream(name: str, should_stop: Callable[[], bool]) -> str:
   is not the one that was written beside them, they are written again from that
   run's checkpoint.
   """
-  config = importlib.import_module(f"configs.{name}").get_config()
+  module, _, arg = name.partition(":")
+  config = importlib.import_module(f"configs.{module}").get_config(arg)
   key = f"{zlib.crc32(config.to_json(sort_keys=True).encode()):08x}"
-  folder = CACHE / f"{name}-{key}"
+  folder = CACHE / f"{module}-{key}"
   processes.check_shared(folder)
   params, note = folder / "params.npz", folder / "params.sha256"
 
@@ -187,7 +207,7 @@ def upstream(name: str, should_stop: Callable[[], bool]) -> str:
     return known is not None and known == pretrained.checksum(params)
 
   def publish() -> bool:
-    os.replace(folder / "run" / "params.npz", params)
+    os.replace(folder / "run" / "export" / "params.npz", params)
     note.write_text(pretrained.checksum(params))
     return True
 
@@ -226,7 +246,7 @@ def execute(
   processes.check_same("config", plain_config)
   workdirs.claim(workdir, plain_config)
   record = results.read(workdir / "results.json")
-  export = workdir / "params.npz" if config.export else None
+  export = workdir / "export" if config.export else None
 
   def is_finished() -> bool:
     done = record is not None and record["finished"]
@@ -242,7 +262,7 @@ def execute(
 
   source, scenario = build_scenario(config)
   method = build_method(config, scenario.num_classes, len(scenario.stages))
-  optimizer = build_optimizer(config)
+  optimizer = build_optimizer(config, method)
   run = experiment.Run(
     method=method,
     scenario=scenario,
@@ -272,7 +292,8 @@ def execute(
     rules=plain(config.sharding),
     should_stop=should_stop,
   )
-  params, weights = initial_params(config, method.model, should_stop)
+  names = (*source.class_names, *source.other_names)
+  params, weights = initial_params(config, method.model, should_stop, names)
   lora.check_trained(optimizer.groups.trainable(params))
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
@@ -300,8 +321,13 @@ def execute(
   if export:
     params = sharding.to_host(state.params, mesh)
     if processes.is_first():
-      params, _ = lora.split(lora.merge(params, method.model.lora_scale))
-      pretrained.save(export, params)
+      models_export.write(
+        export,
+        model=method.model,
+        params=params,
+        config=plain_config,
+        classes=source.class_names,
+      )
   return record
 
 

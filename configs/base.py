@@ -24,12 +24,17 @@ def get_config() -> ml_collections.ConfigDict:
       "holdout": 0.0,
       # Pretrained weights, .npz or .safetensors.
       "init_checkpoint": config_dict.placeholder(str),
+      # The file's head: "fresh" drops it, "keep" goes on with it.
+      "init_head": "fresh",
+      # File with the names of the kept head's classes, one a line, in order;
+      # then the columns of the data's classes are picked by name.
+      "init_head_names": config_dict.placeholder(str),
       # Config whose run makes those weights on first use, kept in the cache.
       "pretrain": config_dict.placeholder(str),
       # Whether a run may start from random weights.
       "random_init": False,
-      # Whether the model's final weights are written to the workdir, adapters
-      # merged, as params.npz. What a method keeps in memory is not in it.
+      # Whether the model's final weights are written to the workdir's folder
+      # export, adapters merged. What a method keeps in memory is not in it.
       "export": False,
       # Row of SCENARIOS, and its options.
       "scenario": {

@@ -1,10 +1,13 @@
 """Parts that config files share."""
 
-import difflib
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
+
+from configs.arguments import order_seed as order_seed
+from configs.arguments import parse_arg as parse_arg
+from configs.smoke import smoke as smoke
 
 # The channel statistics with which most ImageNet weights were trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,59 +24,6 @@ LORA_GROUPS = (
   ("head", r"head/.*"),
   ("backbone", r".*"),
 )
-
-
-def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-  """Reads "smoke,tasks=4": a bare name is True; "smoke" is always known.
-
-  Args:
-    arg: What follows the colon of --my_config; None: nothing.
-    **defaults: The names that a config file takes, with their defaults.
-
-  Raises:
-    ValueError: An unknown name, or a value of another type.
-  """
-  known = {"smoke": False, **defaults}
-  parsed = dict(known)
-  for item in (arg or "").split(","):
-    if not item:
-      continue
-    name, _, text = item.partition("=")
-    if name not in known:
-      close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-      hint = f"Did you mean {close[0]!r}? " if close else ""
-      raise ValueError(
-        f"Unknown config argument {name!r}. {hint}Known: {sorted(known)}."
-      )
-    kind = type(known[name])
-    if kind is bool:
-      if text.lower() not in ("", "true", "false"):
-        raise ValueError(f"{item!r}: {name} is either true or false.")
-      parsed[name] = text.lower() != "false"
-    else:
-      try:
-        parsed[name] = kind(text)
-      except ValueError:
-        raise ValueError(
-          f"{item!r}: {name} takes a value of type {kind.__name__}."
-        ) from None
-  return ml_collections.ConfigDict(parsed)
-
-
-def order_seed(order: str) -> int | None:
-  """Returns the seed of a class order: "natural" (None), or a number.
-
-  Raises:
-    ValueError: Anything else.
-  """
-  if order == "natural":
-    return None
-  if not order.isdecimal():
-    raise ValueError(
-      f"order={order!r} must be 'natural' or the seed that draws the class "
-      "order, such as 1993."
-    )
-  return int(order)
 
 
 def tfds(name: str) -> dict[str, Any]:
@@ -158,6 +108,67 @@ def lora_sub(**changes: Any) -> dict[str, Any]:
   return {**options, **changes}
 
 
+def gs_lora(**changes: Any) -> dict[str, Any]:
+  """Returns GS-LoRA's options (bound and betas of the released code)."""
+  options = {
+    "name": "gs_lora",
+    "restart_optimizer": True,
+    "bound": 105.0,
+    "beta": (0.2, 0.25, 0.25, 0.25),
+    "beta_decay_epoch": config_dict.placeholder(int),
+    "alpha": 0.01,
+    "alpha_epoch": 20,
+    "grouping": "block",
+    "subgradient": False,
+    "restart_slope": 5**0.5,
+    "average_epoch": config_dict.placeholder(int),
+    "average_decay": 0.9,
+  }
+  return {**options, **changes}
+
+
+def gs_lora_plus(**changes: Any) -> dict[str, Any]:
+  """Returns GS-LoRA++'s options, w_f and w_r for four requests."""
+  options = gs_lora(
+    name="gs_lora_plus",
+    proto_forget=(0.01,) * 4,
+    proto_retain=(0.0,) * 4,
+    proto_bound=18.0,
+    proto_distance="kl",
+    proto_source="start",
+  )
+  return {**options, **changes}
+
+
+def forgetting(**changes: Any) -> dict[str, Any]:
+  """Returns the options of requests to forget: four, of 20 classes each."""
+  options = {
+    "name": "forgetting",
+    # Class ids or names by request; None: from the end of the order.
+    "requests": config_dict.placeholder(tuple),
+    # All class ids; None: natural order.
+    "order": config_dict.placeholder(tuple),
+    "num_requests": 4,
+    "classes_per_request": 20,
+    # Classes to keep that have training images; None: all that stay.
+    "retain": config_dict.placeholder(tuple),
+    "missing": 0,
+    "missing_from": "start",
+    # Share of the training images still there, or images a class instead.
+    "ratio": 0.1,
+    "shots": config_dict.placeholder(int),
+    "redraw": False,
+    "sample_seed": 1337,
+  }
+  return {**options, **changes}
+
+
+def ffn_lora(rank: int = 8) -> dict[str, Any]:
+  """Returns GS-LoRA's adapters of scale 1 / rank on both layers of the MLPs."""
+  layers = r".*/MlpBlock_0/Dense_[01]"
+  return {"layers": layers, "rank": rank, "alpha": 1.0}
+
+
 def key_value_lora(rank: int) -> dict[str, Any]:
   """Returns adapters of scale 1 on the keys and values of all blocks."""
   return {
@@ -188,6 +199,33 @@ def sgd(lr: float, **changes: Any) -> dict[str, Any]:
   """Returns the settings of SGD with Nesterov momentum for one group."""
   options = {**adam(lr), "name": "sgd", "momentum": 0.9, "nesterov": True}
   return {**options, **changes}
+
+
+def proximal_adam(lr: float, **changes: Any) -> dict[str, Any]:
+  """Returns the settings of AdamW with the group lasso's proximal step."""
+  options = {
+    "name": "proximal_adam",
+    "lr": lr,
+    "schedule": "timm_cosine",
+    "warmup_epochs": 0.0,
+    "min_lr": 1e-5,
+    "weight_decay": 0.05,
+  }
+  return {**options, **changes}
+
+
+def gs_lora_optimizer(
+  config: ml_collections.ConfigDict, lr: float, **changes: Any
+) -> None:
+  """Trains the adapters alone, unclipped, by the method's kind of step."""
+  config.optimizer.groups = LORA_GROUPS
+  settings = proximal_adam(lr, **changes)
+  if config.method.subgradient:
+    settings["name"] = "adam"
+  config.optimizer.lora = settings
+  config.optimizer.head = None
+  config.optimizer.backbone = None
+  config.optimizer.clip_norm = float("inf")
 
 
 def prompt_optimizer(config: ml_collections.ConfigDict, lr: float) -> None:
@@ -331,65 +369,3 @@ def finish(
 ) -> ml_collections.ConfigDict:
   """Returns the config, shrunk if the argument says "smoke"."""
   return smoke(config) if arg.smoke else config
-
-
-_SYNTHETIC = {"name": "synthetic", "num_classes": 6, "per_class": 16, "size": 8}
-# Scenario -> (its largest options in a smoke run, data that it takes).
-_SMOKE = {
-  "class_incremental": ({"num_tasks": 3}, _SYNTHETIC),
-  "joined": (
-    {},
-    {
-      "name": "collection",
-      "order": ("two", "three", "other_two"),
-      "two": {**_SYNTHETIC, "num_classes": 2, "per_class": 24, "seed": 1},
-      "three": {**_SYNTHETIC, "num_classes": 3, "seed": 2},
-      "other_two": {**_SYNTHETIC, "num_classes": 2, "seed": 3},
-    },
-  ),
-  "domain_incremental": (
-    {},
-    {**_SYNTHETIC, "name": "synthetic_sessions", "sessions": 3},
-  ),
-  "gaussian": (
-    {"num_stages": 6, "width": 2.0, "measure_every": 3},
-    {**_SYNTHETIC, "per_class": 4},
-  ),
-}
-
-
-def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Shrinks any config: tiny model, made-up images, three tasks, seconds."""
-  config.batch_size = 8
-  config.epochs = 1
-  config.rehearsal.per_class = min(4, config.rehearsal.per_class)
-  config.holdout = 0.0
-  config.random_init = True
-  config.init_checkpoint = None
-  config.pretrain = None
-  largest, data = _SMOKE[config.scenario.name]
-  for option, most in largest.items():
-    config.scenario[option] = min(most, config.scenario[option])
-  config.dataset = data
-  config.preprocess.train = "none"
-  config.preprocess.eval = "native"
-  config.preprocess.resize = None
-  config.model.variant = "smoke"
-  config.model.image_size = 8
-  if config.model.lora:
-    config.model.lora.rank = min(2, config.model.lora.rank)
-  if "vote_group" in config.method:
-    config.method.vote_group = min(4, config.method.vote_group)
-  if config.method.get("first_epochs"):
-    config.method.first_epochs = 1
-  if "projection_dim" in config.method:
-    # With more of them than images, one device and two end apart.
-    config.method.projection_dim = min(8, config.method.projection_dim)
-  for group, _ in config.optimizer.groups:
-    if config.optimizer[group] and config.optimizer[group].name == "adam":
-      # Else Adam makes full steps of the rounding noise of so few images, and
-      # one device and two end apart.
-      config.optimizer[group].eps = 1e-4
-  config.log_every = 2
-  config.checkpoint.every_steps = 3
-  return config

@@ -1,6 +1,7 @@
 """Measuring a model on the probes of a stage."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ class Evaluator:
   def probe(
     self,
     state: Any,
-    stage: scenarios.Stage,
+    probes: Mapping[str, scenarios.Probe],
     data: stage_data.StageData,
     *,
     stop: Callable[[], bool],
@@ -90,7 +91,7 @@ class Evaluator:
       stage_data.Stopped: `stop` said so between two batches.
     """
     row, observed = {}, {}
-    for name, probe in stage.probes.items():
+    for name, probe in probes.items():
       allowed, batches = self._allowed(probe), []
       for batch in self._batches(name, probe, state, data):
         batches.append(self._step(state.params, state.memory, batch, allowed))

@@ -99,6 +99,13 @@ class Run:
         "per_device_batch_size."
       )
     sharding.batch_part(mesh)  # processes must be able to divide it, too
+    for stage in scenario.stages:
+      if stage.goal not in method.goals:
+        raise ValueError(
+          f"Stage {stage.index + 1} of the scenario is to {stage.goal}, and "
+          f"{type(method).__name__} can only {' or '.join(method.goals)}; take "
+          "another method or scenario.name."
+        )
     method.check(scenario)
     self.method = method
     self.scenario = scenario
@@ -188,19 +195,28 @@ class Run:
       evaluator.check(state, self.data(self.scenario.stages[0]), self.scenario)
       self._began = time.time() - progress.seconds["run"]
       if progress.rows:  # a kill may have come between checkpoint and results
-        record = results.assemble(self.scenario, progress, facts)
-        results.write(workdir / "results.json", record)
+        self._write(workdir, progress, facts)
+      elif self.scenario.before:
+        data = self.data(self.scenario.stages[0])
+        row, observed = self._probe(
+          evaluator, state, self.scenario.before, data, saver, progress
+        )
+        progress = progress.to(rows=(row,), observed=(observed,))
+        progress = self._save(saver, state, progress)
+        saver.wait()
+        record = self._write(workdir, progress, facts)
+        self._reporter.measured(0, record)
       for stage in self.scenario.stages[progress.stage :]:
         data = self.data(stage)
+        self._stage_began = time.time() - progress.seconds["stage"]
         if not progress.trained:
           state, progress = self._train(state, stage, data, saver, progress)
-        try:
-          row, observed = evaluator.probe(
-            state, stage, data, stop=self._should_stop
-          )
-        except stage_data.Stopped:
-          self._save(saver, state, progress)
-          raise Interrupted(f"after step {progress.steps}") from None
+        edit = sharding.to_host(self.method.edit(state), self._mesh)
+        if edit:
+          results.write_edit(workdir, stage, edit)
+        row, observed = self._probe(
+          evaluator, state, stage.probes, data, saver, progress
+        )
         progress = progress.to(
           stage=stage.index + 1,
           begun=False,
@@ -209,13 +225,27 @@ class Run:
           step=0,
           rows=(*progress.rows, row),
           observed=(*progress.observed, observed),
+          reports=(*progress.reports, self.method.report(state)),
+          stage_seconds=(*progress.stage_seconds, progress.seconds["stage"]),
+          seconds={**progress.seconds, "stage": 0.0},
         )
         progress = self._save(saver, state, progress)
-        record = results.assemble(self.scenario, progress, facts)
         saver.wait()
-        results.write(workdir / "results.json", record)
-        self._reporter.stage(stage, record, observed)
+        record = self._write(workdir, progress, facts)
+        self._reporter.measured(progress.stage, record)
     return state, results.assemble(self.scenario, progress, facts)
+
+  def _probe(self, evaluator, state, probes, data, saver, progress):
+    try:
+      return evaluator.probe(state, probes, data, stop=self._should_stop)
+    except stage_data.Stopped:
+      self._save(saver, state, progress)
+      raise Interrupted(f"after step {progress.steps}") from None
+
+  def _write(self, workdir, progress, facts) -> dict[str, Any]:
+    record = results.assemble(self.scenario, progress, facts)
+    results.write(workdir / "results.json", record)
+    return record
 
   def _resume(self, state, saver, facts):
     abstract = jax.tree.map(
@@ -252,10 +282,14 @@ class Run:
       name: max(count, progress.compiled.get(name, 0))
       for name, count in self._compiled.counts().items()
     }
+    now = time.time()
+    seconds = {**progress.seconds, "run": now - self._began}
+    if progress.begun and not progress.trained:
+      seconds["stage"] = now - self._stage_began
     progress = progress.to(
       saves=progress.saves + 1,
       compiled={**progress.compiled, **counts},
-      seconds={**progress.seconds, "run": time.time() - self._began},
+      seconds=seconds,
     )
     saver.save(
       progress.saves, self.changing(state), dataclasses.asdict(progress)
@@ -271,20 +305,24 @@ class Run:
         raise Interrupted(f"after step {progress.steps}") from None
       state = self._begin(state, stage, data)
       progress = progress.to(begun=True)
-    for number, round_ in enumerate(method.rounds(stage, data)):
-      if number < progress.round:
-        continue
-      state, progress = self._train_round(
-        state, stage, data, saver, progress, round_
-      )
-      state = self._place(round_.finish(state))
-      progress = progress.to(round=number + 1, step=0)
+    rounds = method.rounds(stage, data)
+    total, before = sum(r.steps for r in rounds), 0
+    for number, round_ in enumerate(rounds):
+      if number >= progress.round:
+        state, progress = self._train_round(
+          state, stage, data, saver, progress, round_, (before, total)
+        )
+        state = self._place(round_.finish(state))
+        progress = progress.to(round=number + 1, step=0)
+      before += round_.steps
     try:
       state = self._place(method.after_stage(state, stage, data))
     except stage_data.Stopped:
       self._save(saver, state, progress)
       raise Interrupted(f"after step {progress.steps}") from None
-    return state, progress.to(trained=True)
+    jax.block_until_ready(state.params)
+    spent = {**progress.seconds, "stage": time.time() - self._stage_began}
+    return state, progress.to(trained=True, seconds=spent)
 
   def _begin(self, state, stage, data):
     begin = self._compiled(
@@ -303,7 +341,8 @@ class Run:
       begin(state, np.int32(stage.index + 2), np.int32(per_epoch), self._rng)
     )
 
-  def _train_round(self, state, stage, data, saver, progress, round_):
+  def _train_round(self, state, stage, data, saver, progress, round_, span):
+    before, total = span  # steps of the stage's earlier rounds, and of all
     step_fn = self._compiled(
       f"train/{round_.name}",
       steps.make_train_step(
@@ -328,7 +367,7 @@ class Run:
         timer, timed_from = time.time(), progress.steps
       if last or progress.steps % self.settings.log_every == 0:
         self._reporter.train(
-          progress.steps, stage, step + 1, round_.steps, window.read()
+          progress.steps, stage, before + step + 1, total, window.read()
         )
       stop = self._should_stop()
       if stop or (progress.steps % self.settings.checkpoint_every == 0):

@@ -3,6 +3,8 @@
 R[i, j] is the accuracy on task i after task j, for i <= j.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -107,3 +109,29 @@ def single_test(accuracies: np.ndarray) -> dict[str, float]:
     "avg_acc": float(accuracies[-1]),
     "curve_mean_acc": float(np.mean(accuracies)),
   }
+
+
+def pooled(accuracies: Sequence[float], counts: Sequence[int]) -> float:
+  """Returns the accuracy over the images of several tests together.
+
+  Args:
+    accuracies: Of each test.
+    counts: Images of each.
+  """
+  weights = np.asarray(counts, np.float64)
+  return float(np.sum(np.asarray(accuracies) * weights) / np.sum(weights))
+
+
+def h_mean(retain: float, drop: float) -> float:
+  """Returns the harmonic mean of what is kept and what was lost on purpose.
+
+  2 r d / (r + d) (GS-LoRA); 0 where either is not above 0, where the formula
+  would be negative, infinite or, for d < -r, positive.
+
+  Args:
+    retain: r, accuracy on classes to keep.
+    drop: d, accuracy on forgotten classes before less after.
+  """
+  if retain <= 0 or drop <= 0:
+    return 0.0
+  return 2 * retain * drop / (retain + drop)

@@ -16,9 +16,11 @@ import optax
 
 from libml import paths
 from libml import projection
+from libml import proximal
 from libml import registry
 from libml import schedules
 from libml import transforms
+from libml.group_lasso import Groups as LassoGroups
 
 
 def adam(
@@ -47,6 +49,12 @@ def sgd(momentum: float = 0.9, nesterov: bool = True):
 
 OPTIMIZERS = {"adam": adam, "sgd": sgd}
 
+# Those that hold the whole step, and shrink the method's groups to zero.
+PROXIMAL = {
+  "proximal_adam": proximal.proximal_group_lasso,
+  "proximal_sgd": proximal.proximal_group_lasso_sgd,
+}
+
 # What a group's `project` names: whether the transform ends or starts a chain.
 _PROJECTED = (None, "update", "gradient")
 
@@ -63,12 +71,13 @@ def group_transform(
   normalize_columns: bool = False,
   l2: float = 0.0,
   project: str | None = None,
+  lasso: LassoGroups | None = None,
   **options,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the transform of one parameter group.
 
   Args:
-    name: Row of OPTIMIZERS.
+    name: Row of OPTIMIZERS or PROXIMAL.
     lr: Peak learning rate.
     epochs: Length of a stage, for the schedule.
     schedule: Row of schedules.SCHEDULES.
@@ -79,10 +88,12 @@ def group_transform(
     l2: Coupled decay: l2 * theta is added to the gradient.
     project: What the method's factors (extra arguments `left` and `right`)
       multiply: the "update", the "gradient", or None: nothing.
+    lasso: The method's groups, for a row of PROXIMAL.
     **options: Of the optimizer, such as b1 or momentum.
 
   Raises:
-    ValueError: An unknown row or option, or another `project`.
+    ValueError: An unknown row or option, another `project`, or a row of
+      PROXIMAL beside options that would change its step, or without groups.
   """
   if project not in _PROJECTED:
     raise ValueError(f"project={project!r} must be one of {_PROJECTED}.")
@@ -93,6 +104,24 @@ def group_transform(
     warmup_epochs=warmup_epochs,
     min_lr=min_lr,
   )
+  if name in PROXIMAL:
+    if lasso is None or project or normalize_columns or l2:
+      raise ValueError(
+        f"The optimizer {name!r} takes a step of its own: set project=None, "
+        "normalize_columns=False and l2=0, and a method with groups to shrink, "
+        "such as gs_lora with subgradient=False; else take 'adam' or 'sgd'."
+      )
+    return registry.build(
+      PROXIMAL,
+      "optimizer",
+      name,
+      learning_rate=rate,
+      alpha=0.0,  # the method's extra argument takes its place
+      groups=lasso,
+      weight_decay=weight_decay,
+      clock="epoch",
+      **options,
+    )
   chain = [optax.add_decayed_weights(l2)] if l2 else []
   if project == "gradient":
     chain.append(projection.project_updates())
@@ -151,19 +180,29 @@ class Optimizer:
     tx: The whole transform.
     groups: Which parameters it trains.
     projected: Names of the groups that a method's factors multiply.
+    proximal: Names of the groups whose step shrinks a method's groups.
   """
 
   tx: optax.GradientTransformationExtraArgs
   groups: Groups
   projected: frozenset[str] = frozenset()
+  proximal: frozenset[str] = frozenset()
 
   def check(self, extra: Mapping[str, Any], params: Any) -> None:
     """Checks that a method's factors reach the updates that they are for.
 
     Raises:
-      ValueError: Factors for a parameter whose group has no `project`, or a
-        `project` without factors.
+      ValueError: Factors for a parameter whose group has no `project`, a
+        `project` without factors, or a weight of the group lasso that no
+        proximal optimizer reads.
     """
+    if "alpha" in extra and not self.proximal:
+      raise ValueError(
+        "The method shrinks groups of parameters by a proximal step, which "
+        f"none of the optimizer's groups {[n for n, _ in self.groups.patterns]}"
+        f" takes; name one of {sorted(PROXIMAL)} there, or set "
+        "method.subgradient=True."
+      )
     labels = paths.flatten(self.groups.labels(params))
     names = {
       name
@@ -192,6 +231,7 @@ def build(
   clip_norm: float | None = None,
   clip_scope: str = "trainable",
   l2: float = 0.0,
+  lasso: LassoGroups | None = None,
   **settings: Mapping[str, Any] | None,
 ) -> Optimizer:
   """Builds the optimizer of a run.
@@ -205,6 +245,7 @@ def build(
       code, which counts frozen weights' gradients (and so computes them).
     l2: Weight of 0.5 * sum of squares over all leaves of two dimensions or
       more, added to the gradient before clipping (L2P's decay in the loss).
+    lasso: Which parameters a proximal optimizer shrinks together.
     **settings: For each group a dict for `group_transform`, or None: frozen.
 
   Raises:
@@ -236,7 +277,7 @@ def build(
       raise ValueError(f"Optimizer settings {dict(options)} need an 'lr'.")
     for rate in ("lr", "min_lr"):
       settled[rate] *= lr_scale
-    return group_transform(**settled)
+    return group_transform(**settled, lasso=lasso)
 
   clip: Any = transforms.clip_by_global_norm(clip_norm)
   if clip_scope == "trainable":
@@ -252,7 +293,10 @@ def build(
     matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
     chain = [optax.add_decayed_weights(l2, mask=matrices), *chain]
   projected = {n for n in names if (settings[n] or {}).get("project")}
-  return Optimizer(optax.chain(*chain), parts, frozenset(projected))
+  shrunk = {n for n in names if (settings[n] or {}).get("name") in PROXIMAL}
+  return Optimizer(
+    optax.chain(*chain), parts, frozenset(projected), frozenset(shrunk)
+  )
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -268,4 +312,6 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     elif parts[-1] == "learning_rate":
       group = parts[parts.index("inner_states") + 1]
       found[f"learning_rate/{group}"] = leaf
+    elif parts[-1] == "zero_groups":
+      found["zero_groups"] = leaf
   return found

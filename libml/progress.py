@@ -17,12 +17,16 @@ class Progress:
     step: Steps taken in this round.
     steps: Steps taken in the run.
     saves: Checkpoints made.
-    rows: Figures of each finished stage.
-    observed: Counts of each finished stage.
+    rows: Figures of each finished stage; those before the first one, where
+      the scenario has some, lead.
+    observed: Counts, in the same order.
+    reports: What the method says of each finished stage.
     compiled: Compilations of each function.
     data: Checksum of what the results say of the images.
     frozen: Checksum of the weights that no checkpoint holds.
-    seconds: Wall time of the run, of its training, and steps in the latter.
+    seconds: Wall time of the run, of its training, steps in the latter, and
+      wall time of the stage's training so far.
+    stage_seconds: The last of each finished stage.
   """
 
   stage: int = 0
@@ -34,11 +38,18 @@ class Progress:
   saves: int = 0
   rows: tuple[Any, ...] = ()
   observed: tuple[Any, ...] = ()
+  reports: tuple[Any, ...] = ()
+  stage_seconds: tuple[float, ...] = ()
   compiled: Mapping[str, int] = dataclasses.field(default_factory=dict)
   data: int = 0
   frozen: int = 0
   seconds: Mapping[str, float] = dataclasses.field(
-    default_factory=lambda: {"run": 0.0, "train": 0.0, "timed_steps": 0}
+    default_factory=lambda: {
+      "run": 0.0,
+      "train": 0.0,
+      "timed_steps": 0,
+      "stage": 0.0,
+    }
   )
 
   def to(self, **changes) -> "Progress":

@@ -51,6 +51,28 @@ def cosine_logits(
   return jnp.where(known[None, :], cosine, -2.0)
 
 
+def kl_divergence(features: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns the mean over rows of KL(softmax(target) || softmax(feature)).
+
+  Both softmaxes are over the D features (GS-LoRA++).
+
+  Args:
+    features: [B, D].
+    targets: [B, D], such as each row's class mean.
+  """
+  p = jax.nn.log_softmax(targets.astype(jnp.float32), axis=-1)
+  q = jax.nn.log_softmax(features.astype(jnp.float32), axis=-1)
+  return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
+
+
+def mean_square(features: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns the mean squared difference over all entries of [B, D]."""
+  return jnp.mean((features - targets).astype(jnp.float32) ** 2)
+
+
+DISTANCES = {"kl": kl_divergence, "l2": mean_square}
+
+
 def unit(x: jax.Array) -> jax.Array:
   """Returns rows [..., D] of length 1; a row of zeros stays as it is."""
   square = jnp.sum(x**2, axis=-1, keepdims=True)

@@ -1,17 +1,16 @@
 """What a person sees of a run: TensorBoard, a progress bar, log lines."""
 
-import io
 import logging
 import math
 import pathlib
 import sys
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from libml import pictures
 from libml import scenarios
 
 _LOG = logging.getLogger("palimpsest")
@@ -50,53 +49,6 @@ class Window:
         for name in pending[0][1]
       }
     return self._mean
-
-
-def _figure_array(figure: Any) -> np.ndarray:
-  """Returns a matplotlib figure as uint8 [1, H, W, 3]."""
-  from PIL import Image
-
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", bbox_inches="tight")
-  return np.asarray(Image.open(buffer).convert("RGB"))[None]
-
-
-def draw_matrix(
-  matrix: np.ndarray, title: str, *, rows: Sequence[str], columns: Sequence[str]
-) -> Any:
-  """Draws figures of probes (rows) after stages (columns).
-
-  Args:
-    matrix: [P, S], from 0 to 1; NaN stays empty.
-    title: Above the drawing.
-    rows: One name a probe, [P].
-    columns: One name a stage, [S].
-  """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  height, width = matrix.shape
-  # In inches. What the names need beside the cells, "tight" adds when saved.
-  figure = Figure(figsize=(0.5 * width, 0.5 * height), dpi=110)
-  FigureCanvasAgg(figure)
-  axes = figure.add_axes((0, 0, 1, 1))
-  axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis")
-  for (i, j), value in np.ndenumerate(100 * matrix):
-    if not np.isnan(value):
-      axes.text(
-        j,
-        i,
-        f"{value:.0f}",
-        ha="center",
-        va="center",
-        fontsize=9,
-        color="white" if value < 60 else "black",
-      )
-  axes.set_title(title, fontsize=10)
-  axes.set_xlabel("after")
-  axes.set_xticks(range(width), columns, rotation=90)
-  axes.set_yticks(range(height), rows)
-  return figure
 
 
 class Reporter:
@@ -169,32 +121,30 @@ class Reporter:
     else:
       _LOG.info("%s, step %d/%d: %s", label, done, total, _line(means))
 
-  def stage(
-    self,
-    stage: scenarios.Stage,
-    record: Mapping[str, Any],
-    observed: Mapping[str, Any],
-  ) -> None:
-    """Writes what was measured after a stage, under L2P's tags.
+  def measured(self, step: int, record: Mapping[str, Any]) -> None:
+    """Writes what was measured last, under L2P's tags.
 
     The horizontal axis counts stages, so that runs of other lengths compare.
+
+    Args:
+      step: Stages finished; 0: before the first.
+      record: The results so far.
     """
     if not self._writer or not record["probes"][-1]:
       return
-    step = stage.index + 1
     figure, scalars, summaries = record["figure"], {}, {}
     for key, rows in record["summary"].items():
       suffix = key.removeprefix(figure)
       summaries.update({f"{n}{suffix}": v for n, v in rows[-1].items()})
       matrix = np.asarray(record["matrix"][key], float)
-      drawing = draw_matrix(
+      drawing = pictures.matrix(
         matrix,
         f"{key} (%)",
         rows=[p.replace("_", " ") for p in record["axes"]["probe"]],
         columns=record["axes"]["stage_name"],
       )
       self._writer.write_images(
-        step, {f"matrix{suffix}": _figure_array(drawing)}
+        step, {f"matrix{suffix}": pictures.pixels(drawing)}
       )
     for probe, readings in record["probes"][-1].items():
       task = probe.removeprefix("task_")
@@ -202,8 +152,16 @@ class Reporter:
         scalars[f"{figure}_{task}{suffix}"] = figures[figure]
         if "loss" in figures:
           scalars[f"eval_loss_{task}{suffix}"] = figures["loss"]
+    report = record["reports"][-1] if step and record["reports"] else {}
+    for name, values in report.items():
+      if isinstance(values, Mapping):
+        title = f"{name.replace('_', ' ')}, {record['axes']['stage_name'][-1]}"
+        drawing = pictures.bars(values, title)
+        self._writer.write_images(step, {name: pictures.pixels(drawing)})
+      else:
+        scalars[name] = values
     self._writer.write_scalars(step, {**scalars, **summaries})
-    for probe, counts in observed.items():
+    for probe, counts in record["observed"][-1].items():
       for name, values in counts.items():
         ids = np.repeat(np.arange(len(values)), values)
         if ids.size:
@@ -213,7 +171,7 @@ class Reporter:
             num_buckets={f"{name}/{probe}": len(values)},
           )
     self._writer.flush()
-    label = f"stage {step}/{self._stages}"
+    label = f"stage {step}/{self._stages}" if step else "before"
     _LOG.info("%s, measured: %s", label, _line(summaries))
 
   def close(self) -> None:

@@ -67,12 +67,16 @@ def assemble(
     where not measured}; "axes": {"probe": names of p, "stage": numbers of s,
     from 0, "stage_name": their names}; "summary": {reading: one dict a
     measured stage}; "final": the main reading's last summary; "probes": all
-    figures of each stage; the other keys speak for themselves.
+    figures of each stage; the other keys speak for themselves. What was
+    measured before the first stage is stage -1, "before".
   """
   rows = progress.rows
+  first = -1 if scenario.before else 0
   # A stage may have no probes.
-  numbers = [number for number, row in enumerate(rows) if row]
-  measured = [rows[number] for number in numbers]
+  numbers = [number for number, row in enumerate(rows, first) if row]
+  measured = [rows[number - first] for number in numbers]
+  names = {i: s.name or f"stage {i}" for i, s in enumerate(scenario.stages)}
+  names[-1] = "before"
   readings = list(next(iter(measured[-1].values()))) if measured else []
   matrix, summary = {}, {}
   for reading in readings:
@@ -86,21 +90,23 @@ def assemble(
   seconds = progress.seconds
   trained = seconds["timed_steps"] * facts["global_batch_size"]
   return {
-    "finished": len(rows) == len(scenario.stages),
-    "stages_done": len(rows),
+    "finished": progress.stage == len(scenario.stages),
+    "stages_done": progress.stage,
     "stages": len(scenario.stages),
     **facts,
     "matrix": matrix,
     "axes": {
       "probe": list(scenario.measured_probes(measured)),
       "stage": numbers,
-      "stage_name": [scenario.stages[n].name or f"stage {n}" for n in numbers],
+      "stage_name": [names[n] for n in numbers],
     },
     "summary": summary,
     "figure": scenario.figure,
     "final": summary[scenario.figure][-1] if measured else {},
     "probes": list(rows),
     "observed": list(progress.observed),
+    "reports": list(progress.reports),
+    "stage_seconds": [round(s, 1) for s in progress.stage_seconds],
     "train_steps": progress.steps,
     "compiled_steps": dict(progress.compiled),
     "wall_seconds": round(seconds["run"], 1),
@@ -116,6 +122,28 @@ def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     return
   draft = path.with_suffix(".tmp")
   draft.write_text(json.dumps(record, indent=2) + "\n")
+  os.replace(draft, path)
+
+
+def write_edit(
+  workdir: pathlib.Path, stage: scenarios.Stage, edit: Mapping[str, Any]
+) -> None:
+  """Writes what a stage did to the weights: edits/stage_T.npz, atomically.
+
+  Args:
+    workdir: Of the run.
+    stage: Its classes to forget join the arrays, as "classes".
+    edit: Name -> array.
+  """
+  if jax.process_index():
+    return
+  folder = workdir / "edits"
+  folder.mkdir(exist_ok=True)
+  path = folder / f"stage_{stage.index}.npz"
+  draft = path.with_suffix(".tmp")
+  classes = np.asarray(stage.classes.get("forget", ()), np.int32)
+  with draft.open("wb") as file:
+    np.savez(file, allow_pickle=False, classes=classes, **edit)
   os.replace(draft, path)
 
 

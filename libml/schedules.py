@@ -1,6 +1,7 @@
 """Learning rates as functions of the epochs done in a stage."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +54,61 @@ def _quarter(number: jax.Array, length: float) -> jax.Array:
   return jnp.cos(angle * jnp.maximum(number, 0))
 
 
-SCHEDULES = {
-  "constant": constant,
-  "cosine": cosine,
-  "linear": linear,
-  "quarter_cosine": quarter_cosine,
-  "late_quarter_cosine": late_quarter_cosine,
+def _floored(decay: Callable[[jax.Array, float], jax.Array]) -> Any:
+  """Returns the builder of a decay that starts after the warm-up.
+
+  rate(e) = max(lr * decay((e - w) / (E - w)), min_lr) for e >= w; below, lr *
+  e / w, without the floor (L2P's schedule, which starts anew at each task;
+  unlike the original it does not rise again past its end).
+  """
+
+  def build(lr: float, epochs: float, warmup: float, min_lr: float) -> Schedule:
+    def rate(epoch: jax.Array) -> jax.Array:
+      value = lr * decay(epoch - warmup, epochs - warmup)
+      floored = jnp.maximum(value, min_lr)
+      if not warmup:
+        return floored
+      warm = epoch / warmup
+      return jnp.where(warm < 1, value * warm, floored)
+
+    return rate
+
+  return build
+
+
+# Where timm's warm-up starts.
+_WARMUP_LR = 1e-6
+
+
+def timm_cosine(
+  lr: float, epochs: float, warmup: float, min_lr: float
+) -> Schedule:
+  """Returns timm's cosine, which moves once an epoch e = 0, 1, ... (GS-LoRA).
+
+  min_lr + (lr - min_lr) (1 + cos(pi e / E)) / 2, from e = E on min_lr. A
+  warm-up 1e-6 + e (lr - 1e-6) / w takes the place of the first w epochs, so
+  that the cosine begins at its own position there and not at lr.
+  """
+
+  def rate(epoch: jax.Array) -> jax.Array:
+    e = jnp.maximum(_begun(epoch) - 1, 0)
+    value = min_lr + (lr - min_lr) * cosine(e, epochs)
+    if not warmup:
+      return value
+    warm = _WARMUP_LR + e * (lr - _WARMUP_LR) / warmup
+    return jnp.where(e < warmup, warm, value)
+
+  return rate
+
+
+# Name -> builder from (peak rate, epochs of a stage, of the warm-up, lowest).
+SCHEDULES: dict[str, Callable[[float, float, float, float], Schedule]] = {
+  "constant": _floored(constant),
+  "cosine": _floored(cosine),
+  "linear": _floored(linear),
+  "quarter_cosine": _floored(quarter_cosine),
+  "late_quarter_cosine": _floored(late_quarter_cosine),
+  "timm_cosine": timm_cosine,
 }
 
 
@@ -71,10 +121,6 @@ def build(
   min_lr: float = 0.0,
 ) -> Schedule:
   """Returns the learning rate as a function of the epochs done, a float32[].
-
-  rate(e) = max(lr * decay((e - w) / (E - w)), min_lr) for e >= w; below, lr *
-  e / w, without the floor (L2P's schedule, which starts anew at each task;
-  unlike the original it does not rise again past its end).
 
   Args:
     name: Row of SCHEDULES.
@@ -97,14 +143,5 @@ def build(
       f"warmup_epochs={warmup_epochs} must be at least 0 and below the "
       f"{epochs} epochs of a stage."
     )
-
-  def rate(epoch: jax.Array) -> jax.Array:
-    epoch = jnp.asarray(epoch, jnp.float32)
-    value = lr * SCHEDULES[name](epoch - warmup_epochs, epochs - warmup_epochs)
-    floored = jnp.maximum(value, min_lr)
-    if not warmup_epochs:
-      return floored
-    warm = epoch / warmup_epochs
-    return jnp.where(warm < 1, value * warm, floored)
-
-  return rate
+  rate = SCHEDULES[name](lr, epochs, warmup_epochs, min_lr)
+  return lambda epoch: rate(jnp.asarray(epoch, jnp.float32))

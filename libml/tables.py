@@ -37,6 +37,12 @@ def _add_columns(out: table.Table, names: Sequence[str]) -> None:
 
 # Column -> reading of a summary, and its figure there.
 _SUMMARY = {
+  "forget": ("", "acc_forget"),
+  "retain": ("", "acc_retain"),
+  "old": ("", "acc_old"),
+  "missing": ("", "acc_missing"),
+  "others": ("", "acc_others"),
+  "H-mean": ("", "h_mean"),
   "avg_acc": ("", "avg_acc"),
   "augmented": ("", "augmented_avg_acc"),
   "forgetting": ("", "forgetting"),
@@ -64,6 +70,23 @@ def _summaries(
   return columns
 
 
+def _edits(record: Mapping[str, Any]) -> dict[str, list[str]]:
+  """Returns what each stage's edit was, a cell each measured stage.
+
+  Runs whose method tells nothing have no such columns.
+  """
+  columns: dict[str, list[str]] = {}
+  for number in record["axes"]["stage"]:
+    told = record["reports"][number] if number >= 0 else {}
+    groups = f"{told['zero_groups']}/{told['groups']}" if told else ""
+    weights = f"{told['touched_weights']:,}" if told else ""
+    seconds = f"{record['stage_seconds'][number]:.0f}" if told else ""
+    columns.setdefault("zero", []).append(groups)
+    columns.setdefault("touched", []).append(weights)
+    columns.setdefault("seconds", []).append(seconds)
+  return columns if any(columns.get("seconds", ())) else {}
+
+
 def run_table(record: Mapping[str, Any]) -> table.Table:
   """Returns one run: accuracy of each probe after each stage, and summaries.
 
@@ -75,14 +98,19 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
   many = len(probes) > _MOST_TASKS // 2
   named = any(":" in name for name in stages)
   if many or named:  # a number suffices, or the line grows too long
-    probes = [name.removeprefix("task ") for name in probes]
-    stages = [name.removeprefix("task ") for name in stages]
-  what = (
-    "of each task after each task" if len(probes) > 1 else "of all test images"
-  )
+    for word in ("task ", "request "):
+      probes = [name.removeprefix(word) for name in probes]
+      stages = [name.removeprefix(word) for name in stages]
+  if record["axes"]["stage"][0] < 0:
+    what = "before and after each request"
+  elif len(probes) > 1:
+    what = "of each task after each task"
+  else:
+    what = "of all test images"
   out = _table(f"{record['name']}: accuracy (%) {what}")
   shown = range(len(probes)) if 1 < len(probes) <= _MOST_TASKS else range(0)
   summaries = _summaries([record], range(len(stages)))
+  summaries.update(_edits(record))
   out.add_column("after", justify="left" if named else "right", no_wrap=True)
   _add_columns(out, [*(probes[i] for i in shown), *summaries])
   for j, stage in enumerate(stages):
@@ -93,7 +121,8 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
 
 def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
   """Returns runs beside each other: what is left after the last stage."""
-  out = _table("After the last task (%)")
+  requests = all(record["axes"]["stage"][0] < 0 for record in records)
+  out = _table(f"After the last {'request' if requests else 'task'} (%)")
   summaries = _summaries(records, [-1])
   out.add_column("run", no_wrap=True)
   _add_columns(out, [*summaries, "seconds"])

@@ -1,6 +1,7 @@
 """Methods by the name that a config gives."""
 
 from methods import finetune
+from methods import gs_lora
 from methods import inflora
 from methods import lora_sub
 from methods import nearest_mean
@@ -16,4 +17,6 @@ METHODS = {
   "dualprompt": prompting.DualPrompt,
   "lora_sub": lora_sub.LoraSub,
   "inflora": inflora.InfLoRA,
+  "gs_lora": gs_lora.GsLora,
+  "gs_lora_plus": gs_lora.GsLoraPlus,
 }

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from libml import group_lasso
 from libml import paths
+from libml.group_lasso import Groups
 from libml.stage_data import StageData
 from libml.train_state import TrainState
 from models import lora
@@ -68,12 +71,15 @@ def blocks(params: Any) -> list[str]:
   return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
 
 
-def restart(state: TrainState, data: StageData, **how: Any) -> Any:
+def restart(
+  state: TrainState, data: StageData, *, name: str = "restart", **how: Any
+) -> Any:
   """Returns the parameters with new adapters, drawn by the state's key.
 
   Args:
     state: The last stage's, whose steps used its key with small numbers.
     data: Holds the run's compiled functions.
+    name: Of the compiled one.
     **how: As in lora.restart.
   """
 
@@ -82,7 +88,7 @@ def restart(state: TrainState, data: StageData, **how: Any) -> Any:
 
   base, adapters = lora.split(state.params)
   # Adapters alone pass through: frozen weights stay where they are.
-  adapters = data.compiled("restart", draw)(adapters, state.rng)
+  adapters = data.compiled(name, draw)(adapters, state.rng)
   return lora.join(base, adapters)
 
 
@@ -108,6 +114,61 @@ def merge(
   # Only what changes is returned: frozen weights stay where they are.
   merged, changes = data.compiled("merge", fold)(params)
   return paths.update(params, merged), changes
+
+
+def report(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
+  """Returns what an edit is, in numbers for people.
+
+  Args:
+    params: With adapters.
+    groups: Of the adapters.
+    scale: Of the adapters.
+
+  Returns:
+    "group_norm" {group: norm of its entries}, "change_norm" {block: norm of
+    what its adapters add}, "groups", "zero_groups" (exactly zero),
+    "touched_weights" (entries of kernels to which something is added),
+    "adapter_weights" (entries of adapters that are not 0).
+  """
+
+  def count(params):
+    _, adapters = lora.split(params)
+    changes = lora.deltas(params, scale)
+    blocks = group_lasso.by_pattern(r"(.*encoderblock_\d+)/.*")
+    return {
+      "group_norm": group_lasso.norms(adapters, groups),
+      "change_norm": group_lasso.norms(changes, blocks),
+      "zero": group_lasso.zeros(adapters, groups),
+      "touched": [jnp.any(c != 0) * c.size for c in jax.tree.leaves(changes)],
+      "adapter": [jnp.sum(a != 0) for a in jax.tree.leaves(adapters)],
+    }
+
+  found = jax.device_get(jax.jit(count)(params))
+  norms = {
+    key: {
+      name.removeprefix("Transformer/"): float(value)
+      for name, value in found[key].items()
+    }
+    for key in ("group_norm", "change_norm")
+  }
+  return {
+    **norms,
+    "groups": len(found["zero"]),
+    "zero_groups": sum(map(int, found["zero"].values())),
+    "touched_weights": sum(map(int, found["touched"])),
+    "adapter_weights": sum(map(int, found["adapter"])),
+  }
+
+
+def edit(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
+  """Returns the adapters by name, "zero/GROUP" flags, and their "scale"."""
+  _, adapters = lora.split(params)
+  zero = group_lasso.zeros(adapters, groups)
+  return {
+    **paths.flatten(adapters),
+    **{f"zero/{group}": flag for group, flag in zero.items()},
+    "scale": jnp.float32(scale),
+  }
 
 
 def by_parameter(

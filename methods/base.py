@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import ClassVar
 
 import jax
 
 from libml import prototypes
+from libml.group_lasso import Groups
 from libml.problems import Problem
 from libml.rehearsal import Rehearsal
 from libml.scenarios import Scenario
@@ -16,6 +18,15 @@ from libml.stage_data import StageData
 from libml.train_state import TrainState
 
 Outputs = dict[str, Any]
+
+
+def readings(outputs: Outputs) -> dict[str, Outputs]:
+  """Returns a model's outputs by reading; "" is the one that counts."""
+  others = outputs.get("readings", {})
+  return {
+    "": outputs,
+    **{name: {**outputs, "logits": logits} for name, logits in others.items()},
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +78,15 @@ class Method:
     """
     return r"(?!)"
 
+  # What stages may be for.
+  goals: ClassVar[tuple[str, ...]] = ("learn",)
   # Whether `loss` takes exemplars of earlier stages (batch["replay"]).
   rehearses = False
+
+  @property
+  def groups(self) -> Groups | None:
+    """Groups of parameters that a proximal optimizer shrinks together."""
+    return None
 
   def check(self, scenario: Scenario) -> None:
     """Raises ValueError for a scenario that the options do not fit."""
@@ -139,16 +157,30 @@ class Method:
   def predict(self, params: Any, memory: Any, batch: Any) -> dict[str, Outputs]:
     """Returns the outputs by reading; "" is the one that counts.
 
-    A further reading's name is the suffix of its metrics ("_batchwise").
+    A further reading's name is the suffix of its metrics ("_batchwise"). Those
+    of the model itself are its outputs["readings"]: name -> logits [B, C].
     """
     del memory
-    return {"": self.apply(params, batch)}
+    return readings(self.apply(params, batch))
 
   def observe(
     self, readings: Mapping[str, Outputs], batch: Any
   ) -> dict[str, jax.Array]:
     """Returns counts to sum over a test set and draw as histograms."""
     del readings, batch
+    return {}
+
+  def report(self, state: TrainState) -> dict[str, Any]:
+    """Returns what to tell of a finished stage: name -> number, or a picture's.
+
+    A picture is a mapping of names to numbers.
+    """
+    del state
+    return {}
+
+  def edit(self, state: TrainState) -> dict[str, jax.Array]:
+    """Returns what a finished stage did to the weights, to be kept on disk."""
+    del state
     return {}
 
   def class_sums(self, params: Any, memory: Any, batch: Any) -> Any:

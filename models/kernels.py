@@ -18,6 +18,11 @@ _GELU_SLOPE = math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715
 
 
+def _wide(x):
+  # float32; float64 stays, where a test turned it on.
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def dot_general(
   lhs: jax.Array,
   rhs: jax.Array,
@@ -94,7 +99,7 @@ def gelu(x: jax.Array, approximate: bool) -> jax.Array:
   Returns:
     The shape and type of x.
   """
-  x32 = x.astype(jnp.float32)
+  x32 = _wide(x)
   return (x32 * _gelu_gate(x32, approximate)).astype(x.dtype)
 
 
@@ -110,14 +115,14 @@ def _gelu_forward(x, approximate):
 
 
 def _gelu_backward(approximate, x, g):
-  x32 = x.astype(jnp.float32)
+  x32 = _wide(x)
   gate = _gelu_gate(x32, approximate)
   if approximate:
     inner = _GELU_SLOPE * (1 + 3 * _GELU_CUBIC * x32**2)
     slope = 2 * gate * (1 - gate) * inner
   else:
     slope = jnp.exp(-0.5 * x32**2) / math.sqrt(2 * math.pi)
-  return ((g.astype(jnp.float32) * (gate + x32 * slope)).astype(x.dtype),)
+  return ((_wide(g) * (gate + x32 * slope)).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -147,11 +152,11 @@ def layer_norm(
 
 
 def _row(vector, ndim):
-  return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+  return _wide(vector).reshape((1,) * (ndim - 1) + (-1,))
 
 
 def _layer_norm_forward(x, scale, bias, epsilon, dtype):
-  x32 = x.astype(jnp.float32)
+  x32 = _wide(x)
   mean = x32.mean(axis=-1, keepdims=True)
   square = jnp.mean(x32**2, axis=-1, keepdims=True)
   variance = jnp.maximum(square - mean**2, 0.0)
@@ -163,8 +168,8 @@ def _layer_norm_forward(x, scale, bias, epsilon, dtype):
 def _layer_norm_backward(epsilon, dtype, saved, g):
   del epsilon, dtype
   x, scale, bias, mean, inverse = saved
-  g = g.astype(jnp.float32)
-  unit = (x.astype(jnp.float32) - mean) * inverse
+  g = _wide(g)
+  unit = (_wide(x) - mean) * inverse
   scaled = g * _row(scale, x.ndim)
   along = jnp.mean(scaled * unit, axis=-1, keepdims=True)
   dx = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - unit * along)
@@ -179,56 +184,68 @@ def _layer_norm_backward(epsilon, dtype, saved, g):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  scale: float | None = None,
+) -> jax.Array:
   """Scaled dot-product attention (Vaswani et al., 2017).
 
   Args:
     query: [B, T, H, K].
     key: [B, S, H, K].
     value: [B, S, H, K].
+    scale: Of the products; None: 1 / sqrt(K).
 
   Returns:
     [B, T, H, K], of the type of query; the softmax is float32.
   """
   if jax.default_backend() == "cpu":
-    return _attention(query, key, value)
-  weights = attention_weights(query, key)
+    return _attention(query, key, value, scale)
+  weights = attention_weights(query, key, scale)
   return jnp.einsum("bhts,bshk->bthk", weights, value)
 
 
-def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+def attention_weights(
+  query: jax.Array, key: jax.Array, scale: float | None = None
+) -> jax.Array:
   """Returns how much [B, H, T, S] each query takes of each key."""
-  scale = query.shape[-1] ** -0.5
-  scores = jnp.einsum("bthk,bshk->bhts", query * scale, key)
-  weights = jax.nn.softmax(scores.astype(jnp.float32))
+  scaled = query * _scale(query, scale)
+  scores = jnp.einsum("bthk,bshk->bhts", scaled, key)
+  weights = jax.nn.softmax(_wide(scores))
   return weights.astype(query.dtype)
+
+
+def _scale(query, scale):
+  return query.shape[-1] ** -0.5 if scale is None else scale
 
 
 def _heads_first(x):
   # Each head's matrix in one piece: both products then run as they stand,
   # where XLA would turn the second one's factors and its result around.
-  return x.transpose(0, 2, 1, 3).astype(jnp.float32)
+  return _wide(x.transpose(0, 2, 1, 3))
 
 
-@jax.custom_vjp
-def _attention(query, key, value):
-  return _attention_forward(query, key, value)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention(query, key, value, scale):
+  return _attention_forward(query, key, value, scale)[0]
 
 
-def _attention_forward(query, key, value):
+def _attention_forward(query, key, value, scale):
   q, k, v = (_heads_first(x) for x in (query, key, value))
-  scores = jnp.einsum("bhtk,bhsk->bhts", q * q.shape[-1] ** -0.5, k)
+  scores = jnp.einsum("bhtk,bhsk->bhts", q * _scale(q, scale), k)
   weights = jax.nn.softmax(scores)
   out = jnp.einsum("bhts,bhsk->bhtk", weights, v)
   out = out.transpose(0, 2, 1, 3).astype(query.dtype)
   return out, (query, key, value, weights.astype(query.dtype))
 
 
-def _attention_backward(saved, g):
+def _attention_backward(scale, saved, g):
   query, key, value, weights = saved
   q, k, v, g = (_heads_first(x) for x in (query, key, value, g))
-  scale = q.shape[-1] ** -0.5
-  weights = weights.astype(jnp.float32)
+  scale = _scale(q, scale)
+  weights = _wide(weights)
   dv = jnp.einsum("bhts,bhtk->bhsk", weights, g)
   dweights = jnp.einsum("bhtk,bhsk->bhts", g, v)
   along = jnp.sum(dweights * weights, axis=-1, keepdims=True)

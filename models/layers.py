@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,16 @@ ALL = slice(None)
 
 # Name -> whether the GELU is approximated by tanh.
 GELUS = {"tanh": True, "erf": False}
+
+
+def uniform_init(fan_in: int) -> dict[str, Any]:
+  """Returns initializers of kernel and bias, uniform in +-1 / sqrt(fan_in)."""
+
+  def draw(rng, shape, dtype=jnp.float32):
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+  return {"kernel_init": draw, "bias_init": draw}
 
 
 class LayerNorm(nn.Module):
@@ -50,44 +62,6 @@ class LayerNorm(nn.Module):
     )
 
 
-class PatchEmbedding(nn.Module):
-  """Linear map of square patches, with the parameters of a convolution.
-
-  Attributes:
-    width: D.
-    patch_size: Side of a patch.
-    dtype: Compute type.
-    param_dtype: Type of the parameters.
-  """
-
-  width: int
-  patch_size: int
-  dtype: DTypeLike = jnp.float32
-  param_dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, image: jax.Array) -> jax.Array:
-    """Maps image [B, S, S, 3] to [B, N, D], patches row by row."""
-    side = self.patch_size
-    batch, height, width, channels = image.shape
-    rows, columns = height // side, width // side
-    kernel = self.param(
-      "kernel",
-      nn.initializers.lecun_normal(),
-      (side, side, channels, self.width),
-      self.param_dtype,
-    )
-    bias = self.param(
-      "bias", nn.initializers.zeros, (self.width,), self.param_dtype
-    )
-    patches = image.reshape(batch, rows, side, columns, side, channels)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5)
-    patches = patches.reshape(batch, rows * columns, -1).astype(self.dtype)
-    kernel = kernel.reshape(-1, self.width).astype(self.dtype)
-    x = kernels.dot_general(patches, kernel, (((2,), (0,)), ((), ())))
-    return x + bias.astype(self.dtype)[None, None]
-
-
 class Attention(nn.Module):
   """Multi-head self-attention, with an optional key and value prefix.
 
@@ -96,6 +70,9 @@ class Attention(nn.Module):
   Attributes:
     num_heads: H; must divide the width of the input.
     dropout: Rate on the attention weights.
+    scale: Of the products before the softmax; None: 1 / sqrt(K).
+    qkv_bias: Whether query, key and value have a bias.
+    uniform: Whether the parameters start as in `uniform_init`.
     dtype: Compute type; the softmax is float32 whatever it is.
     param_dtype: Type of the parameters.
     dense: Class of the projections query, key, value and out.
@@ -103,6 +80,9 @@ class Attention(nn.Module):
 
   num_heads: int
   dropout: float = 0.0
+  scale: float | None = None
+  qkv_bias: bool = True
+  uniform: bool = False
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
   dense: Dense = nn.DenseGeneral
@@ -130,15 +110,16 @@ class Attention(nn.Module):
     """
     width = x.shape[-1]
     head = width // self.num_heads
+    init = {"kernel_init": nn.initializers.xavier_uniform()}
     dense = functools.partial(
       self.dense,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
       dot_general=kernels.dot_general,
+      **(uniform_init(width) if self.uniform else init),
     )
     query, key, value = (
-      dense((self.num_heads, head), name=name)(tokens)
+      dense((self.num_heads, head), use_bias=self.qkv_bias, name=name)(tokens)
       for name, tokens in (("query", x[:, rows]), ("key", x), ("value", x))
     )  # [B, T, H, K]
     if prefix is not None:
@@ -146,11 +127,11 @@ class Attention(nn.Module):
       key = jnp.concatenate([prefix[0], key], axis=1)  # [B, L + T, H, K]
       value = jnp.concatenate([prefix[1], value], axis=1)
     if self.dropout:
-      weights = kernels.attention_weights(query, key)
+      weights = kernels.attention_weights(query, key, self.scale)
       weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
       x = jnp.einsum("bhts,bshk->bthk", weights, value)
     else:
-      x = kernels.attention(query, key, value)
+      x = kernels.attention(query, key, value, self.scale)
     return dense(width, axis=(-2, -1), name="out")(x)
 
 
@@ -161,6 +142,7 @@ class Mlp(nn.Module):
     hidden: Width of the layer between.
     dropout: Rate after each dense layer.
     gelu: "tanh" (official ViT) or "erf" (DeiT and timm).
+    uniform: Whether the parameters start as in `uniform_init`.
     dtype: Compute type.
     param_dtype: Type of the parameters.
     dense: Class of both layers.
@@ -169,6 +151,7 @@ class Mlp(nn.Module):
   hidden: int
   dropout: float = 0.0
   gelu: str = "tanh"
+  uniform: bool = False
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
   dense: Dense = nn.DenseGeneral
@@ -176,18 +159,26 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps x [B, T, D] to [B, T, D], token by token."""
-    dense = functools.partial(
-      self.dense,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=nn.initializers.normal(1e-6),
-      dot_general=kernels.dot_general,
-    )
+
+    def dense(features, name, fan_in):
+      init = {
+        "kernel_init": nn.initializers.xavier_uniform(),
+        "bias_init": nn.initializers.normal(1e-6),
+      }
+      return self.dense(
+        features,
+        name=name,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        dot_general=kernels.dot_general,
+        **(uniform_init(fan_in) if self.uniform else init),
+      )
+
     width = x.shape[-1]
-    x = kernels.gelu(dense(self.hidden, name="Dense_0")(x), GELUS[self.gelu])
+    x = dense(self.hidden, "Dense_0", fan_in=width)(x)
+    x = kernels.gelu(x, GELUS[self.gelu])
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    x = dense(width, name="Dense_1")(x)
+    x = dense(width, "Dense_1", fan_in=self.hidden)(x)
     return nn.Dropout(self.dropout)(x, deterministic=not train)
 
 
@@ -201,6 +192,9 @@ class EncoderBlock(nn.Module):
     attention_dropout: Rate on the attention weights.
     gelu: "tanh" or "erf".
     epsilon: Of both norms.
+    scale: Of the products in the attention; None: 1 / sqrt(K).
+    qkv_bias: Whether query, key and value have a bias.
+    uniform: Whether dense layers start as in `uniform_init`.
     dtype: Compute type.
     param_dtype: Type of the parameters.
     dense: Class of all dense layers.
@@ -212,6 +206,9 @@ class EncoderBlock(nn.Module):
   attention_dropout: float = 0.0
   gelu: str = "tanh"
   epsilon: float = 1e-6
+  scale: float | None = None
+  qkv_bias: bool = True
+  uniform: bool = False
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
   dense: Dense = nn.DenseGeneral
@@ -236,6 +233,9 @@ class EncoderBlock(nn.Module):
     y = Attention(
       num_heads=self.num_heads,
       dropout=self.attention_dropout,
+      scale=self.scale,
+      qkv_bias=self.qkv_bias,
+      uniform=self.uniform,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       dense=self.dense,
@@ -247,6 +247,7 @@ class EncoderBlock(nn.Module):
       hidden=self.mlp_dim,
       dropout=self.dropout,
       gelu=self.gelu,
+      uniform=self.uniform,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       dense=self.dense,

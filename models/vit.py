@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import functools
-from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +11,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from models import encoder
 from models import layers
 from models import lora as lora_lib
+from models import variants
 
 CLASSIFIERS = ("token", "gap", "prompt", "token+prompt")
-
-# Layer index -> {"tokens": [B, P, D], "prefix": [2, B, L, H, K]}, either or
-# both.
-LayerPrompts = Mapping[int, Mapping[str, jax.Array]]
 
 
 def _sizes(
@@ -57,64 +52,6 @@ VARIANTS = {
   "small_images": _sizes(2, 64, 256, 4, 6),
   "smoke": _sizes(4, 16, 32, 2, 5),
 }
-
-
-class PositionEmbedding(nn.Module):
-  """Learned position embedding, added to the tokens."""
-
-  param_dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps x [B, T, D] to [B, T, D]."""
-    shape = (1, *x.shape[1:])
-    init = nn.initializers.normal(0.02)
-    embedding = self.param("pos_embedding", init, shape, self.param_dtype)
-    return x + embedding.astype(x.dtype)
-
-
-class Encoder(nn.Module):
-  """Position embedding, blocks, final norm.
-
-  Attributes:
-    depth: Number of blocks.
-    block: Builds one block from its name.
-    dropout: Rate after the position embedding.
-    param_dtype: Type of the parameters.
-  """
-
-  depth: int
-  block: Callable[..., layers.EncoderBlock]
-  dropout: float = 0.0
-  param_dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    prompts: LayerPrompts,
-    *,
-    rows: slice = layers.ALL,
-    train: bool = False,
-  ) -> jax.Array:
-    """Maps x [B, T, D] to rows of [B, P + T, D] float32, P prompts first."""
-    x = PositionEmbedding(self.param_dtype, name="posembed_input")(x)
-    x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    for i in range(self.depth):
-      prompt = prompts.get(i, {})
-      if "tokens" in prompt:
-        tokens = prompt["tokens"].astype(x.dtype)
-        x = jnp.concatenate([tokens, x], axis=1)  # [B, P + T, D]
-      block = self.block(name=f"encoderblock_{i}")
-      last = i + 1 == self.depth
-      x = block(
-        x,
-        prompt.get("prefix"),
-        rows=rows if last else layers.ALL,
-        train=train,
-      )
-    norm = layers.LayerNorm(param_dtype=self.param_dtype, name="encoder_norm")
-    return norm(x)
 
 
 class ViT(nn.Module):
@@ -201,7 +138,7 @@ class ViT(nn.Module):
   def setup(self) -> None:
     """Declares the parameters under their official names."""
     dtype, param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
-    self.embedding = layers.PatchEmbedding(
+    self.embedding = encoder.PatchEmbedding(
       width=self.width,
       patch_size=self.patch_size,
       dtype=dtype,
@@ -210,7 +147,7 @@ class ViT(nn.Module):
     self.cls = self.param(
       "cls", nn.initializers.zeros, (1, 1, self.width), param_dtype
     )
-    self.encoder = Encoder(
+    self.encoder = encoder.Encoder(
       depth=self.depth,
       block=functools.partial(
         layers.EncoderBlock,
@@ -284,7 +221,7 @@ class ViT(nn.Module):
   def encode(
     self,
     image: jax.Array,
-    prompts: LayerPrompts | None = None,
+    prompts: encoder.LayerPrompts | None = None,
     *,
     rows: slice = layers.ALL,
     train: bool = False,
@@ -320,7 +257,7 @@ class ViT(nn.Module):
       )
     return self.embedding(image)
 
-  def _rows(self, prompts: LayerPrompts) -> slice:
+  def _rows(self, prompts: encoder.LayerPrompts) -> slice:
     """Returns which tokens the feature is made of."""
     num_prompts = sum(
       prompt["tokens"].shape[1]
@@ -374,19 +311,6 @@ def build(
     ValueError: If the variant or a field of lora is unknown, or the fields do
       not fit together.
   """
-  if variant is not None and variant not in VARIANTS:
-    near = difflib.get_close_matches(variant, VARIANTS, n=3, cutoff=0.4)
-    raise ValueError(
-      f"Unknown ViT variant {variant!r}; nearest: {near}; known:"
-      f" {sorted(VARIANTS)}."
-    )
-  sizes = VARIANTS[variant] if variant is not None else {}
-  if lora is not None:
-    known = {field.name for field in dataclasses.fields(lora_lib.Lora)}
-    if not {"layers", "rank"} <= set(lora) <= known:
-      raise ValueError(
-        f"model.lora has {sorted(lora)}; it takes {sorted(known)}, and needs "
-        "layers and rank."
-      )
-    overrides["dense"] = lora_lib.Lora(**lora)
-  return ViT(**{**sizes, **overrides})
+  return ViT(
+    **variants.fields("ViT", VARIANTS, variant, lora=lora, **overrides)
+  )

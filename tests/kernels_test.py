@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from libml import sharding
+from models import encoder
 from models import kernels
-from models import layers
 from models import prompts
 from models import vit
 
@@ -174,7 +174,7 @@ def test_attention_sums_to_one():
 
 def test_patch_embedding_is_a_convolution():
   image = draw(2, 8, 12, 3)
-  embed = layers.PatchEmbedding(width=6, patch_size=4)
+  embed = encoder.PatchEmbedding(width=6, patch_size=4)
   conv = nn.Conv(6, (4, 4), strides=(4, 4), padding="VALID")
   params = conv.init(jax.random.key(1), image)
   shapes = functools.partial(jax.tree.map, jnp.shape)

@@ -26,7 +26,7 @@ class Collection:
     parts: The sources.
 
   Raises:
-    ValueError: No part.
+    ValueError: No part, or one with images of further classes.
   """
 
   name: str
@@ -38,6 +38,12 @@ class Collection:
       raise ValueError(
         f"Collection {self.name!r} has no parts; name one or more."
       )
+    for part in self.parts:
+      if part.others is not None:
+        raise ValueError(
+          f"Part {part.name!r} of the collection has images of other classes, "
+          "which have no class ids in it; leave out its option others."
+        )
 
   @functools.cached_property
   def description(self) -> dict[str, Any]:
@@ -141,8 +147,8 @@ def limit(whole: Collection, per_class: int) -> Collection:
 def hold_out(data: DataT, fraction: float, seed: int) -> DataT:
   """Returns data for tuning: their test split is part of the training split.
 
-  The true test split does not occur in the result, so nothing that is chosen
-  on it can have seen test images.
+  The true test split does not occur in the result, nor do test images of
+  further classes, so nothing that is chosen on it can have seen test images.
 
   Args:
     data: The whole source, or a collection, each part of which is divided.
@@ -165,6 +171,8 @@ def hold_out(data: DataT, fraction: float, seed: int) -> DataT:
   return dataclasses.replace(
     data,
     splits={"train": train.rows(left), "test": train.rows(held)},
+    others=None,
+    other_names=(),
     origin=f"{data.origin}; test held out of train: fraction {fraction}, "
     f"seed {seed}",
   )

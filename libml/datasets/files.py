@@ -1,15 +1,20 @@
 """Sources from the user's own files: one npz archive, or folders of images."""
 
+import dataclasses
 import os
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from libml import registry
 from libml.datasets import lists
 from libml.datasets import source
+from libml.datasets.expected import Expected
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -75,6 +80,8 @@ def folder(
   train_list: str | None = None,
   test_list: str | None = None,
   domains: Sequence[str] = (),
+  others: str | os.PathLike[str] | None = None,
+  expected: Mapping[str, Any] | None = None,
   verify: bool = True,
 ) -> source.Source:
   """Returns images from root/train/CLASS/* and root/test/CLASS/*.
@@ -89,22 +96,27 @@ def folder(
     test_list: File that names the test images; None: no lists.
     domains: Folders between root and those of the classes, with lists: images
       are in root/DOMAIN/CLASS/*, and a class is the same in all. (): none.
+    others: Folder of test images of further classes, others/CLASS/*; None:
+      none.
+    expected: Fields of `expected.Expected`, against which names and counts are
+      checked; None: no check.
     verify: Whether to decode every file once now, so that a broken one is
       named here and not hours into a run. Some thousand files a second.
 
   Raises:
     FileNotFoundError: A missing folder or list.
-    ValueError: An empty class, a class that only test has, domains without
-      lists, (with verify) a file that cannot be decoded, or what `lists.Lists`
+    ValueError: An empty class, a class that only test has, one that is among
+      the others, too, other classes than expected, domains without lists,
+      (with verify) a file that cannot be decoded, or what `lists.Lists`
       raises.
   """
   root = pathlib.Path(root)
   chosen = lists.given(train_list, test_list)
   origin = f"folder {root.name}"
   if chosen:
-    expected = "root/DOMAIN/CLASS/" if domains else "root/CLASS/"
+    layout = "root/DOMAIN/CLASS/" if domains else "root/CLASS/"
     parts = [root / domain for domain in domains] or [root]
-    classes = {name for part in parts for name in _folders(part, expected)}
+    classes = {name for part in parts for name in _folders(part, layout)}
     names = tuple(sorted(classes))
     whole = _folder_split(parts, names)
     splits, names = chosen.divide(whole, whole.images.tolist(), names)
@@ -116,10 +128,16 @@ def folder(
   else:
     names = _train_classes(root)
     splits = {k: _folder_split([root / k], names) for k in ("train", "test")}
-  found = source.Source("folder", names, splits, origin)
+  further = {} if others is None else _others(pathlib.Path(others), names)
+  found = source.Source("folder", names, splits, origin, **further)
+  if expected is not None:
+    registry.build(
+      {"expected": Expected}, "check", "expected", **expected
+    ).check(found)
   if verify:
-    for split in splits.values():
-      _verify(split.images)
+    for split in (*splits.values(), found.others):
+      if split is not None:
+        _verify(split.images)
   return found
 
 
@@ -154,9 +172,9 @@ def _keep(
 
 
 def _train_classes(root: pathlib.Path) -> tuple[str, ...]:
-  expected = "root/train/CLASS/ and root/test/CLASS/"
-  names = tuple(_folders(root / "train", expected))
-  unknown = sorted(set(_folders(root / "test", expected)) - set(names))
+  layout = "root/train/CLASS/ and root/test/CLASS/"
+  names = tuple(_folders(root / "train", layout))
+  unknown = sorted(set(_folders(root / "test", layout)) - set(names))
   if unknown:
     raise ValueError(
       f"{root / 'test'} has classes that {root / 'train'} does not have: "
@@ -165,10 +183,10 @@ def _train_classes(root: pathlib.Path) -> tuple[str, ...]:
   return names
 
 
-def _folders(path: pathlib.Path, expected: str) -> list[str]:
+def _folders(path: pathlib.Path, layout: str) -> list[str]:
   if not path.is_dir():
     raise FileNotFoundError(
-      f"No folder {path}. The data set 'folder' needs {expected} with image "
+      f"No folder {path}. The data set 'folder' needs {layout} with image "
       "files."
     )
   return sorted(
@@ -176,6 +194,19 @@ def _folders(path: pathlib.Path, expected: str) -> list[str]:
     for entry in path.iterdir()
     if entry.is_dir() and not entry.name.startswith(".")
   )
+
+
+def _others(root: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
+  """Returns the fields of a Source for the folder of further classes."""
+  other_names = tuple(_folders(root, "others/CLASS/"))
+  if not other_names:
+    raise ValueError(f"{root} has no folders of classes; leave out others.")
+  split = _folder_split([root], other_names)
+  labels = split.labels + np.int32(len(names))
+  return {
+    "others": dataclasses.replace(split, labels=labels),
+    "other_names": other_names,
+  }
 
 
 def _folder_split(

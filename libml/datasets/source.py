@@ -85,21 +85,31 @@ class Split:
 class Source:
   """A data set: a training and a test split over the same classes.
 
+  What a pretrained model knows besides these classes may come along as test
+  images, to see whether a change to the model spares it.
+
   Attributes:
     name: Row of DATASETS, the builder's name, or its name in a collection.
     class_names: One name a class; the position is the class id.
     splits: {"train": Split, "test": Split}.
     origin: Where the images come from, for the results.
+    others: Test images of further classes, which have no training images;
+      None: none.
+    other_names: One name a further class; that at position i has class id
+      num_classes + i.
 
   Raises:
-    ValueError: Other splits than these two, a label out of range, or an empty
-      class: one without a training image.
+    ValueError: Other splits than these two, a label out of range, an empty
+      class (one without a training image, or a further one without a test
+      image), or a name of a class that a further one has, too.
   """
 
   name: str
   class_names: tuple[str, ...]
   splits: Mapping[str, Split]
   origin: str
+  others: Split | None = None
+  other_names: tuple[str, ...] = ()
 
   def __post_init__(self):
     """Checks the fields."""
@@ -109,20 +119,45 @@ class Source:
         "needs 'train' and 'test' and nothing else."
       )
     for key, split in self.splits.items():
-      wrong = (split.labels < 0) | (split.labels >= self.num_classes)
-      if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(
-          f"Source {self.name!r}, split {key!r}, row {row}: label "
-          f"{split.labels[row]} is outside 0 to {self.num_classes - 1}."
-        )
-    counts = np.bincount(
-      self.splits["train"].labels, minlength=self.num_classes
-    )
-    empty = [self.class_names[i] for i in np.flatnonzero(counts == 0)]
+      self._check_labels(key, split, self.class_names, 0)
+    self._check_filled("training", self.splits["train"], self.class_names, 0)
+    both = sorted(set(self.class_names) & set(self.other_names))
+    if both:
+      raise ValueError(
+        f"Source {self.name!r} has {', '.join(map(repr, both))} among its "
+        "classes and among the other ones; remove them from the others."
+      )
+    if (self.others is None) != (not self.other_names):
+      raise ValueError(
+        f"Source {self.name!r} has {len(self.other_names)} other_names and "
+        f"{'no' if self.others is None else 'some'} images of others; give "
+        "both or none."
+      )
+    if self.others is not None:
+      first = self.num_classes
+      self._check_labels("others", self.others, self.other_names, first)
+      self._check_filled("test", self.others, self.other_names, first)
+
+  def _check_labels(
+    self, key: str, split: Split, names: tuple[str, ...], first: int
+  ) -> None:
+    end = first + len(names)
+    wrong = (split.labels < first) | (split.labels >= end)
+    if wrong.any():
+      row = int(np.argmax(wrong))
+      raise ValueError(
+        f"Source {self.name!r}, split {key!r}, row {row}: label "
+        f"{split.labels[row]} is outside {first} to {end - 1}."
+      )
+
+  def _check_filled(
+    self, kind: str, split: Split, names: tuple[str, ...], first: int
+  ) -> None:
+    counts = np.bincount(split.labels - first, minlength=len(names))
+    empty = [names[i] for i in np.flatnonzero(counts == 0)]
     if empty:
       raise ValueError(
-        f"Source {self.name!r} has an empty class: no training image of "
+        f"Source {self.name!r} has an empty class: no {kind} image of "
         f"{', '.join(map(repr, empty))}. Add images or drop the class."
       )
 
@@ -134,12 +169,20 @@ class Source:
   @functools.cached_property
   def description(self) -> dict[str, Any]:
     """Name, origin, classes, and counts and CRC-32 sums of each split."""
-    return {
+    found: dict[str, Any] = {
       "name": self.name,
       "origin": self.origin,
       "classes": self.num_classes,
       "splits": {key: split.fingerprint for key, split in self.splits.items()},
     }
+    if self.others is not None:
+      names = "\n".join(self.other_names).encode()
+      found["others"] = {
+        "classes": len(self.other_names),
+        "classes_crc32": zlib.crc32(names),
+        **self.others.fingerprint,
+      }
+    return found
 
 
 def stratify(

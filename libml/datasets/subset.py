@@ -136,6 +136,28 @@ class Subset:
       # Seeded by class: a class's draw does not depend on the others present.
       rng = source.generator(seed, int(label))
       keep[rng.permutation(rows)[:count]] = True
+    return self._keep(keep)
+
+  def take(self, count: int, seed: int) -> "Subset":
+    """Returns `count` random images, whatever their class, in their old order.
+
+    Args:
+      count: At most as many as there are.
+      seed: Decides which.
+
+    Raises:
+      ValueError: More images than there are, or less than 1.
+    """
+    if not 1 <= count <= len(self):
+      raise ValueError(
+        f"Cannot take {count} of {len(self)} images; take 1 to {len(self)}."
+      )
+    keep = np.zeros(len(self), bool)
+    keep[source.generator(seed).permutation(len(self))[:count]] = True
+    return self._keep(keep)
+
+  def _keep(self, keep: np.ndarray) -> "Subset":
+    """Returns the images that a mask [len(self)] names."""
     ends = np.cumsum([len(piece.rows) for piece in self.pieces])
     return self._nonempty(
       [

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from libml.scenarios.domains import domain_incremental
 from libml.scenarios.domains import summarize_test
+from libml.scenarios.forgetting import forgetting
+from libml.scenarios.forgetting import summarize_forgetting
 from libml.scenarios.stage import Arrival
 from libml.scenarios.stage import Probe
 from libml.scenarios.stage import Row
@@ -28,10 +30,12 @@ __all__ = [
   "class_incremental",
   "class_order",
   "domain_incremental",
+  "forgetting",
   "gaussian",
   "joined",
   "learn_in_order",
   "probe_matrix",
+  "summarize_forgetting",
   "summarize_tasks",
   "summarize_test",
   "task_matrix",
@@ -40,6 +44,7 @@ __all__ = [
 SCENARIOS: dict[str, Callable[..., Scenario]] = {
   "class_incremental": class_incremental,
   "domain_incremental": domain_incremental,
+  "forgetting": forgetting,
   "gaussian": gaussian,
   "joined": joined,
 }

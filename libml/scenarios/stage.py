@@ -61,10 +61,13 @@ class Scenario:
     stages: In order.
     num_classes: Columns of the head.
     figure: What of a problem's report the matrix shows ("accuracy").
-    summarize: (measured rows so far, reading) -> named figures of the last.
+    summarize: (measured rows so far, reading) -> named figures of the last;
+      the row of `before`, if there is one, is the first.
     probes: Names of the matrix's rows, in order.
     description: Plain facts for the results.
     seeds: What its draws came from.
+    before: What is measured before the first stage, a row of its own; empty:
+      nothing.
   """
 
   stages: tuple[Stage, ...]
@@ -74,6 +77,7 @@ class Scenario:
   probes: tuple[str, ...]
   description: Mapping[str, object]
   seeds: Mapping[str, int | None]
+  before: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
 
   def measured_probes(self, rows: Sequence[Row]) -> tuple[str, ...]:
     """Returns the probes of the matrix that were measured so far."""

@@ -1,0 +1,59 @@
+"""What stands after the colon of --my_config."""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+  """Reads "smoke,tasks=4": a bare name is True; "smoke" is always known.
+
+  Args:
+    arg: What follows the colon of --my_config; None: nothing.
+    **defaults: The names that a config file takes, with their defaults.
+
+  Raises:
+    ValueError: An unknown name, or a value of another type.
+  """
+  known = {"smoke": False, **defaults}
+  parsed = dict(known)
+  for item in (arg or "").split(","):
+    if not item:
+      continue
+    name, _, text = item.partition("=")
+    if name not in known:
+      close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+      hint = f"Did you mean {close[0]!r}? " if close else ""
+      raise ValueError(
+        f"Unknown config argument {name!r}. {hint}Known: {sorted(known)}."
+      )
+    kind = type(known[name])
+    if kind is bool:
+      if text.lower() not in ("", "true", "false"):
+        raise ValueError(f"{item!r}: {name} is either true or false.")
+      parsed[name] = text.lower() != "false"
+    else:
+      try:
+        parsed[name] = kind(text)
+      except ValueError:
+        raise ValueError(
+          f"{item!r}: {name} takes a value of type {kind.__name__}."
+        ) from None
+  return ml_collections.ConfigDict(parsed)
+
+
+def order_seed(order: str) -> int | None:
+  """Returns the seed of a class order: "natural" (None), or a number.
+
+  Raises:
+    ValueError: Anything else.
+  """
+  if order == "natural":
+    return None
+  if not order.isdecimal():
+    raise ValueError(
+      f"order={order!r} must be 'natural' or the seed that draws the class "
+      "order, such as 1993."
+    )
+  return int(order)

@@ -1,0 +1,50 @@
+"""GS-LoRA on CIFAR-10 with DeiT-Tiny: four requests of two classes.
+
+  python main.py --my_config configs/cifar10_deit_gs_lora.py --workdir ./forget
+
+The classifier comes from configs/cifar10_deit_pretrain.py, made on first use.
+":plus" is GS-LoRA++, ":subgradient" the released code's kind of step,
+":shots=4" leaves four images a class, ":missing" no image of one kept class;
+":data=", ":size=" and ":tune" as in configs/cifar10_deit_l2p.py.
+"""
+
+from configs import base
+from configs import cifar10_deit_l2p
+from configs import common
+
+
+def get_config(arg=None):
+  """Returns requests from truck and ship to deer and cat."""
+  arg = common.parse_arg(
+    arg,
+    plus=False,
+    subgradient=False,
+    shots=0,
+    missing=False,
+    tune=False,
+    data=cifar10_deit_l2p.DATA,
+    size=112,
+  )
+  config = base.get_config()
+  config.name = "cifar10_deit_gs_lora"
+  cifar10_deit_l2p.stream(config, arg)
+  config.epochs = 20
+  tune = ",tune" if arg.tune else ""
+  config.init_checkpoint = None
+  config.pretrain = (
+    f"cifar10_deit_pretrain:data={arg.data},size={arg.size}{tune}"
+  )
+  config.init_head = "keep"
+  config.export = True
+  config.scenario = common.forgetting(
+    classes_per_request=2,
+    missing=int(arg.missing),
+    shots=arg.shots or None,
+  )
+  config.preprocess.train = "none"
+  config.model.lora = common.ffn_lora()
+  method = common.gs_lora_plus if arg.plus else common.gs_lora
+  config.method = method(bound=15.0, beta=(0.2,) * 4, alpha=0.01, alpha_epoch=5)
+  config.method.subgradient = arg.subgradient
+  common.gs_lora_optimizer(config, lr=1e-2)
+  return common.finish(config, arg)

@@ -1,0 +1,54 @@
+"""GS-LoRA on scikit-learn's digits: forget 8 and 9, then 6 and 7.
+
+  python main.py --my_config configs/digits_gs_lora.py --workdir ./forget
+
+No download: the classifier comes from configs/digits_pretrain.py, made on first
+use. ":plus" is GS-LoRA++, ":subgradient" the released code's kind of step,
+":shots=4" leaves four images a class, ":missing" no image of one kept digit;
+":requests=4" forgets in requests of two; ":tune" measures on held-out training
+images.
+"""
+
+from configs import base
+from configs import common
+from configs import glyphs_pretrain
+
+
+def get_config(arg=None):
+  """Returns requests of two digits each."""
+  arg = common.parse_arg(
+    arg,
+    plus=False,
+    subgradient=False,
+    shots=0,
+    missing=False,
+    requests=2,
+    tune=False,
+  )
+  config = base.get_config()
+  config.name = "digits_gs_lora"
+  config.batch_size = 16
+  config.epochs = 30
+  config.pretrain = "digits_pretrain:tune" if arg.tune else "digits_pretrain"
+  config.init_head = "keep"
+  config.export = True
+  config.holdout = 0.25 if arg.tune else 0.0
+  config.scenario = common.forgetting(
+    num_requests=arg.requests,
+    classes_per_request=2,
+    missing=int(arg.missing),
+    ratio=0.2,
+    shots=arg.shots or None,
+  )
+  config.dataset = {"name": "digits"}
+  config.preprocess.train = "none"
+  config.preprocess.eval = "native"
+  glyphs_pretrain.model(config)
+  config.model.lora = common.ffn_lora()
+  method = common.gs_lora_plus if arg.plus else common.gs_lora
+  config.method = method(
+    bound=15.0, beta=(0.2,) * 4, alpha=0.01, alpha_epoch=10
+  )
+  config.method.subgradient = arg.subgradient
+  common.gs_lora_optimizer(config, lr=1e-2)
+  return common.finish(config, arg)

@@ -1,0 +1,29 @@
+"""A classifier of all ten digits: what the digits runs that forget start from.
+
+  python main.py --my_config configs/digits_pretrain.py --workdir ./digits
+
+The ViT of configs/glyphs_pretrain.py, trained on the training digits.
+"""
+
+from configs import base
+from configs import common
+from configs import digits_l2p
+
+
+def get_config(arg=None):
+  """Returns one stage over all digits."""
+  arg = common.parse_arg(arg, tune=False)
+  config = base.get_config()
+  config.name = "digits_pretrain"
+  digits_l2p.stream(config, arg)
+  config.epochs = 15
+  config.export = True
+  config.scenario.num_tasks = 1
+  config.method = {
+    "name": "finetune",
+    "restart_optimizer": True,
+    "mask_classes": False,
+  }
+  for group in ("head", "backbone"):
+    config.optimizer[group] = common.adam(1e-3, schedule="cosine")
+  return common.finish(config, arg)

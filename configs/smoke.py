@@ -1,0 +1,81 @@
+"""Any config, shrunk to seconds."""
+
+import ml_collections
+
+_SYNTHETIC = {"name": "synthetic", "num_classes": 6, "per_class": 16, "size": 8}
+# Scenario -> (its largest options in a smoke run, data that it takes).
+_SMOKE = {
+  "class_incremental": ({"num_tasks": 3}, _SYNTHETIC),
+  "joined": (
+    {},
+    {
+      "name": "collection",
+      "order": ("two", "three", "other_two"),
+      "two": {**_SYNTHETIC, "num_classes": 2, "per_class": 24, "seed": 1},
+      "three": {**_SYNTHETIC, "num_classes": 3, "seed": 2},
+      "other_two": {**_SYNTHETIC, "num_classes": 2, "seed": 3},
+    },
+  ),
+  "domain_incremental": (
+    {},
+    {**_SYNTHETIC, "name": "synthetic_sessions", "sessions": 3},
+  ),
+  "gaussian": (
+    {"num_stages": 6, "width": 2.0, "measure_every": 3},
+    {**_SYNTHETIC, "per_class": 4},
+  ),
+  "forgetting": (
+    {"num_requests": 3, "classes_per_request": 1, "missing": 1},
+    _SYNTHETIC,
+  ),
+}
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Shrinks any config: tiny model, made-up images, three tasks, seconds."""
+  config.batch_size = 8
+  config.epochs = 1
+  config.rehearsal.per_class = min(4, config.rehearsal.per_class)
+  config.holdout = 0.0
+  config.random_init = True
+  config.init_head_names = None
+  config.init_checkpoint = None
+  config.pretrain = None
+  largest, data = _SMOKE[config.scenario.name]
+  for option, most in largest.items():
+    config.scenario[option] = min(most, config.scenario[option])
+  config.dataset = data
+  config.preprocess.train = "none"
+  config.preprocess.eval = "native"
+  config.preprocess.resize = None
+  config.model.variant = "smoke"
+  config.model.image_size = 8
+  if config.model.lora:
+    config.model.lora.rank = min(2, config.model.lora.rank)
+  if "vote_group" in config.method:
+    config.method.vote_group = min(4, config.method.vote_group)
+  if config.method.get("first_epochs"):
+    config.method.first_epochs = 1
+  if config.scenario.name == "forgetting":
+    config.scenario.update({"requests": None, "order": None, "retain": None})
+    if config.scenario.shots is None:
+      config.scenario.ratio = 0.5
+    config.epochs = 2
+    for option in ("alpha_epoch", "beta_decay_epoch", "average_epoch"):
+      if config.method.get(option):
+        config.method[option] = 1
+  if "projection_dim" in config.method:
+    # With more of them than images, one device and two end apart.
+    config.method.projection_dim = min(8, config.method.projection_dim)
+  for group, _ in config.optimizer.groups:
+    settings = config.optimizer[group]
+    if not settings:
+      continue
+    settings.warmup_epochs = min(0.5, settings.warmup_epochs)
+    if settings.name.endswith("adam"):
+      # Else Adam makes full steps of the rounding noise of so few images, and
+      # one device and two end apart.
+      settings.eps = 1e-4
+  config.log_every = 2
+  config.checkpoint.every_steps = 3
+  return config

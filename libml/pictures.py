@@ -1,0 +1,82 @@
+"""Pictures for TensorBoard, drawn with matplotlib."""
+
+import io
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def pixels(figure: Any) -> np.ndarray:
+  """Returns a matplotlib figure as uint8 [1, H, W, 3]."""
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", bbox_inches="tight")
+  return np.asarray(Image.open(buffer).convert("RGB"))[None]
+
+
+def matrix(
+  values: np.ndarray, title: str, *, rows: Sequence[str], columns: Sequence[str]
+) -> Any:
+  """Draws figures of probes (rows) after stages (columns).
+
+  Args:
+    values: [P, S], from 0 to 1; NaN stays empty.
+    title: Above the drawing.
+    rows: One name a probe, [P].
+    columns: One name a stage, [S].
+  """
+  height, width = values.shape
+  # In inches. What the names need beside the cells, "tight" adds when saved.
+  figure, axes = _blank(0.5 * width, 0.5 * height)
+  axes.imshow(100 * values, vmin=0, vmax=100, cmap="viridis")
+  for (i, j), value in np.ndenumerate(100 * values):
+    if not np.isnan(value):
+      axes.text(
+        j,
+        i,
+        f"{value:.0f}",
+        ha="center",
+        va="center",
+        fontsize=9,
+        color="white" if value < 60 else "black",
+      )
+  axes.set_title(title, fontsize=10)
+  axes.set_xlabel("after")
+  axes.set_xticks(range(width), columns, rotation=90)
+  axes.set_yticks(range(height), rows)
+  return figure
+
+
+def bars(values: Mapping[str, float], title: str) -> Any:
+  """Draws one bar a name, from the top; an exact 0 says so.
+
+  Args:
+    values: Name -> number of at least 0.
+    title: Above the drawing.
+  """
+  figure, axes = _blank(4.0, 0.28 * len(values))
+  names = [name.replace("_", " ") for name in values]
+  heights = list(values.values())
+  axes.barh(range(len(values)), heights, color="tab:blue", height=0.7)
+  for i, value in enumerate(heights):
+    label = f" {value:.3g}" if value else " exactly 0"
+    axes.text(value, i, label, va="center", fontsize=9)
+  axes.set_xlim(0, 1.25 * max(max(heights), 1e-12))
+  axes.set_yticks(range(len(values)), names)
+  axes.invert_yaxis()
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.set_title(title, fontsize=10)
+  return figure
+
+
+def _blank(width: float, height: float) -> tuple[Any, Any]:
+  """Returns a figure of so many inches, and the axes that fill it."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), dpi=110)
+  FigureCanvasAgg(figure)
+  return figure, figure.add_axes((0, 0, 1, 1))

@@ -1,0 +1,340 @@
+"""Requests to forget classes, one after the other, and what stays measured.
+
+GS-LoRA: Zhao et al., "Continual Forgetting for Pre-trained Vision Models",
+CVPR 2024, and its extension of 2025.
+"""
+
+from collections.abc import Sequence
+
+from libml import datasets
+from libml import metrics
+from libml.scenarios import stage as stage_lib
+
+Name = int | str
+
+
+def forgetting(
+  source: datasets.Source,
+  *,
+  requests: Sequence[Sequence[Name]] | None = None,
+  order: Sequence[int] | None = None,
+  num_requests: int = 1,
+  classes_per_request: int = 1,
+  retain: Sequence[Name] | None = None,
+  missing: int = 0,
+  missing_from: str = "start",
+  ratio: float | None = 0.1,
+  shots: int | None = None,
+  redraw: bool = False,
+  sample_seed: int = 1337,
+) -> stage_lib.Scenario:
+  """Requests name classes to forget; a sample of the images is still there.
+
+  Training images are those of the classes to forget ("forget") and of all
+  classes that are still to be kept, those of later requests included
+  ("retain"); none of classes already forgotten. Each request's classes, what is
+  never forgotten ("kept"), classes without training images ("missing") and the
+  source's further ones ("others") are measured before the first request and
+  after each.
+
+  Args:
+    source: The images.
+    requests: Class ids or names that each request forgets; None: they are
+      taken from the end of `order` towards its front.
+    order: All class ids; None: natural order.
+    num_requests: Number of requests, where `requests` is None.
+    classes_per_request: Their size, where `requests` is None.
+    retain: Ids or names of the classes kept for good and trained on; the rest
+      is missing. None: all that no request names.
+    missing: Of how many of those no training image is there.
+    missing_from: "start" or "end" of them, in their order.
+    ratio: Share of the training images that is still there, drawn uniformly;
+      None: all.
+    shots: Images a class that are still there, in place of a share.
+    redraw: Whether each request draws a sample anew from all images of its
+      classes, as the released code does; else one draw serves all.
+    sample_seed: Draws the sample.
+
+  Raises:
+    ValueError: An empty request, one that leaves nothing, a class that does not
+      exist, stands twice, or is forgotten and retained; numbers out of range;
+      a class without a test image or without a sampled one; a collection.
+  """
+  source = stage_lib.single(source)
+  known = tuple(range(source.num_classes))
+  order = known if order is None else tuple(order)
+  if sorted(order) != list(known):
+    raise ValueError(
+      f"scenario.order has {len(order)} entries, such as {order[:5]}; it must "
+      f"hold each class id 0 to {len(known) - 1} once."
+    )
+  if requests is None:
+    requests = _from_order(order, num_requests, classes_per_request)
+  forget = [_ids(source, r, f"request {i}") for i, r in enumerate(requests)]
+  _check_requests(forget, len(known))
+  gone = {c for request in forget for c in request}
+  kept = tuple(c for c in order if c not in gone)
+  trained = _trained(source, kept, gone, retain, missing, missing_from)
+  absent = tuple(c for c in kept if c not in trained)
+  train, test = source.splits["train"], source.splits["test"]
+  stage_lib.check_tested(test, source.class_names, source.name)
+  sample = _Sample(datasets.Subset.of(train), ratio, shots, redraw, sample_seed)
+  sample.draw(
+    0, (*trained, *gone)
+  )  # one draw serves all, if nothing is redrawn
+
+  probes = {
+    f"request_{i}": stage_lib.Probe(datasets.Subset.of(test, c), known)
+    for i, c in enumerate(forget)
+  }
+  for name, classes in (("kept", trained), ("missing", absent)):
+    if classes:
+      probes[name] = stage_lib.Probe(datasets.Subset.of(test, classes), known)
+  total = len(known) + len(source.other_names)
+  if source.others is not None:
+    everything = tuple(range(total))
+    others = datasets.Subset.of(source.others)
+    probes["others"] = stage_lib.Probe(others, everything)
+
+  stages = []
+  for i, classes in enumerate(forget):
+    later = tuple(c for request in forget[i + 1 :] for c in request)
+    stages.append(
+      stage_lib.Stage(
+        index=i,
+        goal="forget",
+        train={
+          "forget": sample.draw(2 * i + 1, classes),
+          "retain": sample.draw(2 * i + 2, (*trained, *later)),
+        },
+        probes=probes,
+        classes={
+          "forget": classes,
+          "retain": (*trained, *later),
+          "missing": absent,
+          "old": tuple(c for request in forget[:i] for c in request),
+          "known": known,
+        },
+        name=f"request {i}: {_shown(source, classes)}",
+      )
+    )
+  return stage_lib.Scenario(
+    stages=tuple(stages),
+    num_classes=total,
+    figure="accuracy",
+    summarize=summarize_forgetting,
+    probes=tuple(probes),
+    before=probes,
+    description={
+      "requests": [list(map(int, r)) for r in forget],
+      "kept": list(map(int, trained)),
+      "missing": list(map(int, absent)),
+      "sample": sample.describe(),
+      "images": [{k: len(s) for k, s in t.train.items()} for t in stages],
+    },
+    seeds={"sample": sample_seed},
+  )
+
+
+def summarize_forgetting(
+  rows: Sequence[stage_lib.Row], reading: str
+) -> dict[str, float]:
+  """Returns what the last row says of its request; the first row is before.
+
+  "acc_retain" is over all classes still to be kept, missing ones and those of
+  later requests included; "acc_old" over all of earlier requests. "h_mean"
+  takes the drop from the first row, as the papers' tables do, and
+  "h_mean_previous" from the row before the request, as the code logs.
+  """
+  requests = sorted(
+    (p for p in rows[0] if p.startswith("request_")),
+    key=lambda name: int(name.removeprefix("request_")),
+  )
+  first, last, now = rows[0], rows[-1], len(rows) - 2
+  kept = [p for p in ("kept", "missing") if p in last]
+  staying = kept + requests[now + 1 :]
+
+  def accuracy(row: stage_lib.Row, probes: Sequence[str]) -> float:
+    found = [row[probe][reading] for probe in probes]
+    counts = [int(f["count"]) for f in found]
+    return metrics.pooled([f["accuracy"] for f in found], counts)
+
+  summary = {"acc_retain": accuracy(last, staying)}
+  if now >= 0:
+    forget = requests[now : now + 1]
+    after, retained = accuracy(last, forget), summary["acc_retain"]
+    drop = accuracy(first, forget) - after
+    since = accuracy(rows[-2], forget) - after
+    summary = {
+      "acc_forget": after,
+      **summary,
+      "drop_forget": drop,
+      "drop_retain": accuracy(first, staying) - retained,
+      "h_mean": metrics.h_mean(retained, drop),
+      "h_mean_previous": metrics.h_mean(retained, since),
+    }
+  if now > 0:
+    summary["acc_old"] = accuracy(last, requests[:now])
+  if "missing" in last:
+    trained = [p for p in staying if p != "missing"]
+    summary["acc_retain_trained"] = accuracy(last, trained)
+    summary["acc_missing"] = accuracy(last, ["missing"])
+  if "others" in last:
+    summary["acc_others"] = accuracy(last, ["others"])
+  return summary
+
+
+class _Sample:
+  """The training images that are still there."""
+
+  def __init__(
+    self,
+    images: datasets.Subset,
+    ratio: float | None,
+    shots: int | None,
+    redraw: bool,
+    seed: int,
+  ):
+    if ratio is not None and not 0 < ratio <= 1:
+      raise ValueError(
+        f"scenario.ratio={ratio} must lie above 0 and not above 1, or be None "
+        "for all images."
+      )
+    self._images, self._ratio, self._shots = images, ratio, shots
+    self._redraw, self._seed = redraw, seed
+    self._drawn: datasets.Subset | None = None
+
+  def draw(self, number: int, classes: Sequence[int]) -> datasets.Subset:
+    """Returns the sample of some classes; `number` seeds what is redrawn."""
+    if self._drawn is None:
+      self._drawn = self._take(self._images.select(classes), self._seed)
+    if self._redraw:
+      drawn = self._take(self._images.select(classes), self._seed + number)
+    else:
+      drawn = self._drawn.select(classes)
+    empty = sorted(set(classes) - set(drawn.labels.tolist()))
+    if empty:
+      raise ValueError(
+        f"scenario.ratio={self._ratio} leaves no image of the classes {empty}; "
+        "raise it, set scenario.shots, or leave these classes out."
+      )
+    return drawn
+
+  def _take(self, images: datasets.Subset, seed: int) -> datasets.Subset:
+    if self._shots is not None:
+      return images.take_per_class(self._shots, seed)
+    if self._ratio is None:
+      return images
+    return images.take(int(self._ratio * len(images)), seed)
+
+  def describe(self) -> str:
+    """Returns what is drawn, in words."""
+    if self._shots is not None:
+      size = f"{self._shots} images a class"
+    else:
+      size = "all images" if self._ratio is None else f"{self._ratio:g} of all"
+    return f"{size}, drawn {'for each request' if self._redraw else 'once'}"
+
+
+def _from_order(
+  order: Sequence[int], count: int, size: int
+) -> list[Sequence[int]]:
+  if count < 1 or size < 1 or count * size >= len(order):
+    raise ValueError(
+      f"scenario.num_requests={count} times scenario.classes_per_request="
+      f"{size} are {count * size} of {len(order)} classes; both must be 1 or "
+      "more, and a class must be left."
+    )
+  ends = [len(order) - i * size for i in range(count)]
+  return [order[end - size : end] for end in ends]
+
+
+def _ids(
+  source: datasets.Source, names: Sequence[Name], what: str
+) -> tuple[int, ...]:
+  """Returns the ids of classes given by id or name."""
+  by_name = {name: i for i, name in enumerate(source.class_names)}
+  found = []
+  for name in names:
+    label = by_name.get(name) if isinstance(name, str) else int(name)
+    if label is None or not 0 <= label < source.num_classes:
+      some = ", ".join(source.class_names[:5])
+      raise ValueError(
+        f"Class {name!r} of {what} does not exist in {source.name!r}; classes "
+        f"are 0 to {source.num_classes - 1}, or names such as {some}."
+      )
+    found.append(label)
+  if len(set(found)) < len(found):
+    raise ValueError(f"A class stands twice in {what}: {found}.")
+  return tuple(found)
+
+
+def _shown(source: datasets.Source, classes: Sequence[int]) -> str:
+  names = [source.class_names[c] for c in classes]
+  return (
+    ", ".join(names)
+    if len(names) < 4
+    else f"{names[0]} and {len(names) - 1} more"
+  )
+
+
+def _check_requests(requests: Sequence[Sequence[int]], total: int) -> None:
+  if not requests:
+    raise ValueError("scenario.requests is empty; name the classes to forget.")
+  seen: set[int] = set()
+  for i, request in enumerate(requests):
+    if not request:
+      raise ValueError(
+        f"Request {i} of scenario.requests is empty; name classes to forget, "
+        "or take the request out."
+      )
+    again = sorted(seen.intersection(request))
+    if again:
+      raise ValueError(
+        f"Request {i} names the classes {again}, which an earlier one has "
+        "already forgotten."
+      )
+    seen.update(request)
+  if len(seen) == total:
+    raise ValueError(
+      f"The requests forget all {total} classes; keep at least one."
+    )
+
+
+def _trained(
+  source: datasets.Source,
+  kept: Sequence[int],
+  gone: set[int],
+  retain: Sequence[Name] | None,
+  missing: int,
+  missing_from: str,
+) -> tuple[int, ...]:
+  """Returns the classes that are kept and have training images."""
+  if missing_from not in ("start", "end"):
+    raise ValueError(
+      f"scenario.missing_from={missing_from!r} must be 'start' or 'end'."
+    )
+  if retain is not None:
+    chosen = _ids(source, retain, "scenario.retain")
+    both = sorted(gone.intersection(chosen))
+    if both or not chosen:
+      raise ValueError(
+        f"The classes {both} are both in a request and in scenario.retain; "
+        "take them out of one."
+        if both
+        else "scenario.retain is empty; name classes, or set None for all."
+      )
+    if missing:
+      raise ValueError(
+        f"scenario.missing={missing} with scenario.retain: what is not "
+        "retained is missing anyway; set missing=0."
+      )
+    return chosen
+  if not 0 <= missing < len(kept):
+    raise ValueError(
+      f"scenario.missing={missing} must be 0 to {len(kept) - 1}: "
+      f"{len(kept)} classes are kept, and one must have images."
+    )
+  if missing_from == "start":
+    return tuple(kept[missing:])
+  return tuple(kept[: len(kept) - missing])

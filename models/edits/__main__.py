@@ -1,0 +1,180 @@
+"""What past requests did to a model, as tables; models without some of them.
+
+python -m models.edits WORKDIR
+python -m models.edits WORKDIR --without 1 --out FILE.npz
+python -m models.edits WORKDIR --only 0,2 --out FOLDER
+
+FILE.npz has the official layout, FILE.safetensors that of model.safetensors in
+an export, and FOLDER is an export (models/export.py) of its own.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich import console
+from rich import table
+
+from models import edits as edits_lib
+from models import export
+from models import pretrained
+
+# A cell of a table names no more than these.
+_MOST_CLASSES = 8
+
+
+def show(
+  edits: Mapping[int, edits_lib.Edit], names: Sequence[str] | None = None
+) -> list[table.Table]:
+  """Returns what there is to see: the requests, and their groups' norms.
+
+  Args:
+    edits: Request -> edit.
+    names: Of the classes; None: their ids.
+  """
+  audits = {number: edits_lib.audit(edit) for number, edit in edits.items()}
+  requests = _table("Edits by request")
+  requests.add_column("request", justify="right")
+  requests.add_column("classes forgotten")
+  for column in ("selected", "of groups", "weights changed", "norm"):
+    requests.add_column(column, justify="right", no_wrap=True)
+  for number, figures in audits.items():
+    groups = figures["groups"]
+    ids = [names[i] if names else str(i) for i in figures["classes"]]
+    requests.add_row(
+      str(number),
+      _listed(ids),
+      str(sum(not group["zero"] for group in groups.values())),
+      str(len(groups)),
+      f"{figures['weights_changed']:,}",
+      f"{figures['norm']:.4g}",
+    )
+  out = [requests]
+  rows = list(dict.fromkeys(g for a in audits.values() for g in a["groups"]))
+  if rows:
+    out.append(_group_table(audits, rows))
+  return out
+
+
+def _group_table(
+  audits: Mapping[int, Mapping[str, Any]], groups: Sequence[str]
+) -> table.Table:
+  out = _table("Norm of each one's scale A B")
+  out.add_column("group", no_wrap=True)
+  for number in audits:
+    out.add_column(str(number), justify="right", no_wrap=True)
+  for group in groups:
+    cells = []
+    for figures in audits.values():
+      found = figures["groups"].get(group, {"zero": False, "change": None})
+      change = "" if found["change"] is None else f"{found['change']:.3g}"
+      cells.append("0" if found["zero"] else change)
+    out.add_row(group.removeprefix("Transformer/"), *cells)
+  return out
+
+
+def _table(title: str) -> table.Table:
+  return table.Table(
+    title=title,
+    title_style="bold",
+    title_justify="left",
+    box=box.SIMPLE_HEAD,
+    padding=(0, 1, 0, 0),
+  )
+
+
+def _listed(names: Sequence[str]) -> str:
+  more = len(names) - _MOST_CLASSES
+  shown = ", ".join(names[:_MOST_CLASSES])
+  return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _class_names(workdir: pathlib.Path) -> Sequence[str] | None:
+  path = workdir / "results.json"
+  record = json.loads(path.read_text()) if path.exists() else {}
+  return record.get("classes")
+
+
+def _numbers(text: str) -> list[int]:
+  try:
+    return [int(part) for part in text.split(",") if part.strip()]
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} must be numbers of requests, from 0, with commas: 0,2"
+    ) from None
+
+
+def _write(
+  out: pathlib.Path,
+  params: Mapping[str, Any],
+  workdir: pathlib.Path,
+  left: Mapping[int, edits_lib.Edit],
+) -> None:
+  """Writes a file of either layout, or an export of its own."""
+  source = workdir / "export"
+  if source.resolve() in (out.resolve(), *out.resolve().parents):
+    raise ValueError(
+      f"--out {out} is the run's own export, from which requests are undone; "
+      "write elsewhere."
+    )
+  if out.suffix == ".npz":
+    pretrained.save(out, params)
+  elif out.suffix == ".safetensors":
+    export.save_timm(out, params)
+  elif out.suffix:
+    raise ValueError(
+      f"--out {out} must end in .npz or .safetensors, or name a folder for a "
+      "whole export."
+    )
+  else:
+    model, _ = export.read(source)
+    classes = json.loads((source / "classes.json").read_text())["classes"]
+    export.write(
+      out,
+      model,
+      params=params,
+      config=json.loads((source / "config.json").read_text()),
+      classes=list(classes.values()),
+      forgotten={number: edit.classes for number, edit in left.items()},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Shows a run's edits, or writes its model with some of them."""
+  parser = argparse.ArgumentParser(
+    prog="python -m models.edits", description=__doc__.splitlines()[0]
+  )
+  parser.add_argument("workdir", type=pathlib.Path, help="of a run that forgot")
+  some = parser.add_mutually_exclusive_group()
+  some.add_argument("--without", type=_numbers, help="requests to undo: 0,2")
+  some.add_argument("--only", type=_numbers, help="requests to keep: 0,2")
+  parser.add_argument(
+    "--out", type=pathlib.Path, help="FILE.npz, FILE.safetensors or a folder"
+  )
+  options: Any = parser.parse_args(argv)
+  chosen = options.without if options.only is None else options.only
+  if (chosen is None) != (options.out is None):
+    parser.error("--out goes with --without or --only, and they with --out")
+  try:
+    edits = edits_lib.read_all(options.workdir)
+    if chosen is None:
+      for part in show(edits, _class_names(options.workdir)):
+        console.Console(width=None if sys.stdout.isatty() else 100).print(part)
+      return
+    known = edits_lib.known(chosen, edits)
+    kept = [n for n in edits if (n in known) == (options.without is None)]
+    params = edits_lib.undo(options.workdir, edits.keys() - kept)
+    _write(options.out, params, options.workdir, {n: edits[n] for n in kept})
+  except (ValueError, OSError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  names = ", ".join(map(str, kept)) or "none"
+  print(f"{options.out}: the model with requests {names} of {len(edits)}.")
+
+
+if __name__ == "__main__":
+  main()

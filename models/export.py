@@ -1,0 +1,317 @@
+"""A model ready for use elsewhere: weights, settings and classes in a folder.
+
+  params.npz         official layout, adapters merged
+  model.safetensors  timm's layout, or the published one of a Face Transformer
+  config.json        what builds the model again, here and in timm
+  classes.json       class ids and names, and what each request forgot
+
+`read` loads it here, and where timm can express the model
+`timm.create_model("local-dir:FOLDER", pretrained=True)` does there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from models import MODELS
+from models import lora
+from models import pretrained
+from models import vit
+
+FILES = ("params.npz", "model.safetensors", "config.json", "classes.json")
+
+# (patch, width, mlp_dim, heads, depth) -> timm's name. Any other size is the
+# base model with other arguments, which timm's config holds in all cases.
+_TIMM_NAMES = {
+  (16, 192, 768, 3, 12): "vit_tiny_patch16_224",
+  (16, 384, 1536, 6, 12): "vit_small_patch16_224",
+  (32, 768, 3072, 12, 12): "vit_base_patch32_224",
+  (16, 1024, 4096, 16, 24): "vit_large_patch16_224",
+  (32, 1024, 4096, 16, 24): "vit_large_patch32_224",
+  (14, 1280, 5120, 16, 32): "vit_huge_patch14_224",
+}
+_TIMM_BASE = "vit_base_patch16_224"
+_TIMM_GELUS = {"tanh": "gelu_tanh", "erf": "gelu"}
+
+# Our leaves -> timm's; those of query, key and value make one.
+_BLOCK = r"Transformer/encoderblock_(\d+)"
+_TIMM_LEAVES = {
+  "cls": "cls_token",
+  "Transformer/posembed_input/pos_embedding": "pos_embed",
+  "embedding/(kernel|bias)": r"patch_embed.proj.\1",
+  rf"{_BLOCK}/LayerNorm_0/(scale|bias)": r"blocks.\1.norm1.\2",
+  rf"{_BLOCK}/.*/(?:query|key|value)/(kernel|bias)": r"blocks.\1.attn.qkv.\2",
+  rf"{_BLOCK}/.*/out/(kernel|bias)": r"blocks.\1.attn.proj.\2",
+  rf"{_BLOCK}/LayerNorm_1/(scale|bias)": r"blocks.\1.norm2.\2",
+  rf"{_BLOCK}/MlpBlock_0/Dense_0/(kernel|bias)": r"blocks.\1.mlp.fc1.\2",
+  rf"{_BLOCK}/MlpBlock_0/Dense_1/(kernel|bias)": r"blocks.\1.mlp.fc2.\2",
+  "Transformer/encoder_norm/(scale|bias)": r"norm.\1",
+  "head/(kernel|bias)": r"head.\1",
+}
+
+# Evaluation chain -> timm's crop mode; others only resize.
+TIMM_CROPS = {"center_crop": "center", "reference": "squash"}
+
+# Ours averages the class token, too, and after the last norm.
+_TIMM_POOLS = {
+  "token": {"global_pool": "token"},
+  "gap": {"global_pool": "avg", "pool_include_prefix": True, "fc_norm": False},
+}
+
+
+def write(
+  folder: str | os.PathLike[str],
+  model: nn.Module,
+  *,
+  params: Mapping[str, Any],
+  config: Mapping[str, Any],
+  classes: Sequence[str] | None = None,
+  forgotten: Mapping[int, Sequence[int]] | None = None,
+) -> None:
+  """Writes an export, all of it or nothing; an older one is replaced.
+
+  The same arguments give the same bytes.
+
+  Args:
+    folder: Where; its parent is made if need be.
+    model: The module that the parameters are of.
+    params: On the host, with or without adapters; those that are there are
+      merged.
+    config: Of the run, as plain data: "model" and "preprocess" are read.
+    classes: Name of each class id, [C]; None: the ids stand for themselves.
+    forgotten: Request, from 0 -> ids of the classes that it forgot.
+
+  Raises:
+    FileExistsError: The folder holds something else than an export.
+    ValueError: Another number of names than the model has classes, or a
+      forgotten class that it has not.
+  """
+  names = _names(model.num_classes, classes, forgotten or {})
+  params, _ = lora.split(lora.merge(params, model.lora_scale))
+  flat = _flat(jax.device_get(params))
+  params = traverse_util.unflatten_dict(dict(sorted(flat.items())), sep="/")
+  folder = pathlib.Path(folder).resolve()
+  _check_replaceable(folder)
+  part = folder.with_name(f".{folder.name}.part")
+  shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+  part.mkdir(parents=True)
+  try:
+    pretrained.save(part / "params.npz", params)
+    known = _flat(_template(model)).keys()
+    if isinstance(model, vit.ViT) and flat.keys() == known:
+      save_timm(part / "model.safetensors", params)
+    _write_json(part / "config.json", settings(model, config, classes))
+    _write_json(part / "classes.json", names)
+    _put(part, folder)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def read(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+  """Returns the model of an export and its parameters.
+
+  Raises:
+    FileNotFoundError: No such folder, or a file of it is missing.
+    ValueError: Leaves that are not the model's, such as prompts; the message
+      lists them.
+  """
+  folder = pathlib.Path(folder)
+  options = json.loads((folder / "config.json").read_text())["model"]
+  model = MODELS[options.pop("name")](**options)
+  path = folder / "params.npz"
+  return model, pretrained.load(path, _template(model), head="keep")
+
+
+def save_timm(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
+  """Writes a ViT's parameters to .safetensors, in timm's layout.
+
+  Raises:
+    ValueError: Leaves that timm's ViT has not, such as adapters.
+  """
+  joint: dict[str, list[np.ndarray]] = {}
+  for name, array in sorted(_flat(params).items()):
+    found = [m for m in (re.fullmatch(o, name) for o in _TIMM_LEAVES) if m]
+    if not found:
+      raise ValueError(
+        f"timm's ViT has no {name}; merge adapters, and leave out what a "
+        "method added."
+      )
+    theirs = found[0].expand(_TIMM_LEAVES[found[0].re.pattern])
+    theirs = theirs.replace("kernel", "weight").replace("scale", "weight")
+    array = np.asarray(array)
+    if re.search(r"/(query|key|value)/", name):  # heads and head width as one
+      array = array.reshape(*array.shape[:-2], -1)
+    elif name.endswith("/out/kernel"):
+      array = array.reshape(-1, array.shape[-1])
+    if name.endswith("kernel"):
+      array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+    joint.setdefault(theirs, []).append(array)
+  for arrays in joint.values():
+    if len(arrays) == 3:  # sorted: key, query, value
+      arrays[:2] = arrays[1::-1]
+  pretrained.save(path, {k: np.concatenate(v) for k, v in joint.items()})
+
+
+def settings(
+  model: nn.Module,
+  config: Mapping[str, Any],
+  classes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Returns what stands in config.json.
+
+  Args:
+    model: As in `write`, also the others.
+    config: "model" and "preprocess" are read.
+    classes: timm's label_names.
+
+  Returns:
+    "model", a row of MODELS with its options; "preprocess"; and what timm
+    builds the same model from, or "not_in_timm": the fields in its way.
+  """
+  ours = {
+    "model": {
+      **config["model"],
+      "lora": None,
+      "num_classes": model.num_classes,
+    },
+    "preprocess": dict(config["preprocess"]),
+  }
+  if not isinstance(model, vit.ViT):
+    return {**ours, "not_in_timm": [type(model).__name__]}
+  plain = {
+    "classifier": tuple(_TIMM_POOLS),
+    "norm_pre_logits": (False,),
+    "temperature": (1.0,),
+    "block_epsilon": (1e-6,),
+  }
+  others = [
+    f"{name}={getattr(model, name)!r}"
+    for name, known in plain.items()
+    if getattr(model, name) not in known
+  ]
+  if others:
+    return {**ours, "not_in_timm": others}
+  theirs = _timm(model, config["preprocess"])
+  if classes is not None:
+    theirs["label_names"] = list(classes)
+  return {**theirs, **ours}
+
+
+def _timm(model: vit.ViT, preprocess: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns timm's config.json of a ViT."""
+  size, width = model.image_size, model.width
+  ratio = model.mlp_dim / width
+  if int(width * ratio) != model.mlp_dim:  # timm cuts the product
+    ratio = math.nextafter(ratio, math.inf)
+  sizes = (model.patch_size, width, model.mlp_dim, model.num_heads, model.depth)
+  side = preprocess.get("resize") or size * 256 // 224
+  crop = TIMM_CROPS.get(preprocess["eval"])
+  return {
+    "architecture": _TIMM_NAMES.get(sizes, _TIMM_BASE),
+    "num_classes": model.num_classes,
+    "num_features": width,
+    "model_args": {
+      "img_size": size,
+      "patch_size": model.patch_size,
+      "embed_dim": width,
+      "depth": model.depth,
+      "num_heads": model.num_heads,
+      "mlp_ratio": ratio,
+      "act_layer": _TIMM_GELUS[model.gelu],
+      **_TIMM_POOLS[model.classifier],
+    },
+    "pretrained_cfg": {
+      "input_size": [3, size, size],
+      "fixed_input_size": True,
+      "num_classes": model.num_classes,
+      "first_conv": "patch_embed.proj",
+      "classifier": "head",
+      "interpolation": "bilinear",
+      "crop_pct": size / side if crop else 1.0,
+      "crop_mode": crop or "squash",
+      "mean": list(preprocess.get("mean") or (0.0, 0.0, 0.0)),
+      "std": list(preprocess.get("std") or (1.0, 1.0, 1.0)),
+    },
+  }
+
+
+def _names(
+  num_classes: int,
+  classes: Sequence[str] | None,
+  forgotten: Mapping[int, Sequence[int]],
+) -> dict[str, Any]:
+  """Returns what stands in classes.json."""
+  if classes is not None and len(classes) != num_classes:
+    raise ValueError(
+      f"{len(classes)} class names for a model of {num_classes} classes; give "
+      "one name an id, also for classes that were forgotten."
+    )
+  outside = sorted({c for ids in forgotten.values() for c in ids})
+  outside = [c for c in outside if not 0 <= c < num_classes]
+  if outside:
+    raise ValueError(
+      f"Forgotten classes {outside} of a model of {num_classes} classes; ids "
+      f"are 0 to {num_classes - 1}."
+    )
+  return {
+    "classes": {
+      str(i): str(i) if classes is None else str(classes[i])
+      for i in range(num_classes)
+    },
+    "forgotten": {
+      str(request): [int(c) for c in forgotten[request]]
+      for request in sorted(forgotten)
+    },
+  }
+
+
+def _template(model: nn.Module) -> Any:
+  """Returns the shapes of a model's parameters, without adapters."""
+  size = model.image_size
+  inputs = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.float32)}
+  shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
+  return lora.split(shapes)[0]
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _check_replaceable(folder: pathlib.Path) -> None:
+  """Raises FileExistsError for what is not ours to replace."""
+  if folder.is_dir():
+    others = sorted({path.name for path in folder.iterdir()} - set(FILES))
+  else:
+    others = [folder.name] if folder.exists() else []
+  if others:
+    raise FileExistsError(
+      f"{folder} holds other things than an export ({', '.join(others[:3])}); "
+      "take a new folder, or remove them."
+    )
+
+
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _put(part: pathlib.Path, folder: pathlib.Path) -> None:
+  """Renames a folder; a full one cannot be written over, so it steps aside."""
+  old = folder.with_name(f".{folder.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if folder.exists():
+    os.replace(folder, old)
+  os.replace(part, folder)
+  shutil.rmtree(old, ignore_errors=True)

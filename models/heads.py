@@ -1,0 +1,269 @@
+"""Heads of face recognition: from an embedding to logits with a margin.
+
+All but the plain softmax head compare directions: with e the embedding and w_j
+a class's column, both at unit length, cos_j = e w_j, and a logit is a scale s
+times that. A margin makes the true class's logit smaller, in training and
+wherever else a label is given, as the published accuracies are measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def _unit(x: jax.Array, axis: int) -> jax.Array:
+  # The floor keeps the gradient of the root finite at zero.
+  square = jnp.sum(x**2, axis=axis, keepdims=True)
+  return x / jnp.sqrt(jnp.maximum(square, 1e-24))
+
+
+class Head(nn.Module):
+  """What the heads share: C columns, and how a label is given.
+
+  Attributes:
+    num_classes: C.
+    param_dtype: Type of the parameters.
+  """
+
+  num_classes: int
+  param_dtype: DTypeLike = jnp.float32
+
+  # Whether training needs the label of each example.
+  needs_label: ClassVar[bool] = True
+
+  def __call__(
+    self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
+  ) -> dict[str, Any]:
+    """Classifies embeddings.
+
+    Args:
+      x: [B, D], float32.
+      label: int32 [B]; None: unknown.
+      train: Whether this is a training step.
+
+    Returns:
+      "logits" [B, C]; "readings", {"_no_margin": logits [B, C]}, where a margin
+      can be in the logits; "loss" [B] of heads with one of their own, where the
+      label is given. All of the type of x.
+
+    Raises:
+      ValueError: If the head needs the label and gets none in training, or
+        probabilities instead of class ids.
+    """
+    if self.needs_label and label is None and train:
+      raise ValueError(
+        f"The head {type(self).__name__} trains with the label of each image"
+        ' and got none: give inputs["label"], int32 [batch], or take'
+        ' model.head="softmax".'
+      )
+    if self.needs_label and label is not None and label.ndim != 1:
+      raise ValueError(
+        f"Labels are {label.shape}, and the head {type(self).__name__} takes"
+        " one class id an image: turn off mixup, cutmix and label smoothing"
+        ' (config.mixing), or take model.head="softmax".'
+      )
+    return self.classify(x, label)
+
+  def classify(self, x: jax.Array, label: jax.Array | None) -> dict[str, Any]:
+    """Does what __call__ says, label checked."""
+    raise NotImplementedError
+
+  def kernel(self, x: jax.Array) -> jax.Array:
+    """Declares the columns [D, C], of the type of x."""
+    return self.param(
+      "kernel",
+      nn.initializers.xavier_uniform(),
+      (x.shape[-1], self.num_classes),
+      self.param_dtype,
+    ).astype(x.dtype)
+
+  def cosines(self, x: jax.Array) -> jax.Array:
+    """Returns the cosine [B, C] of each embedding and each column."""
+    kernel = _unit(self.kernel(x), axis=0)
+    return jnp.matmul(_unit(x, axis=-1), kernel, precision=_HIGHEST)
+
+
+class Softmax(Head):
+  """x W + b, without margin or scale."""
+
+  needs_label: ClassVar[bool] = False
+
+  @nn.compact
+  def classify(self, x, label):
+    """Returns the logits alone."""
+    del label
+    bias = self.param(
+      "bias", nn.initializers.zeros, (self.num_classes,), self.param_dtype
+    ).astype(x.dtype)
+    logits = jnp.matmul(x, self.kernel(x), precision=_HIGHEST)
+    return {"logits": logits + bias[None]}
+
+
+class Margin(Head):
+  """Base of the heads that change the true class's cosine.
+
+  Attributes:
+    scale: s.
+    margin: m.
+  """
+
+  scale: float = 64.0
+  margin: float = 0.0
+
+  def penalize(self, cosine: jax.Array) -> jax.Array:
+    """Returns the cosine with the margin taken off, of the same shape."""
+    raise NotImplementedError
+
+  @nn.compact
+  def classify(self, x, label):
+    """Returns both readings; without label they are the same."""
+    cosine = self.cosines(x)
+    plain = logits = self.scale * cosine
+    if label is not None:
+      true = jax.nn.one_hot(label, self.num_classes, dtype=bool)
+      logits = jnp.where(true, self.scale * self.penalize(cosine), plain)
+    return {"logits": logits, "readings": {"_no_margin": plain}}
+
+
+class CosFace(Margin):
+  """Logits s (cos_j - m [j = y]) (Wang et al., CVPR 2018)."""
+
+  margin: float = 0.35
+
+  def penalize(self, cosine):
+    """Returns cos - m."""
+    return cosine - self.margin
+
+
+class ArcFace(Margin):
+  """Logits s cos(angle_j + m [j = y]) (Deng et al., CVPR 2019).
+
+  Where the angle and the margin together pass pi, the cosine less m sin m
+  takes the place.
+
+  Attributes:
+    easy_margin: Whether the margin is left out for angles above a right one
+      instead.
+  """
+
+  margin: float = 0.5
+  easy_margin: bool = False
+
+  def penalize(self, cosine):
+    """Returns cos(angle + m)."""
+    # A cosine may pass 1 by rounding, and the root's gradient at 0 is endless.
+    sine = jnp.sqrt(jnp.maximum(1 - cosine**2, 1e-12))
+    turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+    if self.easy_margin:
+      return jnp.where(cosine > 0, turned, cosine)
+    far = cosine - self.margin * math.sin(math.pi - self.margin)
+    return jnp.where(cosine > math.cos(math.pi - self.margin), turned, far)
+
+
+class SFace(Head):
+  """Sigmoid-weighted cosines (Zhong et al., IEEE TIP 2021).
+
+  With angles t_j, logits s cos_j without margin, and a loss of its own,
+
+    -p s cos_y + sum over j != y of q_j s cos_j,
+    p = 1 / (1 + exp(-k (t_y - inner))),  q_j = 1 / (1 + exp(k (t_j - outer)))
+
+  where p and q are constants for the gradient.
+
+  Attributes:
+    scale: s.
+    slope: k.
+    inner: Angle at which an image is pulled half as hard to its class.
+    outer: Angle at which it is pushed half as hard from another.
+  """
+
+  scale: float = 64.0
+  slope: float = 80.0
+  inner: float = 0.80
+  outer: float = 1.22
+
+  @nn.compact
+  def classify(self, x, label):
+    """Returns logits, and the loss where the label is given."""
+    cosine = self.cosines(x)
+    outputs = {"logits": self.scale * cosine}
+    if label is not None:
+      angle = jnp.arccos(jnp.clip(jax.lax.stop_gradient(cosine), -1.0, 1.0))
+      pull = jax.nn.sigmoid(self.slope * (angle - self.inner))
+      push = jax.nn.sigmoid(self.slope * (self.outer - angle))
+      true = jax.nn.one_hot(label, self.num_classes, dtype=bool)
+      weights = jnp.where(true, -pull, push)
+      outputs["loss"] = jnp.sum(weights * outputs["logits"], axis=-1)
+    return outputs
+
+
+# Name in a config -> head. The sliding Face Transformer has other angles.
+HEADS: dict[str, Callable[..., Head]] = {
+  "softmax": Softmax,
+  "cosface": CosFace,
+  "arcface": ArcFace,
+  "arcface_easy": functools.partial(ArcFace, easy_margin=True),
+  "sface": SFace,
+  "sface_sliding": functools.partial(SFace, inner=0.90, outer=1.20),
+}
+
+
+def check(
+  name: str, *, scale: float | None = None, margin: float | None = None
+) -> None:
+  """Raises ValueError for what `build` does not take."""
+  if name not in HEADS:
+    raise ValueError(f"Unknown head {name!r}; known: {sorted(HEADS)}.")
+  row = HEADS[name]
+  kind = row.func if isinstance(row, functools.partial) else row
+  known = {field.name for field in dataclasses.fields(kind)}
+  given = {"scale": scale, "margin": margin}
+  for option, value in given.items():
+    if value is not None and option not in known:
+      raise ValueError(
+        f"{option}={value}, and the head {name!r} has none: set model.{option}"
+        "=None."
+      )
+  if scale is not None and not 0 < scale < math.inf:
+    raise ValueError(f"scale={scale} of a head must be a number above 0.")
+  if margin is not None and not 0 <= margin < math.pi / 2:
+    raise ValueError(
+      f"margin={margin} of a head must be at least 0 and below pi / 2."
+    )
+
+
+def build(
+  row: str,
+  *,
+  scale: float | None = None,
+  margin: float | None = None,
+  **options: Any,
+) -> Head:
+  """Returns a head: a row of HEADS.
+
+  Args:
+    row: Its name.
+    scale: Takes the place of the row's; None: the row's.
+    margin: Takes the place of the row's; None: the row's.
+    **options: Further fields of the head; num_classes is always needed.
+
+  Raises:
+    ValueError: An unknown name, a scale or margin that the head has not, or one
+      that is out of range.
+  """
+  check(row, scale=scale, margin=margin)
+  given = {"scale": scale, "margin": margin}
+  given = {key: value for key, value in given.items() if value is not None}
+  return HEADS[row](**given, **options)

@@ -1,0 +1,48 @@
+"""From the names in a config to the fields of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from models import lora as lora_lib
+
+
+def fields(
+  kind: str,
+  variants: Mapping[str, Mapping[str, Any]],
+  variant: str | None,
+  *,
+  lora: Mapping[str, Any] | None,
+  **overrides: Any,
+) -> dict[str, Any]:
+  """Returns the fields of a row, some of them replaced, adapters added.
+
+  Args:
+    kind: What the variants are of, for the error.
+    variants: Name -> fields.
+    variant: Name of a row; None if the overrides give all sizes.
+    lora: Fields of lora.Lora; None: no adapters.
+    **overrides: Fields that replace the row's.
+
+  Raises:
+    ValueError: If the variant or a field of lora is unknown.
+  """
+  if variant is not None and variant not in variants:
+    near = difflib.get_close_matches(variant, variants, n=3, cutoff=0.4)
+    raise ValueError(
+      f"Unknown {kind} variant {variant!r}; nearest: {near}; known:"
+      f" {sorted(variants)}."
+    )
+  sizes = variants[variant] if variant is not None else {}
+  if lora is not None:
+    known = {field.name for field in dataclasses.fields(lora_lib.Lora)}
+    if not {"layers", "rank"} <= set(lora) <= known:
+      raise ValueError(
+        f"model.lora has {sorted(lora)}; it takes {sorted(known)}, and needs "
+        "layers and rank."
+      )
+    overrides["dense"] = lora_lib.Lora(**lora)
+  return {**sizes, **overrides}
