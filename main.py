@@ -172,7 +172,7 @@ def initial_params(
     rows = None
     if config.init_head_names is not None:
       rows = class_map.head_rows(config.init_head_names, class_names)
-    loaded = pretrained.load(path, base, head=config.init_head)
+    loaded = pretrained.load(path, base, head=config.init_head, rows=rows)
     params = lora.join(loaded, jax.device_get(lora.restart(adapters, rng)))
     name = prefix + pathlib.Path(path).name
     return params, {"name": name, "sha256": pretrained.checksum(path)}

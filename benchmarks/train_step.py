@@ -18,7 +18,9 @@ from libml import steps
 def measure(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """Returns the figures of the step that a command line asks for."""
   load, args = workload.start(__doc__ or "", argv)
-  state, batch = load.state, {"train": load.batch}
+  # One batch for each stream; a method leaves the others alone.
+  batch = dict.fromkeys(("train", "retain", "forget"), load.batch)
+  state = load.state
   step = jax.jit(
     steps.make_train_step(
       load.method.loss, load.method.extra_args, load.optimizer

@@ -119,8 +119,10 @@ class Workload:
 
 def build(config: Any, num_classes: int) -> Workload:
   """Returns a config's objects, built as a run would build them."""
-  method = main.build_method(config, num_classes, config.scenario.num_tasks)
-  optimizer = main.build_optimizer(config)
+  scenario = config.scenario
+  stages = scenario.get("num_tasks") or scenario.num_requests
+  method = main.build_method(config, num_classes, stages)
+  optimizer = main.build_optimizer(config, method)
   mesh = sharding.make_mesh(**main.plain(config.mesh))
   rules = main.plain(config.sharding)
   size, count = config.model.image_size, config.batch_size

@@ -71,7 +71,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     settings = config.optimizer[group]
     if not settings:
       continue
-    settings.warmup_epochs = min(0.5, settings.warmup_epochs)
+    if "warmup_epochs" in settings:
+      settings.warmup_epochs = 0.0
     if settings.name.endswith("adam"):
       # Else Adam makes full steps of the rounding noise of so few images, and
       # one device and two end apart.

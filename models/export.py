@@ -1,7 +1,8 @@
 """A model ready for use elsewhere: weights, settings and classes in a folder.
 
   params.npz         official layout, adapters merged
-  model.safetensors  timm's layout, or the published one of a Face Transformer
+  model.safetensors  timm's layout, or the published one of a Face Transformer;
+                     not there where a method added leaves, such as prompts
   config.json        what builds the model again, here and in timm
   classes.json       class ids and names, and what each request forgot
 
@@ -15,7 +16,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from models import MODELS
+from models import face_vit
 from models import lora
 from models import pretrained
 from models import vit
@@ -45,22 +46,6 @@ _TIMM_NAMES = {
 }
 _TIMM_BASE = "vit_base_patch16_224"
 _TIMM_GELUS = {"tanh": "gelu_tanh", "erf": "gelu"}
-
-# Our leaves -> timm's; those of query, key and value make one.
-_BLOCK = r"Transformer/encoderblock_(\d+)"
-_TIMM_LEAVES = {
-  "cls": "cls_token",
-  "Transformer/posembed_input/pos_embedding": "pos_embed",
-  "embedding/(kernel|bias)": r"patch_embed.proj.\1",
-  rf"{_BLOCK}/LayerNorm_0/(scale|bias)": r"blocks.\1.norm1.\2",
-  rf"{_BLOCK}/.*/(?:query|key|value)/(kernel|bias)": r"blocks.\1.attn.qkv.\2",
-  rf"{_BLOCK}/.*/out/(kernel|bias)": r"blocks.\1.attn.proj.\2",
-  rf"{_BLOCK}/LayerNorm_1/(scale|bias)": r"blocks.\1.norm2.\2",
-  rf"{_BLOCK}/MlpBlock_0/Dense_0/(kernel|bias)": r"blocks.\1.mlp.fc1.\2",
-  rf"{_BLOCK}/MlpBlock_0/Dense_1/(kernel|bias)": r"blocks.\1.mlp.fc2.\2",
-  "Transformer/encoder_norm/(scale|bias)": r"norm.\1",
-  "head/(kernel|bias)": r"head.\1",
-}
 
 # Evaluation chain -> timm's crop mode; others only resize.
 TIMM_CROPS = {"center_crop": "center", "reference": "squash"}
@@ -110,14 +95,20 @@ def write(
   part.mkdir(parents=True)
   try:
     pretrained.save(part / "params.npz", params)
-    known = _flat(_template(model)).keys()
-    if isinstance(model, vit.ViT) and flat.keys() == known:
-      save_timm(part / "model.safetensors", params)
+    if flat.keys() == _flat(_template(model)).keys():
+      save_torch(part / "model.safetensors", model, params)
     _write_json(part / "config.json", settings(model, config, classes))
     _write_json(part / "classes.json", names)
     _put(part, folder)
   finally:
     shutil.rmtree(part, ignore_errors=True)
+
+
+def build(folder: str | os.PathLike[str]) -> nn.Module:
+  """Returns the model of an export, without its parameters."""
+  text = (pathlib.Path(folder) / "config.json").read_text()
+  options = json.loads(text)["model"]
+  return MODELS[options.pop("name")](**options)
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -128,41 +119,23 @@ def read(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
     ValueError: Leaves that are not the model's, such as prompts; the message
       lists them.
   """
-  folder = pathlib.Path(folder)
-  options = json.loads((folder / "config.json").read_text())["model"]
-  model = MODELS[options.pop("name")](**options)
-  path = folder / "params.npz"
+  model, path = build(folder), pathlib.Path(folder) / "params.npz"
   return model, pretrained.load(path, _template(model), head="keep")
 
 
-def save_timm(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
-  """Writes a ViT's parameters to .safetensors, in timm's layout.
+def save_torch(
+  path: str | os.PathLike[str], model: nn.Module, params: Mapping[str, Any]
+) -> None:
+  """Writes plain parameters to .safetensors, in the layout of their model.
+
+  That is timm's for a ViT and the published one for a Face Transformer.
 
   Raises:
-    ValueError: Leaves that timm's ViT has not, such as adapters.
+    ValueError: Leaves that are not the model's, such as adapters or prompts.
   """
-  joint: dict[str, list[np.ndarray]] = {}
-  for name, array in sorted(_flat(params).items()):
-    found = [m for m in (re.fullmatch(o, name) for o in _TIMM_LEAVES) if m]
-    if not found:
-      raise ValueError(
-        f"timm's ViT has no {name}; merge adapters, and leave out what a "
-        "method added."
-      )
-    theirs = found[0].expand(_TIMM_LEAVES[found[0].re.pattern])
-    theirs = theirs.replace("kernel", "weight").replace("scale", "weight")
-    array = np.asarray(array)
-    if re.search(r"/(query|key|value)/", name):  # heads and head width as one
-      array = array.reshape(*array.shape[:-2], -1)
-    elif name.endswith("/out/kernel"):
-      array = array.reshape(-1, array.shape[-1])
-    if name.endswith("kernel"):
-      array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-    joint.setdefault(theirs, []).append(array)
-  for arrays in joint.values():
-    if len(arrays) == 3:  # sorted: key, query, value
-      arrays[:2] = arrays[1::-1]
-  pretrained.save(path, {k: np.concatenate(v) for k, v in joint.items()})
+  face = isinstance(model, face_vit.FaceViT)
+  write_layout = pretrained.save_face if face else pretrained.save_timm
+  write_layout(path, params)
 
 
 def settings(

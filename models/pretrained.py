@@ -1,7 +1,8 @@
-"""Weights on disk to the ViT's tree and back; the only file with torch names.
+"""Weights on disk to a model's tree and back.
 
 Read: the official .npz files (names from before and after Linen), safetensors
-in timm's and in Hugging Face's ViT layout, and what `save` wrote. Nothing is
+in timm's and in Hugging Face's ViT layout, the published Face Transformers
+after `python -m models.convert`, and what the functions below wrote. Nothing is
 ever unpickled.
 """
 
@@ -11,9 +12,9 @@ import hashlib
 import math
 import os
 import pathlib
-import re
 import zipfile
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import Literal
 
@@ -21,52 +22,9 @@ import numpy as np
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-Flat = dict[str, np.ndarray]
+from models import layouts
 
-_POSITION = "Transformer/posembed_input/pos_embedding"
-_BLOCK = "Transformer/encoderblock_{}"
-_ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
-
-# Before Linen, Flax numbered the modules of a block together.
-_PRE_LINEN = {
-  "LayerNorm_2": "LayerNorm_1",
-  "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
-  "MlpBlock_3": "MlpBlock_0",
-}
-
-_TIMM_TENSORS = {"cls_token": "cls", "pos_embed": _POSITION}
-_TIMM_MODULES = {
-  "patch_embed.proj": "embedding",
-  "blocks.{}.norm1": f"{_BLOCK}/LayerNorm_0",
-  "blocks.{}.attn.query": f"{_ATTENTION}/query",
-  "blocks.{}.attn.key": f"{_ATTENTION}/key",
-  "blocks.{}.attn.value": f"{_ATTENTION}/value",
-  "blocks.{}.attn.proj": f"{_ATTENTION}/out",
-  "blocks.{}.norm2": f"{_BLOCK}/LayerNorm_1",
-  "blocks.{}.mlp.fc1": f"{_BLOCK}/MlpBlock_0/Dense_0",
-  "blocks.{}.mlp.fc2": f"{_BLOCK}/MlpBlock_0/Dense_1",
-  "norm": "Transformer/encoder_norm",
-  "head": "head",
-}
-
-_HF_TENSORS = {
-  "embeddings.cls_token": "cls",
-  "embeddings.position_embeddings": _POSITION,
-}
-_HF_LAYER = "encoder.layer.{}"
-_HF_MODULES = {
-  "embeddings.patch_embeddings.projection": "embedding",
-  f"{_HF_LAYER}.layernorm_before": f"{_BLOCK}/LayerNorm_0",
-  f"{_HF_LAYER}.attention.attention.query": f"{_ATTENTION}/query",
-  f"{_HF_LAYER}.attention.attention.key": f"{_ATTENTION}/key",
-  f"{_HF_LAYER}.attention.attention.value": f"{_ATTENTION}/value",
-  f"{_HF_LAYER}.attention.output.dense": f"{_ATTENTION}/out",
-  f"{_HF_LAYER}.layernorm_after": f"{_BLOCK}/LayerNorm_1",
-  f"{_HF_LAYER}.intermediate.dense": f"{_BLOCK}/MlpBlock_0/Dense_0",
-  f"{_HF_LAYER}.output.dense": f"{_BLOCK}/MlpBlock_0/Dense_1",
-  "layernorm": "Transformer/encoder_norm",
-  "classifier": "head",
-}
+Flat = layouts.Flat
 
 
 def load(
@@ -74,44 +32,147 @@ def load(
   template: Mapping[str, Any],
   *,
   head: Literal["fresh", "keep"] = "fresh",
+  rows: Sequence[int] | None = None,
+  adapters: Literal["merged", "apart"] = "merged",
 ) -> dict[str, Any]:
-  """Reads weights into the ViT's tree; all leaves must be there and fit.
+  """Reads weights into a model's tree; all leaves must be there and fit.
 
   Position embeddings are resized to the template's grid.
 
   Args:
     path: A .npz or .safetensors file.
-    template: The ViT's parameters, as anything with shape and dtype, such as
+    template: The model's parameters, as anything with shape and dtype, such as
       jax.eval_shape gives.
     head: "fresh": the file's head is dropped, with the pre_logits layer
       before it, and the tree's head is zero. "keep": the head is loaded.
+    rows: With head="keep", the classes of the file's head that become ours, in
+      our order: torch's rows, the columns of our kernel. None: all.
+    adapters: What a published Face Transformer's weights are to the LoRA
+      beside them. "merged": they hold it already, and lora_A and lora_B are
+      dropped: so are the files of GS-LoRA's tasks, written in evaluation mode,
+      and nothing in a file tells the two apart. "apart": written in training
+      mode; B A / rank is added.
 
   Returns:
     The tree as numpy arrays on the host, in the template's types.
 
   Raises:
     FileNotFoundError: If there is no such file.
-    ValueError: If the file is of another kind, or any leaf is missing, extra
-      or of another shape; the message lists all of them.
+    ValueError: If the file is of another kind; any leaf is missing, extra or
+      of another shape, and the message lists all of them; rows name no class
+      of the file; or the head would be fresh and is one of cosines, which
+      cannot start from zero.
   """
   if head not in ("fresh", "keep"):
     raise ValueError(f'Unknown head {head!r}; known: "fresh", "keep".')
+  if adapters not in ("merged", "apart"):
+    raise ValueError(
+      f'Unknown adapters {adapters!r}; known: "merged", "apart".'
+    )
   path = pathlib.Path(path)
   expected: dict[str, Any] = traverse_util.flatten_dict(template, sep="/")
-  found = _to_linen(_read(path), expected, path)
+  found = layouts.to_linen(
+    _read(path), expected, source=path, adapters=adapters
+  )
+  if rows is not None:
+    found |= _pick(path, found, expected, rows, head)
   if head == "fresh":
-    dropped = ("head/", "pre_logits")
-    found = {k: v for k, v in found.items() if not k.startswith(dropped)}
-    for name, leaf in expected.items():
-      if name.startswith("head/"):
-        found[name] = np.zeros(leaf.shape, leaf.dtype)
-  if _POSITION in found and _POSITION in expected:
-    found[_POSITION] = resize_positions(
-      found[_POSITION], expected[_POSITION].shape[1]
+    found = _with_fresh_head(path, found, expected)
+  if layouts.POSITION in found and layouts.POSITION in expected:
+    found[layouts.POSITION] = resize_positions(
+      found[layouts.POSITION], expected[layouts.POSITION].shape[1]
     )
   _check(path, found, expected)
   flat = {k: np.asarray(found[k], leaf.dtype) for k, leaf in expected.items()}
   return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _with_fresh_head(
+  path: pathlib.Path, found: Flat, expected: Mapping[str, Any]
+) -> Flat:
+  """Puts zeros in the place of the file's head."""
+  dropped = ("head/", "pre_logits")
+  found = {k: v for k, v in found.items() if not k.startswith(dropped)}
+  if "head/kernel" in expected and "head/bias" not in expected:
+    raise ValueError(
+      f"{path} is to be loaded with a fresh head, which is zero, and this"
+      " model's head compares directions, of which zero has none: keep the"
+      ' file\'s head (head="keep"), or take model.head="softmax".'
+    )
+  for name, leaf in expected.items():
+    if name.startswith("head/"):
+      found[name] = np.zeros(leaf.shape, leaf.dtype)
+  return found
+
+
+def _pick(
+  path: pathlib.Path,
+  found: Flat,
+  expected: Mapping[str, Any],
+  rows: Sequence[int],
+  head: str,
+) -> Flat:
+  """Returns the leaves of the file's head with the chosen classes alone."""
+  picked = [name for name in ("head/kernel", "head/bias") if name in found]
+  if head != "keep":
+    raise ValueError(
+      f"rows={list(rows)} choose classes of the file's head, and head={head!r}"
+      ' drops it: set head="keep".'
+    )
+  if "head/kernel" not in found:
+    raise ValueError(
+      f"{path} has no head, so rows={list(rows)} name nothing: take a file of"
+      ' a whole classifier, or head="fresh".'
+    )
+  count = found["head/kernel"].shape[-1]
+  outside = sorted({row for row in rows if not 0 <= row < count})
+  if outside:
+    raise ValueError(
+      f"rows={outside} are outside the head of {path}, whose {count} classes"
+      f" are 0 to {count - 1}."
+    )
+  classes = expected["head/kernel"].shape[-1]
+  if len(rows) != classes:
+    raise ValueError(
+      f"{len(rows)} rows of the head of {path} were chosen for a model of"
+      f" {classes} classes: choose one for each class."
+    )
+  return {name: found[name][..., list(rows)] for name in picked}
+
+
+def save_timm(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
+  """Writes a plain ViT as .safetensors in timm's layout, for load and timm.
+
+  Args:
+    path: Where; must end in .safetensors.
+    tree: The ViT's parameters, adapters merged and left out.
+
+  Raises:
+    ValueError: If the suffix is another one, or timm has no place for a leaf.
+  """
+  _save_torch(path, tree, layouts.TIMM)
+
+
+def save_face(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
+  """Writes a plain FaceViT as .safetensors under the published names.
+
+  Args:
+    path: Where; must end in .safetensors.
+    tree: The FaceViT's parameters, adapters merged and left out.
+
+  Raises:
+    ValueError: If the suffix is another one, or there is no place for a leaf.
+  """
+  _save_torch(path, tree, layouts.FACE)
+
+
+def _save_torch(path, tree, layout: layouts.Layout) -> None:
+  path = pathlib.Path(path)
+  if path.suffix != ".safetensors":
+    raise ValueError(f"Cannot write {path}: torch's layouts are .safetensors.")
+  flat = traverse_util.flatten_dict(tree, sep="/")
+  flat = {name: np.asarray(array) for name, array in flat.items()}
+  save(path, layouts.from_linen(flat, layout))
 
 
 def save(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
@@ -190,8 +251,8 @@ def _read(path: pathlib.Path) -> Flat:
   if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
     raise ValueError(
       f"{path} is a pickle, and reading one runs whatever code it holds:"
-      " convert it to .safetensors where you trust it"
-      " (safetensors.torch.save_file)."
+      " convert it to .safetensors first"
+      " (python -m models.convert IN OUT.safetensors)."
     )
   if path.suffix == ".safetensors":
     return safetensors.load_file(path)
@@ -207,79 +268,6 @@ def _read(path: pathlib.Path) -> Flat:
       f"{path} is no .npz file of plain arrays ({error}): fetch or save it"
       " again."
     ) from error
-
-
-def _to_linen(found: Flat, expected: Mapping[str, Any], path) -> Flat:
-  """Puts arrays under our names and in our layout; unknown names stay."""
-  found = {k.removeprefix("vit."): v for k, v in found.items()}
-  if any(name.startswith("embeddings.") for name in found):
-    found = {k: v for k, v in found.items() if not k.startswith("pooler.")}
-    pairs = _from_torch(found, expected, _HF_TENSORS, _HF_MODULES)
-  elif "cls_token" in found or "patch_embed.proj.weight" in found:
-    found = _split_qkv(found)
-    pairs = _from_torch(found, expected, _TIMM_TENSORS, _TIMM_MODULES)
-  else:
-    pairs = [
-      ("/".join(_PRE_LINEN.get(part, part) for part in name.split("/")), array)
-      for name, array in found.items()
-    ]
-  names = [name for name, _ in pairs]
-  twice = sorted({name for name in names if names.count(name) > 1})
-  if twice:
-    raise ValueError(
-      f"{path} holds these leaves under two names each: {twice}. Keep one."
-    )
-  return dict(pairs)
-
-
-def _split_qkv(found: Flat) -> Flat:
-  """Splits timm's joint projection [3 D, ...] into query, key and value."""
-  split = {}
-  for name, array in found.items():
-    if ".attn.qkv." in name and array.shape[0] % 3 == 0:
-      for part, piece in zip(
-        ("query", "key", "value"), np.split(array, 3), strict=True
-      ):
-        split[name.replace(".qkv.", f".{part}.")] = piece
-    else:
-      split[name] = array
-  return split
-
-
-def _from_torch(
-  found: Flat,
-  expected: Mapping[str, Any],
-  tensors: Mapping[str, str],
-  modules: Mapping[str, str],
-) -> list[tuple[str, np.ndarray]]:
-  """Renames by table and turns torch's layouts into Linen's."""
-  table = dict(tensors)
-  for theirs, ours in modules.items():
-    norm = "norm" in ours.lower()
-    table[f"{theirs}.weight"] = f"{ours}/scale" if norm else f"{ours}/kernel"
-    table[f"{theirs}.bias"] = f"{ours}/bias"
-  pairs = []
-  for name, array in found.items():
-    layer = re.search(r"\.(\d+)\.", name)
-    index = layer[1] if layer else ""
-    general = name.replace(f".{index}.", ".{}.", 1) if layer else name
-    if general not in table:
-      pairs.append((name, array))
-      continue
-    ours = table[general].format(index)
-    if ours.endswith("/kernel"):
-      # Convolution [out, in, rows, columns]; dense [out, in].
-      array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    leaf = expected.get(ours)
-    # torch joins heads and head width in one axis.
-    if (
-      "Attention" in ours
-      and leaf is not None
-      and math.prod(leaf.shape) == array.size
-    ):
-      array = array.reshape(leaf.shape)
-    pairs.append((ours, array))
-  return pairs
 
 
 def _check(

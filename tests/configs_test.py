@@ -30,7 +30,7 @@ def arguments(name):
   """Returns what a config's docstring says may stand after the colon."""
   text = importlib.import_module(f"configs.{name}").__doc__
   found = [None]
-  for name in ("paper", "shipped", "tune"):
+  for name in ("paper", "shipped", "tune", "plus"):
     if f'":{name}"' in text:
       found.append(name)
   found += re.findall(r'":((?:tasks|order)=\w+)"', text)
@@ -45,7 +45,7 @@ CASES = [(name, arg) for name in NAMES for arg in arguments(name)]
 def build(config, num_classes):
   """Returns the method and the optimizer that a config describes."""
   method = main.build_method(config, num_classes, num_stages=10)
-  return method, main.build_optimizer(config)
+  return method, main.build_optimizer(config, method)
 
 
 def shapes(config, num_classes):

@@ -18,6 +18,7 @@ from edits_toy import assert_close
 from configs import cifar10_deit_l2p
 from libml import paths
 from libml import preprocess
+from models import MODELS
 from models import export
 from models import face_vit
 from models import lora
@@ -80,9 +81,12 @@ def test_adapters_are_merged_and_logits_stay_to_the_bit(tmp_path, small):
   assert abs(logits(plain, base, image) - theirs).max() > 0.01
 
 
-def test_safetensors_holds_the_same_weights(tmp_path, small):
-  model, params = small
-  export.write(tmp_path / "export", model, params=params, config=CONFIG)
+@pytest.mark.parametrize("name", ["vit", "face_vit"])
+def test_safetensors_holds_the_same_weights(tmp_path, name):
+  options = dict(variant="smoke", image_size=8)
+  model = MODELS[name](**options, num_classes=6, lora=LORA)
+  config = {**CONFIG, "model": {"name": name, **options}}
+  export.write(tmp_path / "export", model, params=drawn(model), config=config)
   _, loaded = export.read(tmp_path / "export")
   path = tmp_path / "export" / "model.safetensors"
   theirs = pretrained.load(path, loaded, head="keep")
@@ -161,7 +165,7 @@ def test_classes_and_requests_lie_beside_the_weights(tmp_path, small):
   assert found["forgotten"] == {"0": [3, 1], "1": [0]}
 
 
-@pytest.mark.parametrize("fails", ["save_timm", "_put"])
+@pytest.mark.parametrize("fails", ["save_torch", "_put"])
 def test_failed_export_leaves_the_old_one(tmp_path, small, monkeypatch, fails):
   model, params = small
   folder = tmp_path / "export"
@@ -197,8 +201,8 @@ def test_leaves_of_a_method_stay_out_of_timms_layout(tmp_path, small):
   assert contents(tmp_path / "export").keys() == FILES - {"model.safetensors"}
   with pytest.raises(ValueError, match=r"extra: prompts/pool, file \(2, 3\)"):
     export.read(tmp_path / "export")
-  with pytest.raises(ValueError, match="no prompts/pool; merge adapters"):
-    export.save_timm(tmp_path / "x.safetensors", lora.split(params)[0])
+  with pytest.raises(ValueError, match=r"no place for \['prompts/pool'\]"):
+    export.save_torch(tmp_path / "x.safetensors", model, lora.split(params)[0])
 
 
 def test_bad_classes_are_refused_before_anything_is_written(tmp_path, small):
@@ -242,7 +246,7 @@ for folder in sys.argv[1:]:
     logits = model(image.permute(0, 3, 1, 2))
   np.save(f"{folder}/logits.npy", logits.numpy())
 """
-MODELS = {
+VITS = {
   "small images": dict(variant="small_images", image_size=8, num_classes=10),
   "odd sizes": dict(
     patch_size=4, width=49, mlp_dim=16, num_heads=7, depth=2, image_size=12,
@@ -274,7 +278,7 @@ def timm_logits(python, folders):
 
 def test_timm_gives_the_same_logits(tmp_path, torch_python):
   folders, expected = [], []
-  for name, options in MODELS.items():
+  for name, options in VITS.items():
     model, folder = vit.build(**options, lora=LORA), tmp_path / name
     params = drawn(model, scale=0.2)
     config = {**CONFIG, "model": {"name": "vit", **options}}

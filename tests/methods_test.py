@@ -23,16 +23,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def smoke_config(name):
   """Returns the smoke run of the first config that names a method."""
-  arguments = ["smoke", *(f"smoke,method={m}" for m in common.REFERENCES)]
+  arguments = ["smoke", "smoke,plus"]
+  arguments += [f"smoke,method={m}" for m in common.REFERENCES]
   for path in sorted((ROOT / "configs").glob("[a-z]*_*.py")):
     get_config = importlib.import_module(f"configs.{path.stem}").get_config
     for argument in arguments:
       try:
         config = get_config(argument)
       except ValueError:
-        continue  # takes no method
-      found = config.method.name, config.scenario.name
-      if found == (name, "class_incremental"):
+        continue  # takes no such argument
+      known = config.scenario.name in ("class_incremental", "forgetting")
+      if known and config.method.name == name:
         return config
   raise ValueError(f"No config names the method {name!r}.")
 
@@ -96,7 +97,7 @@ def test_memory_keeps_its_structure(run):
     {name: (x.shape, x.dtype) for name, x in state.items()}
     for state in run.states
   ]
-  assert len(kinds) == 4
+  assert len(kinds) == 4 + bool(run.run.scenario.before)
   assert all(kind == kinds[0] for kind in kinds)
 
 

@@ -127,7 +127,7 @@ def tiny(**optimizer):
 def lower(config, method=None):
   """Returns a train step on two devices, its state and its batch."""
   method = method or main.build_method(config, 6, 3)
-  optimizer = main.build_optimizer(config)
+  optimizer = main.build_optimizer(config, method)
   params, _ = main.initial_params(config, method.model)
   params = method.init_params(params, jax.random.key(0))
   state = steps.first_state(method, optimizer, params, jax.random.key(0))

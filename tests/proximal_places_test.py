@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 from proximal_toy import BY_BLOCK
 from proximal_toy import GRADS
 from proximal_toy import PARAMS
@@ -19,6 +17,7 @@ from proximal_toy import run
 from libml import group_lasso
 from libml import paths
 from libml import proximal
+from libml import sharding
 
 
 def edit(params, x, y):
@@ -52,7 +51,7 @@ def descend(steps, params=PARAMS):
 
 
 def test_zero_is_final_where_a_and_b_are_one_group():
-  counts, params, grads = descend(300)
+  counts, params, grads = descend(100)
   assert not counts[:20].any() and counts[-1] in (1, 2)
   assert (np.diff(counts) >= 0).all(), "a zero group came back"
   for group, zero in group_lasso.zeros(params, BY_BLOCK).items():
@@ -61,14 +60,9 @@ def test_zero_is_final_where_a_and_b_are_one_group():
 
 def descend_on_all_devices(file):
   """Writes what `descend` finds with parameters cut over all devices."""
-  mesh = jax.make_mesh((jax.device_count(),), ("data",))
-
-  def place(p):
-    axis = p.shape.index(8)
-    spec = PartitionSpec(*[None] * axis, "data")
-    return jax.device_put(p, NamedSharding(mesh, spec))
-
-  counts, params, _ = descend(300, jax.tree.map(place, PARAMS))
+  mesh = sharding.make_mesh()
+  placed = sharding.place(PARAMS, [(".*", "fsdp:0")], mesh)
+  counts, params, _ = descend(100, placed)
   cut = [not leaf.is_fully_replicated for leaf in jax.tree.leaves(params)]
   np.savez(file, counts=counts, cut=all(cut), **paths.flatten(params))
 
@@ -83,7 +77,7 @@ def test_one_and_eight_devices_find_the_same_zeros(tmp_path):
     )
   )
   assert codes == [0], printed
-  counts, params, _ = descend(300)
+  counts, params, _ = descend(100)
   eight = np.load(tmp_path / "eight.npz")
   assert eight["cut"]
   np.testing.assert_array_equal(eight["counts"], counts)

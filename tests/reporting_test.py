@@ -10,6 +10,7 @@ import main
 from configs import cifar100_gaussian_l2p
 from configs import core50_l2p
 from configs import digits_l2p
+from libml import pictures
 from libml import reporting
 from libml import tables
 
@@ -157,7 +158,7 @@ def test_matrix_is_drawn_cell_by_cell(probes, stages):
     matrix[np.tril_indices(probes, -1)] = np.nan
   rows = [f"task_{i}" for i in range(probes)]
   columns = [f"stage {10 * j}" for j in range(stages)]
-  figure = reporting.draw_matrix(matrix, "title", rows=rows, columns=columns)
+  figure = pictures.matrix(matrix, "title", rows=rows, columns=columns)
   (axes,) = figure.axes
   for names, wanted in (
     (axes.get_xticklabels(), columns),

@@ -22,14 +22,16 @@ class Classification:
     """Returns the mean cross entropy, and the batch's accuracy.
 
     Args:
-      outputs: logits [B, C].
+      outputs: logits [B, C]; loss [B], which takes the place of the cross
+        entropy, of models that have one of their own.
       batch: label int32 [B], or probabilities [B, C].
     """
     logits, label = outputs["logits"], batch["label"]
-    value = losses.cross_entropy(logits, label).mean()
+    name = "head_loss" if "loss" in outputs else "cross_entropy"
+    value = _row_losses(outputs, logits, label).mean()
     truth = label if label.ndim == 1 else jnp.argmax(label, axis=-1)
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == truth)
-    return value, {"cross_entropy": value, "train_accuracy": accuracy}
+    return value, {name: value, "train_accuracy": accuracy}
 
   def measure(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
@@ -37,13 +39,13 @@ class Classification:
     """Returns sums over the rows that batch["mask"] keeps.
 
     Args:
-      outputs: logits [B, C].
+      outputs: logits [B, C], perhaps loss [B], as in `loss`.
       batch: label int32 [B], mask bool [B], allowed bool [C]: the classes
         that an answer may name.
     """
     logits = losses.mask_logits(outputs["logits"], batch["allowed"])
     hits = jnp.argmax(logits, axis=-1) == batch["label"]
-    loss = losses.cross_entropy(logits, batch["label"])
+    loss = _row_losses(outputs, logits, batch["label"])
     mask = batch["mask"]
     return {
       "hits": jnp.sum(hits & mask, dtype=jnp.int32),
@@ -62,3 +64,12 @@ class Classification:
       "loss": float(total["loss"] / total["count"]),
       "count": int(total["count"]),
     }
+
+
+def _row_losses(
+  outputs: Mapping[str, Any], logits: jax.Array, label: jax.Array
+) -> jax.Array:
+  """Returns the loss of each row, float32 [B]."""
+  if "loss" in outputs:
+    return outputs["loss"].astype(jnp.float32)
+  return losses.cross_entropy(logits, label)

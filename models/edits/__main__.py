@@ -125,18 +125,17 @@ def _write(
   if out.suffix == ".npz":
     pretrained.save(out, params)
   elif out.suffix == ".safetensors":
-    export.save_timm(out, params)
+    export.save_torch(out, export.build(source), params)
   elif out.suffix:
     raise ValueError(
       f"--out {out} must end in .npz or .safetensors, or name a folder for a "
       "whole export."
     )
   else:
-    model, _ = export.read(source)
     classes = json.loads((source / "classes.json").read_text())["classes"]
     export.write(
       out,
-      model,
+      export.build(source),
       params=params,
       config=json.loads((source / "config.json").read_text()),
       classes=list(classes.values()),

@@ -1,0 +1,306 @@
+"""Requests to forget: who is forgotten, who is kept, what is measured."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from libml import datasets
+from libml import metrics
+from libml import scenarios
+from libml.datasets import embedded
+
+
+@pytest.fixture(scope="module")
+def hundred():
+  return embedded.synthetic(num_classes=100, per_class=10, test_per_class=2)
+
+
+@pytest.fixture(scope="module")
+def ten():
+  return embedded.synthetic(num_classes=10, per_class=20)
+
+
+def forget(source, **options):
+  return scenarios.forgetting(source, **options)
+
+
+def classes(subset):
+  return set(subset.labels.tolist())
+
+
+def rows(subset):
+  return {(id(p.split), int(r)) for p in subset.pieces for r in p.rows}
+
+
+# Who is forgotten: the figures of the released code.
+
+
+def order_of(stored):
+  return tuple(stored["out/order"].tolist())
+
+
+def test_four_requests_are_those_of_the_reference(golden, hundred):
+  stored = golden("gslora", "class_order")
+  scenario = forget(
+    hundred,
+    order=order_of(stored),
+    num_requests=4,
+    classes_per_request=20,
+    shots=2,
+  )
+  assert len(scenario.stages) == 4
+  for i, stage in enumerate(scenario.stages):
+    for role, theirs in (("forget", "forget"), ("retain", "remain")):
+      wanted = stored[f"out/cl4x20/task{i}/{theirs}"].tolist()
+      assert sorted(stage.classes[role]) == sorted(wanted), (i, role)
+      assert classes(stage.train[role]) == set(wanted)
+    old = stored.get(f"out/cl4x20/task{i}/old", np.zeros(0, int))
+    assert sorted(stage.classes["old"]) == sorted(old.tolist())
+
+
+@pytest.mark.parametrize("count", [5, 10, 50, 90])
+def test_one_request_is_that_of_the_reference(golden, hundred, count):
+  stored = golden("gslora", "class_order")
+  scenario = forget(
+    hundred, order=order_of(stored), classes_per_request=count, shots=1
+  )
+  (stage,) = scenario.stages
+  for role, theirs in (("forget", "forget"), ("retain", "remain")):
+    wanted = stored[f"out/single/Y{count}/{theirs}"].tolist()
+    assert sorted(stage.classes[role]) == sorted(wanted)
+
+
+def test_missing_classes_are_those_of_the_reference(golden, hundred):
+  stored = golden("gslora", "class_order")
+  scenario = forget(
+    hundred,
+    order=order_of(stored),
+    num_requests=4,
+    classes_per_request=20,
+    missing=5,
+    shots=1,
+  )
+  for i, stage in enumerate(scenario.stages):
+    name = f"out/open_cl/task{i}"
+    missing = set(stored[f"{name}/missing"].tolist())
+    assert set(stage.classes["missing"]) == missing
+    assert classes(stage.probes["missing"].subset) == missing
+    trained = set(stored[f"{name}/remain_train"].tolist())
+    assert classes(stage.train["retain"]) == trained
+    tested = [stage.probes[p].subset for p in ("kept", "missing")]
+    later = [stage.probes[f"request_{j}"].subset for j in range(i + 1, 4)]
+    together = set().union(*map(classes, tested + later))
+    assert together == set(stored[f"{name}/remain_test_all"].tolist())
+
+
+def test_missing_classes_from_the_end_are_the_single_step_ones(golden, hundred):
+  stored = golden("gslora", "class_order")
+  scenario = forget(
+    hundred,
+    order=order_of(stored),
+    classes_per_request=10,
+    missing=10,
+    missing_from="end",
+    shots=1,
+  )
+  (stage,) = scenario.stages
+  for role, theirs in (
+    ("missing", "missing"),
+    ("retain", "remain_train"),
+    ("forget", "forget"),
+  ):
+    wanted = stored[f"out/open_single/{theirs}"].tolist()
+    assert sorted(stage.classes[role]) == sorted(wanted)
+
+
+# What is there to train on.
+
+
+def test_requests_take_ids_and_names(ten):
+  named = dataclasses.replace(ten, class_names=tuple("abcdefghij"))
+  scenario = forget(named, requests=((3,), ("f", "h")), ratio=None)
+  assert [s.classes["forget"] for s in scenario.stages] == [(3,), (5, 7)]
+  first, second = scenario.stages
+  assert classes(first.train["retain"]) == set(range(10)) - {3}
+  assert classes(second.train["retain"]) == set(range(10)) - {3, 5, 7}
+  assert second.classes["old"] == (3,)
+  assert [s.name for s in scenario.stages] == [
+    "request 0: d",
+    "request 1: f, h",
+  ]
+
+
+def test_what_a_list_does_not_retain_is_missing(ten):
+  scenario = forget(ten, requests=((0,), (1,)), retain=(2, 3), ratio=None)
+  first, second = scenario.stages
+  # A class that a later request forgets is still to be kept now.
+  assert classes(first.train["retain"]) == {1, 2, 3}
+  assert classes(second.train["retain"]) == {2, 3}
+  assert first.classes["missing"] == (4, 5, 6, 7, 8, 9)
+
+
+def test_a_ratio_takes_its_share_of_all_images(ten):
+  scenario = forget(ten, requests=((0,), (1,)), ratio=0.25)
+  first, second = scenario.stages
+  images = len(first.train["forget"]) + len(first.train["retain"])
+  assert images == int(0.25 * 200)
+  # One draw serves all requests: what is retained later was there before.
+  assert rows(second.train["retain"]) < rows(first.train["retain"])
+  assert rows(second.train["forget"]) < rows(first.train["retain"])
+
+
+def test_a_redrawn_ratio_takes_its_share_of_each_part_anew(ten):
+  scenario = forget(ten, requests=((0,), (1,)), ratio=0.25, redraw=True)
+  first, second = scenario.stages
+  sizes = [
+    [len(s.train[r]) for r in ("forget", "retain")] for s in (first, second)
+  ]
+  assert sizes == [[5, 45], [5, 40]]
+  assert not rows(second.train["retain"]) <= rows(first.train["retain"])
+
+
+def test_shots_are_of_each_class(ten):
+  scenario = forget(ten, requests=((0, 1),), shots=4)
+  (stage,) = scenario.stages
+  for subset in stage.train.values():
+    assert set(np.bincount(subset.labels)[list(classes(subset))]) == {4}
+
+
+def test_another_seed_draws_others(ten):
+  a, b, c = (
+    rows(forget(ten, requests=((0,),), sample_seed=s).stages[0].train["retain"])
+    for s in (1, 1, 2)
+  )
+  assert a == b != c
+
+
+# What is measured.
+
+
+def test_every_part_is_measured_before_and_after(ten):
+  others = datasets.Split(
+    ten.splits["test"].images[:4], np.array([10, 10, 11, 11], np.int32)
+  )
+  source = dataclasses.replace(ten, others=others, other_names=("x", "y"))
+  scenario = forget(source, requests=((0,), (1,)), missing=2, ratio=None)
+  parts = {"request_0", "request_1", "kept", "missing", "others"}
+  assert set(scenario.before) == parts
+  assert all(set(stage.probes) == parts for stage in scenario.stages)
+  assert scenario.num_classes == 12
+  # The further classes may be named only where their images are asked for.
+  assert scenario.before["kept"].classes == tuple(range(10))
+  assert scenario.before["others"].classes == tuple(range(12))
+  seen = [classes(scenario.before[p].subset) for p in sorted(parts)]
+  assert sum(map(len, seen)) == 12 and set().union(*seen) == set(range(12))
+
+
+def row(**accuracies):
+  """Returns a row of figures; counts differ from probe to probe."""
+  counts = {"request_0": 10, "request_1": 30, "kept": 40, "missing": 20}
+  return {
+    probe: {"": {"accuracy": value, "count": counts[probe]}}
+    for probe, value in accuracies.items()
+  }
+
+
+def test_summary_of_each_request():
+  table = [
+    row(request_0=0.9, request_1=0.8, kept=0.7, missing=0.5),
+    row(request_0=0.1, request_1=0.6, kept=0.8, missing=0.4),
+    row(request_0=0.2, request_1=0.3, kept=0.6, missing=0.2),
+  ]
+  before = scenarios.summarize_forgetting(table[:1], "")
+  everything = (0.9 * 10 + 0.8 * 30 + 0.7 * 40 + 0.5 * 20) / 100
+  assert before["acc_retain"] == pytest.approx(everything)
+  first = scenarios.summarize_forgetting(table[:2], "")
+  retain = (0.6 * 30 + 0.8 * 40 + 0.4 * 20) / 90
+  assert first["acc_forget"] == pytest.approx(0.1)
+  assert first["acc_retain"] == pytest.approx(retain)
+  assert first["drop_forget"] == pytest.approx(0.8)
+  assert first["h_mean"] == pytest.approx(2 * retain * 0.8 / (retain + 0.8))
+  assert "acc_old" not in first
+  second = scenarios.summarize_forgetting(table, "")
+  assert second["acc_old"] == pytest.approx(0.2)
+  assert second["acc_retain"] == pytest.approx((0.6 * 40 + 0.2 * 20) / 60)
+  assert second["acc_retain_trained"] == pytest.approx(0.6)
+  assert second["acc_missing"] == pytest.approx(0.2)
+  was = (0.7 * 40 + 0.5 * 20) / 60
+  now = second["acc_retain"]
+  assert second["drop_retain"] == pytest.approx(was - now)
+  # From the pretrained model, and from the model before this request.
+  assert second["h_mean"] == pytest.approx(metrics.h_mean(now, 0.5))
+  assert second["h_mean_previous"] == pytest.approx(metrics.h_mean(now, 0.3))
+
+
+def test_h_mean_is_the_reference_s_where_that_is_right(golden):
+  stored = golden("gslora", "metrics")
+  for (before, after, retain), drop, h in zip(
+    stored["in/f64/before_after_remain"],
+    stored["out/drop"],
+    stored["out/h"],
+    strict=True,
+  ):
+    assert before - after == pytest.approx(drop, abs=1e-12)
+    assert metrics.h_mean(retain, before - after) == pytest.approx(h, rel=1e-12)
+  assert metrics.h_mean(71.16, 70.88) == pytest.approx(71.02, abs=0.005)
+  assert metrics.h_mean(7.75, 43.77 - 81.11) == 0
+
+
+def test_the_run_of_the_reference_is_summed_up_alike(golden):
+  stored = golden("gslora", "metrics")
+  order, count = stored["in/run/order"], stored["in/run/count"]
+  parts = {"request_0": order[8:], "request_1": order[6:8], "kept": order[:6]}
+  table = []
+  for hits in stored["in/run/hits"]:
+    figures = {
+      name: {"accuracy": hits[ids].sum() / n, "count": int(n)}
+      for name, ids in parts.items()
+      for n in [count[ids].sum()]
+    }
+    table.append({name: {"": f} for name, f in figures.items()})
+  columns = {2: "acc_forget", 3: "acc_retain", 5: "drop_forget", 6: "h_mean"}
+  columns |= {4: "acc_old", 8: "h_mean_previous"}
+  for task, wanted in enumerate(stored["out/run"]):
+    found = scenarios.summarize_forgetting(table[: task + 2], "")
+    for column, name in columns.items():
+      if name in found:  # nothing is old at first
+        value = 100 * found[name]
+        assert value == pytest.approx(wanted[column], rel=1e-12), (task, name)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"requests": ()}, "requests is empty"),
+    ({"requests": ((1,), ())}, "Request 1 .*is empty"),
+    ({"requests": ((11,),)}, "11 of request 0 does not exist.*0 to 9"),
+    ({"requests": (("cat",),)}, "'cat' of request 0 does not exist"),
+    ({"requests": ((1, 1),)}, "twice in request 0"),
+    ({"requests": ((1,), (2, 1))}, r"Request 1 names the classes \[1\]"),
+    ({"requests": (tuple(range(10)),)}, "forget all 10 classes"),
+    ({"requests": ((1,),), "retain": (1, 2)}, r"\[1\] are both in a request"),
+    ({"requests": ((1,),), "retain": ()}, "retain is empty"),
+    ({"requests": ((1,),), "retain": (2,), "missing": 1}, "missing=0"),
+    ({"requests": ((1,),), "missing": 9}, "missing=9 must be 0 to 8"),
+    ({"requests": ((1,),), "missing_from": "top"}, "'start' or 'end'"),
+    ({"requests": ((1,),), "shots": 21}, "fewer than the 21 asked for"),
+    ({"requests": ((1,),), "ratio": 1.5}, "ratio=1.5 must lie above 0"),
+    ({"requests": ((1,),), "ratio": 0.02}, "leaves no image of the classes"),
+    ({"num_requests": 5, "classes_per_request": 2}, "10 of 10 classes"),
+    ({"num_requests": 0}, "must be 1 or more"),
+    ({"order": (0, 1, 2)}, "must hold each class id 0 to 9 once"),
+  ],
+)
+def test_bad_requests_are_refused(ten, options, message):
+  with pytest.raises(ValueError, match=message):
+    forget(ten, **options)
+
+
+def test_a_collection_is_refused():
+  sessions = embedded.synthetic_sessions()
+  with pytest.raises(ValueError, match="is a collection"):
+    forget(sessions, requests=((0,),))
