@@ -292,8 +292,9 @@ def execute(
     rules=plain(config.sharding),
     should_stop=should_stop,
   )
-  names = (*source.class_names, *source.other_names)
-  params, weights = initial_params(config, method.model, should_stop, names)
+  params, weights = initial_params(
+    config, method.model, should_stop, scenario.class_names
+  )
   lora.check_trained(optimizer.groups.trainable(params))
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
@@ -304,6 +305,7 @@ def execute(
     "weights": weights,
     "data": {**source.description, "holdout": config.holdout},
     "scenario": dict(scenario.description),
+    "classes": list(scenario.class_names),
     "versions": results.versions(),
     "devices": results.devices(mesh),
     "config": plain_config,
@@ -318,6 +320,7 @@ def execute(
     state, record = run.walk(state, workdir, facts, reporter)
   finally:
     reporter.close()
+  stages = [s for s in scenario.stages if s.goal == "forget"]
   if export:
     params = sharding.to_host(state.params, mesh)
     if processes.is_first():
@@ -326,7 +329,8 @@ def execute(
         model=method.model,
         params=params,
         config=plain_config,
-        classes=source.class_names,
+        classes=scenario.class_names or None,
+        forgotten={s.index: s.classes["forget"] for s in stages},
       )
   return record
 

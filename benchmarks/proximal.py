@@ -7,6 +7,7 @@ is what it adds to.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,15 +37,11 @@ def updating(tx: Any, adapters: Any) -> Any:
 
 
 def measure(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """Returns the figures that a command line asks for.
-
-  Raises:
-    ValueError: A config whose method shrinks no groups.
-  """
+  """Returns the figures that a command line asks for."""
   load, _ = workload.start(__doc__ or "", argv)
   groups = load.method.groups
   if groups is None:
-    raise ValueError(
+    sys.exit(
       f"The method {load.config.method.name!r} shrinks no groups; take a "
       "config such as configs/casia100_gs_lora.py."
     )

@@ -17,13 +17,14 @@ def mask_logits(logits: jax.Array, allowed: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-  """Returns the cross entropy of each row, float32 [B].
+  """Returns the cross entropy of each row, at least float32 [B].
 
   Args:
     logits: [B, C].
     label: int32 [B], or probabilities [B, C].
   """
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  wide = jnp.promote_types(logits.dtype, jnp.float32)
+  log_probs = jax.nn.log_softmax(logits.astype(wide), axis=-1)
   if label.ndim == 2:
     return -jnp.sum(label * log_probs, axis=-1)
   return -jnp.take_along_axis(log_probs, label[:, None], axis=-1)[:, 0]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def class_sums(
   features: jax.Array, label: jax.Array, mask: jax.Array, num_classes: int
 ) -> dict[str, jax.Array]:
-  """Returns what one batch adds to its classes' sums, float32.
+  """Returns what one batch adds to its classes' sums, at least float32.
 
   Args:
     features: [B, D].
@@ -19,9 +19,10 @@ def class_sums(
     "sums" [C, D] and "counts" [C].
   """
   member = jax.nn.one_hot(label, num_classes) * mask[:, None]  # [B, C]
+  features = _widened(features)
   sums = jnp.matmul(
-    member.T,
-    features.astype(jnp.float32),
+    member.T.astype(features.dtype),
+    features,
     precision=jax.lax.Precision.HIGHEST,
   )
   return {"sums": sums, "counts": member.sum(axis=0)}
@@ -60,14 +61,14 @@ def kl_divergence(features: jax.Array, targets: jax.Array) -> jax.Array:
     features: [B, D].
     targets: [B, D], such as each row's class mean.
   """
-  p = jax.nn.log_softmax(targets.astype(jnp.float32), axis=-1)
-  q = jax.nn.log_softmax(features.astype(jnp.float32), axis=-1)
+  p = jax.nn.log_softmax(_widened(targets), axis=-1)
+  q = jax.nn.log_softmax(_widened(features), axis=-1)
   return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
 
 
 def mean_square(features: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns the mean squared difference over all entries of [B, D]."""
-  return jnp.mean((features - targets).astype(jnp.float32) ** 2)
+  return jnp.mean(_widened(features - targets) ** 2)
 
 
 DISTANCES = {"kl": kl_divergence, "l2": mean_square}
@@ -77,3 +78,7 @@ def unit(x: jax.Array) -> jax.Array:
   """Returns rows [..., D] of length 1; a row of zeros stays as it is."""
   square = jnp.sum(x**2, axis=-1, keepdims=True)
   return x / jnp.sqrt(jnp.maximum(square, 1e-24))
+
+
+def _widened(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

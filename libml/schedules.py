@@ -146,4 +146,4 @@ def build(
       f"{epochs} epochs of a stage."
     )
   rate = SCHEDULES[name](lr, epochs, warmup_epochs, min_lr)
-  return lambda epoch: rate(jnp.asarray(epoch, jnp.float32))
+  return lambda epoch: rate(jnp.asarray(epoch, float))

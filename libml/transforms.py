@@ -29,7 +29,7 @@ def scale_by_rate(
     del state, params, extra
     lr = rate(epoch)
     scaled = jax.tree.map(lambda u: (-lr * u).astype(u.dtype), updates)
-    return scaled, RateState(lr)
+    return scaled, RateState(lr.astype(jnp.float32))
 
   return optax.GradientTransformationExtraArgs(init, update)
 

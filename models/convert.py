@@ -80,10 +80,12 @@ def _read(source: pathlib.Path) -> dict[str, Any]:
     )
   try:
     weights = torch.load(source, map_location="cpu", weights_only=True)
-  except Exception as error:  # torch raises what unpickling raises
+  # torch raises what unpickling raises, and advises to trust the file.
+  except Exception as error:
     raise ValueError(
-      f"torch reads no plain weights from {source}, and nothing else is"
-      f" loaded: save the model's state_dict() alone. torch says: {error}"
+      f"{source} holds more than tensors, or is damaged"
+      f" ({type(error).__name__}), and nothing else is loaded: where you trust"
+      " it, save the model's state_dict() alone."
     ) from error
   if not isinstance(weights, dict):
     raise ValueError(

@@ -8,7 +8,6 @@ wherever else a label is given, as the published accuracies are measured.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -221,19 +220,16 @@ HEADS: dict[str, Callable[..., Head]] = {
 
 
 def check(
-  name: str, *, scale: float | None = None, margin: float | None = None
+  row: str, *, scale: float | None = None, margin: float | None = None
 ) -> None:
   """Raises ValueError for what `build` does not take."""
-  if name not in HEADS:
-    raise ValueError(f"Unknown head {name!r}; known: {sorted(HEADS)}.")
-  row = HEADS[name]
-  kind = row.func if isinstance(row, functools.partial) else row
-  known = {field.name for field in dataclasses.fields(kind)}
-  given = {"scale": scale, "margin": margin}
-  for option, value in given.items():
-    if value is not None and option not in known:
+  if row not in HEADS:
+    raise ValueError(f"Unknown head {row!r}; known: {sorted(HEADS)}.")
+  module = HEADS[row](num_classes=1, parent=None)
+  for option, value in (("scale", scale), ("margin", margin)):
+    if value is not None and not hasattr(module, option):
       raise ValueError(
-        f"{option}={value}, and the head {name!r} has none: set model.{option}"
+        f"{option}={value}, and the head {row!r} has none: set model.{option}"
         "=None."
       )
   if scale is not None and not 0 < scale < math.inf:

@@ -260,7 +260,9 @@ def subtract(
   """
   flat = _flat(params)
   for path, change in _flat(changes).items():
-    flat[path] = flat[path] - times * change
+    # What is not changed keeps its bits: -0. + 0. would be +0.
+    kept, moved = flat[path], flat[path] - times * change
+    flat[path] = jnp.where(change == 0, kept, moved)
   return traverse_util.unflatten_dict(flat)
 
 

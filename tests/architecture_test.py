@@ -33,7 +33,10 @@ ALLOWED = {
 }  # fmt: skip
 
 # File -> what it may import, too.
-ALSO = {"models/edits/__main__.py": {"rich"}}
+ALSO = {
+  "models/convert.py": {"torch"},
+  "models/edits/__main__.py": {"rich"},
+}
 
 
 def tree(source):

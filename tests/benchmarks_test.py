@@ -54,6 +54,17 @@ def test_what_lora_sub_adds_is_measured():
   assert found["eigendecompositions"]["wall"] > 0
 
 
+def test_what_the_proximal_step_costs_is_measured():
+  done = run("proximal", "configs/digits_gs_lora.py:smoke", "--steps=1")
+  found = json.loads(done.stdout)
+  assert found["groups"] > 0 and found["parameters"] > 0
+  share = found["proximal"]["wall"] / found["step"]["wall"]
+  assert found["share_of_proximal"]["wall"] == pytest.approx(share, rel=0.05)
+  assert found["adamw"]["wall"] > 0
+  done = run("proximal", SMOKE, "--steps=1", check=False)
+  assert done.returncode == 1 and "'dualprompt' shrinks no" in done.stderr
+
+
 def test_importing_the_benchmarks_leaves_tensorflow_alone():
   check = (
     "import sys; sys.path.insert(0, 'benchmarks'); import evaluate, lora_sub;"

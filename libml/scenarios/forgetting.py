@@ -124,6 +124,7 @@ def forgetting(
     figure="accuracy",
     summarize=summarize_forgetting,
     probes=tuple(probes),
+    class_names=(*source.class_names, *source.other_names),
     before=probes,
     description={
       "requests": [list(map(int, r)) for r in forget],

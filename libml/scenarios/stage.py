@@ -66,6 +66,7 @@ class Scenario:
     probes: Names of the matrix's rows, in order.
     description: Plain facts for the results.
     seeds: What its draws came from.
+    class_names: One a column of the head; (): the ids stand for themselves.
     before: What is measured before the first stage, a row of its own; empty:
       nothing.
   """
@@ -77,6 +78,7 @@ class Scenario:
   probes: tuple[str, ...]
   description: Mapping[str, object]
   seeds: Mapping[str, int | None]
+  class_names: tuple[str, ...] = ()
   before: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
 
   def measured_probes(self, rows: Sequence[Row]) -> tuple[str, ...]:

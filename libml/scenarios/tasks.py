@@ -59,6 +59,7 @@ def tested_on_all(
   num_classes: int,
   description: Mapping[str, object],
   seeds: Mapping[str, int | None],
+  class_names: Sequence[str] = (),
 ) -> stage_lib.Scenario:
   """Returns a scenario that measures each stage on all stages' tests so far.
 
@@ -68,6 +69,7 @@ def tested_on_all(
     num_classes: Columns of the head.
     description: As in Scenario.
     seeds: As in Scenario.
+    class_names: As in Scenario.
   """
   probes = [(f"task_{i}", test) for i, test in enumerate(tests)]
   return stage_lib.Scenario(
@@ -81,6 +83,7 @@ def tested_on_all(
     probes=tuple(name for name, _ in probes),
     description=description,
     seeds=seeds,
+    class_names=tuple(class_names),
   )
 
 
@@ -148,6 +151,7 @@ def class_incremental(
       "evaluation": _evaluation(task_incremental),
     },
     seeds={"class_order": order_seed},
+    class_names=source.class_names,
   )
 
 

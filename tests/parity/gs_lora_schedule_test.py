@@ -1,4 +1,4 @@
-"""Rates, alpha and beta over epochs, as timm and the released code have them."""
+"""Rates over epochs, as timm has them for GS-LoRA and its baselines."""
 
 import json
 

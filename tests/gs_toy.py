@@ -1,0 +1,41 @@
+"""GS-LoRA's run that several test files start, stop and look into."""
+
+import toy
+
+from configs import base
+from configs import common
+
+
+def tiny(method=common.gs_lora, **changes):
+  """Returns the smoke run with three blocks: 3 requests of 4 epochs.
+
+  Alpha is such that some blocks become zero, and not all.
+
+  Args:
+    method: Of common, gs_lora or gs_lora_plus.
+    **changes: Keys with "__" for dots.
+  """
+  config = base.get_config()
+  config.name = "gs_toy"
+  config.init_head = "keep"
+  config.scenario = common.forgetting(classes_per_request=1)
+  config.model.lora = common.ffn_lora(rank=2)
+  config.method = method(bound=6.0, alpha=0.02, restart_slope=2.0)
+  if method is common.gs_lora_plus:
+    config.method.proto_bound = 1.0
+  common.gs_lora_optimizer(config, lr=0.05)
+  config = common.smoke(config)
+  config.model.depth = 3
+  config.epochs = 4
+  config.method.alpha_epoch = 2
+  config = toy.change(config, changes)
+  # The kind of step follows the method's, as in the configs.
+  name = "adam" if config.method.subgradient else "proximal_adam"
+  if config.optimizer.lora:
+    config.optimizer.lora.name = name
+  return config
+
+
+def get_config():
+  """Is what main.py asks of a config file."""
+  return tiny()
