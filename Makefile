@@ -21,13 +21,16 @@ $(VENV)/installed: requirements.txt .ci/requirements.txt
 demo: install
 	$(BIN)/python main.py --my_config configs/digits_l2p.py \
 	  --workdir $(DEMO)/l2p
-	@$(MAKE) --no-print-directory -j2 $(addprefix run-,$(RUNS))
+	@$(MAKE) --no-print-directory -j2 $(addprefix run-,forget $(RUNS))
 	@$(BIN)/python -m libml.tables $(DEMO)/l2p $(addprefix $(DEMO)/,$(RUNS))
+	@$(BIN)/python -m libml.tables $(DEMO)/forget
+	@$(BIN)/python -m models.edits $(DEMO)/forget
 
+run-forget: CONFIG = digits_gs_lora.py
 run-lora_sub: CONFIG = digits_lora_sub.py
 run-%: CONFIG = digits_reference.py:method=$*
 run-%:
-	@echo "the same stream: $*"
+	@echo "beside it: $*"
 	@$(BIN)/python main.py --my_config configs/$(CONFIG) --workdir $(DEMO)/$* \
 	  > $(DEMO)-$*.log 2>&1 || { cat $(DEMO)-$*.log; exit 1; }
 

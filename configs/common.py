@@ -228,6 +228,16 @@ def gs_lora_optimizer(
   config.optimizer.clip_norm = float("inf")
 
 
+def measure(config: ml_collections.ConfigDict) -> None:
+  """Trains nothing: measures the given weights in the config's scenario."""
+  config.method = {"name": "frozen", "restart_optimizer": True}
+  config.model.lora = None
+  config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
+  config.optimizer.head = None
+  config.optimizer.backbone = None
+  config.export = False
+
+
 def prompt_optimizer(config: ml_collections.ConfigDict, lr: float) -> None:
   """Trains prompts and head at one rate and freezes the rest."""
   config.optimizer.groups = PROMPT_GROUPS

@@ -5,8 +5,9 @@
 No download: the classifier comes from configs/digits_pretrain.py, made on first
 use. ":plus" is GS-LoRA++, ":subgradient" the released code's kind of step,
 ":shots=4" leaves four images a class, ":missing" no image of one kept digit;
-":requests=4" forgets in requests of two; ":tune" measures on held-out training
-images.
+":requests=4" forgets in requests of two; ":measure" trains nothing and measures
+--my_config.init_checkpoint; ":tune" measures on held-out training images, by
+which the settings were chosen.
 """
 
 from configs import base
@@ -23,12 +24,13 @@ def get_config(arg=None):
     shots=0,
     missing=False,
     requests=2,
+    measure=False,
     tune=False,
   )
   config = base.get_config()
   config.name = "digits_gs_lora"
-  config.batch_size = 16
-  config.epochs = 30
+  config.batch_size = 4 if arg.shots else 16
+  config.epochs = 15
   config.pretrain = "digits_pretrain:tune" if arg.tune else "digits_pretrain"
   config.init_head = "keep"
   config.export = True
@@ -37,7 +39,7 @@ def get_config(arg=None):
     num_requests=arg.requests,
     classes_per_request=2,
     missing=int(arg.missing),
-    ratio=0.2,
+    ratio=0.5,
     shots=arg.shots or None,
   )
   config.dataset = {"name": "digits"}
@@ -47,8 +49,10 @@ def get_config(arg=None):
   config.model.lora = common.ffn_lora()
   method = common.gs_lora_plus if arg.plus else common.gs_lora
   config.method = method(
-    bound=15.0, beta=(0.2,) * 4, alpha=0.01, alpha_epoch=10
+    bound=30.0, beta=(0.5,) * 4, alpha=0.05, alpha_epoch=5
   )
   config.method.subgradient = arg.subgradient
   common.gs_lora_optimizer(config, lr=1e-2)
+  if arg.measure:
+    common.measure(config)
   return common.finish(config, arg)

@@ -2,7 +2,7 @@
 
   python main.py --my_config configs/glyphs_pretrain.py --workdir ./glyphs
 
-Under 2 minutes on 2 cores; writes the weights to ./glyphs/params.npz.
+Under 2 minutes on 2 cores; writes the weights to ./glyphs/export/params.npz.
 """
 
 from configs import base

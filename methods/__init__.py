@@ -1,6 +1,7 @@
 """Methods by the name that a config gives."""
 
 from methods import finetune
+from methods import frozen
 from methods import gs_lora
 from methods import inflora
 from methods import lora_sub
@@ -9,6 +10,7 @@ from methods import prompting
 from methods import ranpac
 
 METHODS = {
+  "frozen": frozen.Frozen,
   "finetune": finetune.Finetune,
   "joint": finetune.Joint,
   "nearest_mean": nearest_mean.NearestMean,

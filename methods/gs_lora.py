@@ -89,9 +89,10 @@ class GsLora(base.Method):
       )
     for name in ("alpha_epoch", "beta_decay_epoch", "average_epoch"):
       epoch = getattr(self, name)
-      if epoch is not None and not 0 <= epoch <= self.epochs:
+      if epoch is not None and not 0 <= epoch < self.epochs:
         raise ValueError(
-          f"method.{name}={epoch} must be 0 to epochs={self.epochs}."
+          f"method.{name}={epoch} must be 0 to {self.epochs - 1}: there are "
+          f"epochs={self.epochs}."
         )
 
   @property
@@ -158,9 +159,10 @@ class GsLora(base.Method):
       **state.memory,
       "classes": jnp.asarray(known),
       "beta": jnp.float32(self.beta[stage.index]),
-      "alpha": jnp.float32(0.0 if self.alpha_epoch else self.alpha),
+      "alpha": jnp.float32(0.0),
     }
-    return state.replace(params=params, memory=memory)
+    state = state.replace(params=params, memory=memory)
+    return self.end_epoch(state, data=data, done=0)
 
   def rounds(self, stage, data):
     """Trains; what happens at the end of some epoch ends a round."""
@@ -182,7 +184,7 @@ class GsLora(base.Method):
     )
 
   def end_epoch(self, state, *, data, done):
-    """Returns the state after `done` epochs, its weights and average set."""
+    """Returns the state after `done` epochs, weights and average set."""
     memory = dict(state.memory)
     if done == self.alpha_epoch:
       memory["alpha"] = jnp.float32(self.alpha)

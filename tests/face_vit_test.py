@@ -136,7 +136,7 @@ def test_forward_and_backward_run(dtype, head, sliding):
   # Runs, not only compiles: some bfloat16 products fail at run time on CPU.
   adapters = FFN | {"rank": 2}
   model = smoke(dtype=dtype, head=head, lora=adapters, **sliding)
-  params = model.init(jax.random.key(1), BATCH)["params"]
+  params = jax.jit(model.init)(jax.random.key(1), BATCH)["params"]
   problem = PROBLEMS["classification"]()
 
   @jax.jit

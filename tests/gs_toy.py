@@ -20,14 +20,15 @@ def tiny(method=common.gs_lora, **changes):
   config.init_head = "keep"
   config.scenario = common.forgetting(classes_per_request=1)
   config.model.lora = common.ffn_lora(rank=2)
-  config.method = method(bound=6.0, alpha=0.02, restart_slope=2.0)
-  if method is common.gs_lora_plus:
-    config.method.proto_bound = 1.0
+  config.method = method(
+    bound=6.0, beta=(0.2, 0.3, 0.4), alpha=0.42, restart_slope=50**0.5
+  )
   common.gs_lora_optimizer(config, lr=0.05)
   config = common.smoke(config)
   config.model.depth = 3
   config.epochs = 4
   config.method.alpha_epoch = 2
+  config.method.beta_decay_epoch = 3
   config = toy.change(config, changes)
   # The kind of step follows the method's, as in the configs.
   name = "adam" if config.method.subgradient else "proximal_adam"
