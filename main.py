@@ -40,6 +40,7 @@ from libml import results
 from libml import scenarios
 from libml import sharding
 from libml import tables
+from libml import verification
 from libml import workdirs
 from libml.problems import PROBLEMS
 from libml.rehearsal import Rehearsal
@@ -142,6 +143,7 @@ def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
     scenarios.SCENARIOS, "scenario", **plain(config.scenario), source=source
   )
   scenario = Rehearsal(**plain(config.rehearsal)).extend(scenario, config.seed)
+  scenario = verification.attach(scenario, **plain(config.verification))
   return source, scenario
 
 

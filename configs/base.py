@@ -48,6 +48,13 @@ def get_config() -> ml_collections.ConfigDict:
       },
       # Row of DATASETS, and its options.
       "dataset": {"name": "synthetic"},
+      # Pairs of faces that are measured at the end: file of pairs, folder of
+      # the images, folds (libml/verification.py); None: none.
+      "verification": {
+        "pairs": config_dict.placeholder(str),
+        "root": config_dict.placeholder(str),
+        "folds": 10,
+      },
       # Fields of Preprocess; the size is the model's.
       "preprocess": {
         "train": "random_resized_crop",

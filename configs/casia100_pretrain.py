@@ -10,7 +10,9 @@ writes the weights to ./faces/export/params.npz. DIR holds train/PERSON/* and
 test/PERSON/*, 112 x 112; people and counts are checked (configs/casia100.py).
 ":depth=12" and ":depth=18" are the larger networks, ":head=arcface",
 ":head=sface" and ":head=softmax" other heads than CosFace. ":tune" tests on a
-fifth of the training images.
+fifth of the training images. ":pairs=FILE,root=FOLDER" measures the last
+weights on pairs of faces, too, as in LFW's pairs.txt (libml/pairs.py): FOLDER
+holds their images, 112 x 112.
 """
 
 from configs import base
@@ -57,7 +59,13 @@ def faces(config, arg):
 def get_config(arg=None):
   """Returns one stage over all people."""
   arg = common.parse_arg(
-    arg, folder="casia100", depth=6, head="cosface", tune=False
+    arg,
+    folder="casia100",
+    depth=6,
+    head="cosface",
+    tune=False,
+    pairs="",
+    root="",
   )
   config = base.get_config()
   config.name = "casia100_pretrain"
@@ -66,6 +74,8 @@ def get_config(arg=None):
   config.export = True
   config.scenario.num_tasks = 1
   faces(config, arg)
+  config.verification.pairs = arg.pairs or None
+  config.verification.root = arg.root or None
   config.method = {
     "name": "finetune",
     "restart_optimizer": True,

@@ -5,7 +5,8 @@
 The classifier comes from configs/cifar10_deit_pretrain.py, made on first use.
 ":plus" is GS-LoRA++, ":subgradient" the released code's kind of step,
 ":shots=4" leaves four images a class, ":missing" no image of one kept class;
-":data=", ":size=" and ":tune" as in configs/cifar10_deit_l2p.py.
+":measure" trains nothing and measures --my_config.init_checkpoint; ":data=",
+":size=" and ":tune" as in configs/cifar10_deit_l2p.py.
 """
 
 from configs import base
@@ -21,6 +22,7 @@ def get_config(arg=None):
     subgradient=False,
     shots=0,
     missing=False,
+    measure=False,
     tune=False,
     data=cifar10_deit_l2p.DATA,
     size=112,
@@ -28,7 +30,8 @@ def get_config(arg=None):
   config = base.get_config()
   config.name = "cifar10_deit_gs_lora"
   cifar10_deit_l2p.stream(config, arg)
-  config.epochs = 20
+  config.batch_size = 4 if arg.shots else 16
+  config.epochs = 8
   tune = ",tune" if arg.tune else ""
   config.init_checkpoint = None
   config.pretrain = (
@@ -44,7 +47,9 @@ def get_config(arg=None):
   config.preprocess.train = "none"
   config.model.lora = common.ffn_lora()
   method = common.gs_lora_plus if arg.plus else common.gs_lora
-  config.method = method(bound=15.0, beta=(0.2,) * 4, alpha=0.01, alpha_epoch=5)
+  config.method = method(bound=30.0, beta=(0.5,) * 4, alpha=0.05, alpha_epoch=3)
   config.method.subgradient = arg.subgradient
   common.gs_lora_optimizer(config, lr=1e-2)
+  if arg.measure:
+    common.measure(config)
   return common.finish(config, arg)

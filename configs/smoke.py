@@ -41,6 +41,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.init_head_names = None
   config.init_checkpoint = None
   config.pretrain = None
+  config.verification.update({"pairs": None, "root": None})
   largest, data = _SMOKE[config.scenario.name]
   for option, most in largest.items():
     config.scenario[option] = min(most, config.scenario[option])

@@ -11,10 +11,11 @@ from libml import scenarios
 from libml import sharding
 from libml import stage_data
 from libml import steps
+from libml.problems import Problem
 
 
 class Evaluator:
-  """One compiled step for all probes, and what is computed once for them."""
+  """One compiled step a problem, and what is computed once for the probes."""
 
   def __init__(
     self,
@@ -26,13 +27,8 @@ class Evaluator:
     self._method = method
     self._num_classes = num_classes
     self._mesh = mesh
+    self._compiled = compiled
     self._precompute = compiled("precompute", method.precompute)
-    self._fn = steps.make_evaluate_step(
-      method.predict, method.problem.measure, method.observe
-    )
-    self._step = compiled(
-      "evaluate", self._fn, out_shardings=sharding.replicated(mesh)
-    )
     # Probe -> one dict of arrays on the mesh for each batch of its sweep.
     self._fixed: dict[str, list[dict[str, jax.Array]]] = {}
 
@@ -42,10 +38,13 @@ class Evaluator:
     data: stage_data.StageData,
     scenario: scenarios.Scenario,
   ) -> None:
-    """Traces one batch, so that what cannot work fails before training."""
+    """Traces one batch a problem: what cannot work fails before training."""
     self._has_fixed = False
-    probes = (p for stage in scenario.stages for p in stage.probes.values())
-    for probe in probes:
+    probes: dict[Any, scenarios.Probe] = {}
+    for stage in scenario.stages:
+      for probe in stage.probes.values():
+        probes.setdefault(type(probe.problem), probe)
+    for probe in probes.values():
       batches = data.sweep(probe.subset, augment=probe.augment)
       batch = sharding.place_batch(next(batches), self._mesh)
       fixed = jax.eval_shape(
@@ -53,13 +52,34 @@ class Evaluator:
       )
       self._has_fixed = bool(fixed)
       jax.eval_shape(
-        self._fn,
+        self._fn(probe.problem),
         state.params,
         state.memory,
         {**batch, **fixed},
         self._allowed(probe),
       )
-      return
+
+  def _fn(self, problem: Problem | None) -> Callable[..., Any]:
+    """Returns the step of the method's problem (None) or another one."""
+    method = self._method
+    if problem is None:
+      return steps.make_evaluate_step(
+        method.predict, method.problem.measure, method.observe
+      )
+
+    def predict(params, memory, batch):
+      readings = method.predict(params, memory, _unlabelled(batch))
+      return {"": readings[""]}
+
+    return steps.make_evaluate_step(predict, problem.measure, lambda *_: {})
+
+  def _step(self, problem: Problem | None) -> Any:
+    kind = f"/{type(problem).__name__.lower()}" if problem else ""
+    return self._compiled(
+      f"evaluate{kind}",
+      self._fn(problem),
+      out_shardings=sharding.replicated(self._mesh),
+    )
 
   def _allowed(self, probe: scenarios.Probe) -> jax.Array:
     allowed = np.isin(np.arange(self._num_classes), probe.classes)
@@ -74,7 +94,8 @@ class Evaluator:
         yield batch
         continue
       if number == len(known):
-        known.append(self._precompute(state.params, state.memory, batch))
+        given = _unlabelled(batch) if probe.problem else batch
+        known.append(self._precompute(state.params, state.memory, given))
       yield {**batch, **known[number]}
 
   def probe(
@@ -92,16 +113,16 @@ class Evaluator:
     """
     row, observed = {}, {}
     for name, probe in probes.items():
+      step = self._step(probe.problem)
+      problem = probe.problem or self._method.problem
       allowed, batches = self._allowed(probe), []
       for batch in self._batches(name, probe, state, data):
-        batches.append(self._step(state.params, state.memory, batch, allowed))
+        batches.append(step(state.params, state.memory, batch, allowed))
         if stop():
           raise stage_data.Stopped
       batches = jax.device_get(batches)
       row[name] = {
-        reading: self._method.problem.report(
-          [b["measures"][reading] for b in batches]
-        )
+        reading: problem.report([b["measures"][reading] for b in batches])
         for reading in batches[0]["measures"]
       }
       observed[name] = {
@@ -109,3 +130,7 @@ class Evaluator:
         for key in batches[0]["observed"]
       }
     return row, observed
+
+
+def _unlabelled(batch: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in batch.items() if name != "label"}

@@ -193,8 +193,8 @@ class Optimizer:
 
     Raises:
       ValueError: Factors for a parameter whose group has no `project`, a
-        `project` without factors, or a weight of the group lasso that no
-        proximal optimizer reads.
+        `project` without factors, a weight of the group lasso that no proximal
+        optimizer reads, or a proximal optimizer without one.
     """
     if "alpha" in extra and not self.proximal:
       raise ValueError(
@@ -202,6 +202,12 @@ class Optimizer:
         f"none of the optimizer's groups {[n for n, _ in self.groups.patterns]}"
         f" takes; name one of {sorted(PROXIMAL)} there, or set "
         "method.subgradient=True."
+      )
+    if self.proximal and "alpha" not in extra:
+      raise ValueError(
+        f"The optimizer's groups {sorted(self.proximal)} take a proximal step, "
+        "and the method gives it no weight, so nothing would be shrunk; name "
+        "'adam' or 'sgd' there, or set method.subgradient=False."
       )
     labels = paths.flatten(self.groups.labels(params))
     names = {

@@ -72,6 +72,27 @@ def bars(values: Mapping[str, float], title: str) -> Any:
   return figure
 
 
+def curve(columns: Mapping[str, Sequence[float]], title: str) -> Any:
+  """Draws one line, y from 0 to 1 over x on a logarithmic axis.
+
+  Args:
+    columns: Name -> values: x above 0, ascending, then y.
+    title: Above the drawing.
+  """
+  figure, axes = _blank(4.0, 3.0)
+  (x_name, x), (y_name, y) = columns.items()
+  axes.plot(x, y, color="tab:blue")
+  axes.set_xscale("log")
+  axes.set_xlim(x[0], x[-1])
+  axes.set_ylim(0, 1.02)
+  axes.set_xlabel(x_name.replace("_", " "))
+  axes.set_ylabel(y_name.replace("_", " "))
+  axes.grid(alpha=0.3)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.set_title(title, fontsize=10)
+  return figure
+
+
 def _blank(width: float, height: float) -> tuple[Any, Any]:
   """Returns a figure of so many inches, and the axes that fill it."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg

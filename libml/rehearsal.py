@@ -102,13 +102,19 @@ class Rehearsal:
       seed: Decides which images of a class are kept.
 
     Raises:
-      ValueError: A class with fewer images than are to be kept, or classes
-        that come again under the mask "old".
+      ValueError: A class with fewer images than are to be kept, classes that
+        come again under the mask "old", or a stage that is not to learn.
     """
     if not self.per_class:
       return scenario
     before, stages, known = datasets.Subset(()), [], set()
     for stage in scenario.stages:
+      if stage.goal != "learn":
+        raise ValueError(
+          f"rehearsal.per_class={self.per_class} keeps images of what is "
+          f"learned, and stage {stage.index + 1} is to {stage.goal}; set it "
+          "to 0."
+        )
       again = sorted(known & set(stage.classes["learn"]))
       if self.mask == "old" and again:
         raise ValueError(

@@ -149,9 +149,11 @@ class Reporter:
     for probe, readings in record["probes"][-1].items():
       task = probe.removeprefix("task_")
       for suffix, figures in readings.items():
-        scalars[f"{figure}_{task}{suffix}"] = figures[figure]
-        if "loss" in figures:
-          scalars[f"eval_loss_{task}{suffix}"] = figures["loss"]
+        numbers, curves = _parted(figures, f"_{task}{suffix}")
+        scalars.update(numbers)
+        for tag, columns in curves.items():
+          drawing = pictures.curve(columns, tag.replace("_", " "))
+          self._writer.write_images(step, {tag: pictures.pixels(drawing)})
     report = record["reports"][-1] if step and record["reports"] else {}
     for name, values in report.items():
       if isinstance(values, Mapping):
@@ -173,6 +175,10 @@ class Reporter:
     self._writer.flush()
     label = f"stage {step}/{self._stages}" if step else "before"
     _LOG.info("%s, measured: %s", label, _line(summaries))
+    for probe, readings in record["probes"][-1].items():
+      numbers, curves = _parted(readings.get("", {}))
+      if curves:  # and so figures that no summary has
+        _LOG.info("%s, %s: %s", label, probe, _line(numbers))
 
   def close(self) -> None:
     """Ends the bar and flushes what was written."""
@@ -180,6 +186,18 @@ class Reporter:
       self._bar.stop()
     if self._writer:
       self._writer.close()
+
+
+def _parted(
+  figures: Mapping[str, Any], suffix: str = ""
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Returns a probe's numbers and its curves, by tag."""
+  numbers, curves = {}, {}
+  for name, value in figures.items():
+    if name != "count":
+      tag = f"{'eval_loss' if name == 'loss' else name}{suffix}"
+      (curves if isinstance(value, Mapping) else numbers)[tag] = value
+  return numbers, curves
 
 
 def _line(scalars: Mapping[str, float]) -> str:

@@ -278,4 +278,17 @@ def _iterate(
   options.autotune.enabled = False
   options.threading.private_threadpool_size = threads
   options.threading.max_intra_op_parallelism = 1
-  return data.with_options(options).as_numpy_iterator()
+  return _named(data.with_options(options).as_numpy_iterator())
+
+
+def _named(batches: Iterator[Batch]) -> Iterator[Batch]:
+  """Yields the batches; what is wrong with an image is a ValueError."""
+  try:
+    yield from batches
+  except tf.errors.InvalidArgumentError as error:
+    reason = error.message.partition("} ")[2] or error.message
+    raise ValueError(
+      f"An image cannot be used: {reason.splitlines()[0]} Where sizes differ, "
+      "take preprocess.eval='center_crop' (or preprocess.train), or resize "
+      "the files."
+    ) from error

@@ -3,16 +3,6 @@
 Huang et al., "Labeled Faces in the Wild", 2007. Each pair of images gets a
 similarity, the cosine of the two embeddings. Accuracy is that of a threshold:
 for each of ten folds of pairs the one that is best on the other nine.
-
-Pairs are listed in a text file, in either of two forms:
-
-  path_a path_b 1           1: one person, 0: two; paths from the images' folder
-  path_c path_d 0
-
-and LFW's own pairs.txt, a first line with the number of folds and of pairs,
-then name n m, or name n other m, for NAME/NAME_000n.jpg. Fields are parted by
-tabs where a line has some, else by spaces. Empty lines and lines that start
-with "#" are passed over.
 """
 
 import dataclasses
@@ -24,121 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import metrics
+
+from libml import datasets
+from libml import pairs as pairs_lib
+from libml import scenarios
+from libml.datasets import files
 
 # False accept rates at which the true accept rate is reported.
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
-  """Pairs of images, the images numbered.
-
-  Attributes:
-    images: Paths of all images, each once.
-    first: int32 [P], number of each pair's first image.
-    second: int32 [P], number of its second.
-    same: bool [P], whether they show one person.
-    folds: F, into how many folds the pairs are cut, in their order.
-  """
-
-  images: tuple[pathlib.Path, ...]
-  first: np.ndarray
-  second: np.ndarray
-  same: np.ndarray
-  folds: int = 10
-
-
-def read_pairs(
-  path: str | pathlib.Path, root: str | pathlib.Path, *, folds: int = 10
-) -> Pairs:
-  """Reads a list of pairs; see the module for the two forms.
-
-  Args:
-    path: The text file.
-    root: Folder of the images.
-    folds: F; LFW's own list has its number of folds in the first line.
-
-  Raises:
-    FileNotFoundError: No such file, or images that do not exist.
-    ValueError: A line of neither form, fewer pairs than folds, or pairs that
-      are all of one kind.
-  """
-  path, root = pathlib.Path(path), pathlib.Path(root)
-  if not path.is_file():
-    raise FileNotFoundError(f"No list of pairs {path}.")
-  lines = [
-    (number, line.split("\t") if "\t" in line else line.split())
-    for number, line in enumerate(path.read_text().splitlines(), start=1)
-    if line.strip() and not line.startswith("#")
-  ]
-  is_lfw = bool(lines) and len(lines[0][1]) <= 2
-  if is_lfw:
-    folds = _number(path, *lines.pop(0))
-  parse = _lfw_pair if is_lfw else _pair
-  found = [parse(path, number, fields) for number, fields in lines]
-  if folds < 2 or len(found) < folds:
-    raise ValueError(
-      f"{path} lists {len(found)} pairs for {folds} folds: list at least one a"
-      " fold, and take at least 2 folds."
-    )
-  numbers: dict[str, int] = {}
-  for a, b, _ in found:
-    for name in (a, b):
-      numbers.setdefault(name, len(numbers))
-  missing = [name for name in numbers if not (root / name).is_file()]
-  if missing:
-    raise FileNotFoundError(
-      f"{len(missing)} images of {path} are not in {root}, the first"
-      f" {missing[0]}: give the folder that the paths start from."
-    )
-  same = np.array([is_same for _, _, is_same in found])
-  if same.all() or not same.any():
-    kind = "one person" if same.all() else "two persons"
-    raise ValueError(
-      f"The pairs of {path} all show {kind}: list pairs of both kinds."
-    )
-  return Pairs(
-    images=tuple(root / name for name in numbers),
-    first=np.array([numbers[a] for a, _, _ in found], np.int32),
-    second=np.array([numbers[b] for _, b, _ in found], np.int32),
-    same=same,
-    folds=folds,
-  )
-
-
-def _pair(path, number, fields):
-  if len(fields) != 3 or fields[2] not in ("0", "1"):
-    raise ValueError(
-      f"{path}, line {number}: {' '.join(fields)!r} must be 'path_a path_b 1'"
-      " (one person) or '... 0' (two); part paths with spaces by tabs."
-    )
-  return fields[0], fields[1], fields[2] == "1"
-
-
-def _lfw_pair(path, number, fields):
-  match fields:
-    case name, n, m if n.isdecimal() and m.isdecimal():
-      return _lfw_image(name, n), _lfw_image(name, m), True
-    case name, n, other, m if n.isdecimal() and m.isdecimal():
-      return _lfw_image(name, n), _lfw_image(other, m), False
-  raise ValueError(
-    f"{path}, line {number}: {' '.join(fields)!r} must be 'name n m' or 'name"
-    " n other m', as in LFW's pairs.txt, which the first line announces."
-  )
-
-
-def _lfw_image(name: str, number: str) -> str:
-  return f"{name}/{name}_{int(number):04d}.jpg"
-
-
-def _number(path, number, fields) -> int:
-  if len(fields) == 1 or not fields[0].isdecimal():
-    raise ValueError(
-      f"{path}, line {number}: {' '.join(fields)!r} must be the numbers of"
-      " folds and of pairs a fold, as in LFW's pairs.txt, or 'path_a path_b 1'."
-    )
-  return int(fields[0])
+# Those of the curve: ten a decade.
+CURVE = tuple(round(float(x), 6) for x in np.geomspace(1e-4, 1, 41))
+# Name of the probe.
+PROBE = "verification"
 
 
 def similarities(
@@ -214,6 +101,8 @@ def roc(
     similarity: [P].
     same: bool [P].
   """
+  from sklearn import metrics  # takes seconds
+
   return metrics.roc_curve(same, similarity, drop_intermediate=False)
 
 
@@ -245,6 +134,8 @@ def figures(
     "accuracy" in [0, 1] and "accuracy_std" over the folds, "auc", "tar_at_far
     0.001" and its like, and "count", the number of pairs.
   """
+  from sklearn import metrics
+
   accuracies = fold_accuracies(similarity, same, folds=folds)
   return {
     "accuracy": float(accuracies.mean()),
@@ -266,10 +157,10 @@ class Verification:
   padding of batches do not matter.
 
   Attributes:
-    pairs: From `read_pairs`.
+    pairs: From `pairs.read`.
   """
 
-  pairs: Pairs
+  pairs: pairs_lib.Pairs
 
   def loss(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
@@ -287,14 +178,25 @@ class Verification:
     Args:
       outputs: features [B, D].
       batch: label int32 [B], numbers of images; mask bool [B].
+
+    Raises:
+      ValueError: Outputs without features.
     """
+    if "features" not in outputs:
+      raise ValueError(
+        "Verification compares features, and the method's outputs have only "
+        f"{sorted(outputs)}; set verification.pairs and verification.root to "
+        "None, or take another method."
+      )
     return {
       "features": outputs["features"].astype(jnp.float32),
       "number": jnp.where(batch["mask"], batch["label"], -1),
     }
 
-  def report(self, measures: Sequence[Any]) -> dict[str, float]:
-    """Returns `figures` of the pairs.
+  def report(self, measures: Sequence[Any]) -> dict[str, Any]:
+    """Returns `figures` of the pairs, and "roc".
+
+    The latter has "false_accept_rate", CURVE, and "true_accept_rate" at each.
 
     Raises:
       ValueError: An image of a pair was not measured.
@@ -312,4 +214,67 @@ class Verification:
     embeddings = np.zeros((len(self.pairs.images), features.shape[1]))
     embeddings[number[kept]] = features[kept]
     similarity = similarities(embeddings, self.pairs.first, self.pairs.second)
-    return figures(similarity, self.pairs.same, folds=self.pairs.folds)
+    same = self.pairs.same
+    curve = {
+      "false_accept_rate": list(CURVE),
+      "true_accept_rate": [
+        true_accept_rate(similarity, same, rate) for rate in CURVE
+      ],
+    }
+    return {**figures(similarity, same, folds=self.pairs.folds), "roc": curve}
+
+
+def attach(
+  scenario: scenarios.Scenario,
+  *,
+  pairs: str | pathlib.Path | None = None,
+  root: str | pathlib.Path | None = None,
+  folds: int = 10,
+) -> scenarios.Scenario:
+  """Adds the probe "verification" to a scenario's last stage.
+
+  Where something is measured before the first stage, it is measured there, too.
+  It stands beside the matrix and the summaries, not in them.
+
+  Args:
+    scenario: Its last stage has probes of its own.
+    pairs: List of pairs (libml/pairs.py); None: no verification.
+    root: Folder of the images.
+    folds: As in `pairs.read`.
+
+  Raises:
+    FileNotFoundError: No such list, or images that do not exist.
+    ValueError: A list without a folder or the reverse, an image that cannot be
+      decoded, or what `pairs.read` raises.
+  """
+  if (pairs is None) != (root is None):
+    missing = "root, the folder of the images" if pairs else "pairs, their list"
+    raise ValueError(
+      f"verification.pairs={pairs!r} with verification.root={root!r}: give "
+      f"verification.{missing}, too, or neither."
+    )
+  if pairs is None or root is None:
+    return scenario
+  found = pairs_lib.read(pairs, root, folds=folds)
+  images = np.array([str(path) for path in found.images], object)
+  files.check_decodable(images)
+  numbers = np.arange(len(images), dtype=np.int32)
+  split = datasets.Split(images, numbers, encoding="path")
+  probe = scenarios.Probe(
+    datasets.Subset.of(split), classes=(), problem=Verification(found)
+  )
+  added = {PROBE: probe}
+  last = scenario.stages[-1]
+  last = dataclasses.replace(last, probes={**last.probes, **added})
+  description = {
+    "pairs": len(found.same),
+    "folds": found.folds,
+    "pairs_crc32": found.checksum,
+    "images": split.fingerprint,
+  }
+  return dataclasses.replace(
+    scenario,
+    stages=(*scenario.stages[:-1], last),
+    before={**scenario.before, **added} if scenario.before else {},
+    description={**scenario.description, PROBE: description},
+  )

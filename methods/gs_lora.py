@@ -322,6 +322,11 @@ class GsLoraPlus(GsLora):
 
   def further(self, memory, batch, retained, forgotten):
     """Distances of the features to their classes' prototypes."""
+    if batch["retain"]["label"].ndim != 1:
+      raise ValueError(
+        "GS-LoRA++ takes one class id an image, whose prototype it needs, and "
+        "labels are probabilities: turn off config.mixing."
+      )
     distance = prototypes.DISTANCES[self.proto_distance]
     retain, forget = (
       distance(outputs["features"], memory["prototypes"][batch[name]["label"]])

@@ -3,17 +3,14 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from gs_toy import tiny
 from walks import watch
 
-from libml import losses
 from libml import paths
 from libml import steps
 from methods import gs_lora
-from methods import pairing
 from models import edits as edits_lib
 from models import lora
 from models import vit
@@ -119,7 +116,7 @@ def test_folding_leaves_the_function_to_rounding(run, stage):
   base, _ = lora.split(params(before))
   fresh = lora.split(params(after))[1]
   old = logits(run, lora.join(base, fresh))
-  assert abs(np.subtract(found, old)).max() > 0.1
+  assert abs(np.subtract(found, old)).max() > 2e-3
 
 
 def test_some_blocks_become_zero_and_not_all(run):
@@ -306,171 +303,9 @@ def test_subgradient_makes_no_block_zero(run, tmp_path):
     norms = seen.record["reports"][stage]["group_norm"]
     for block in zero_blocks(run, stage):
       assert norms[block.removeprefix("Transformer/")] > 1e-3
-  # It shrinks all the same: without alpha the norms are above.
-  assert seen.metrics[-1]["structure"] < seen.metrics[0]["structure"]
 
 
-# The loss.
-
-
-def method(run, **changes):
-  """Returns the run's method with other options; dropout is one of them."""
-  rate = changes.pop("dropout", 0.0)
-  model = vit.build(
-    "smoke",
-    depth=2,
-    image_size=8,
-    num_classes=6,
-    dropout=rate,
-    lora={"layers": r".*/Dense_[01]", "rank": 2, "alpha": 1.0},
-  )
-  return dataclasses.replace(run.run.method, model=model, **changes)
-
-
-def alive(ours, seed=0):
-  """Returns parameters whose adapters and head all do something."""
-  image = {"image": jnp.zeros((1, 8, 8, 3))}
-  tree = ours.model.init(jax.random.key(seed), image)["params"]
-  rng = np.random.default_rng(seed)
-  return paths.map_named(
-    lambda name, leaf: (
-      jnp.float32(rng.normal(scale=0.4, size=leaf.shape))
-      if name.startswith("head") or "lora" in name
-      else leaf
-    ),
-    tree,
-  )
-
-
-def pair(first=6, second=6):
-  """Returns two batches of random images."""
-  rng = np.random.default_rng(0)
-  return {
-    name: {
-      "image": jnp.float32(rng.normal(size=(size, 8, 8, 3))),
-      "label": jnp.int32(rng.integers(0, 5, size)),
-    }
-    for name, size in (("retain", first), ("forget", second))
-  }
-
-
-MEMORY = {
-  "classes": jnp.ones(6, bool),
-  "beta": jnp.float32(0.3),
-  "alpha": jnp.float32(0.0),
-}
-
-
-def gradient(ours, tree, batch, memory=MEMORY):
-  """Returns loss, parts and gradient without dropout's noise."""
-  (value, parts), grads = jax.jit(jax.value_and_grad(ours.loss, has_aux=True))(
-    tree, memory, batch, jax.random.key(0)
-  )
-  return value, parts, paths.flatten(grads)
-
-
-def mean_losses(ours, tree, batch):
-  """Returns the cross entropies of each image, one pass for each part."""
-  return {
-    name: losses.cross_entropy(ours.apply(tree, part)["logits"], part["label"])
-    for name, part in batch.items()
-  }
-
-
-@pytest.mark.parametrize("sizes", [(6, 6), (6, 5)])
-def test_joined_pass_is_that_of_two_without_dropout(run, sizes):
-  ours, batch = method(run, bound=1e6), pair(*sizes)
-  tree = alive(ours)
-
-  def apart(tree):
-    found = mean_losses(ours, tree, batch)
-    return found["retain"].mean() + 0.3 * (1e6 - found["forget"].mean())
-
-  value, parts, grads = gradient(ours, tree, batch)
-  expected = mean_losses(ours, tree, batch)
-  for name, rows in expected.items():
-    np.testing.assert_allclose(parts[name], rows.mean(), rtol=1e-5)
-  np.testing.assert_allclose(value, apart(tree), rtol=1e-6)
-  for name, leaf in paths.flatten(jax.grad(apart)(tree)).items():
-    np.testing.assert_allclose(
-      grads[name], leaf, rtol=1e-3, atol=1e-5, err_msg=name
-    )
-
-
-@pytest.mark.parametrize("sizes", [(6, 6), (6, 5)])
-def test_parts_of_a_joined_pass_are_the_given_ones(sizes):
-  batch = pair(*sizes)
-  joined = pairing.join(batch["retain"], batch["forget"])
-  assert len(joined["label"]) == sum(sizes)
-  for name, part in zip(
-    ("retain", "forget"), pairing.part(joined, *sizes), strict=True
-  ):
-    for key, leaf in part.items():
-      assert np.array_equal(leaf, batch[name][key])
-
-
-@pytest.mark.parametrize("sizes", [(6, 6), (6, 5)])
-def test_halves_have_dropout_of_their_own(run, sizes):
-  ours, batch = method(run, dropout=0.5), pair(*sizes)
-  same = jax.tree.map(lambda x: x[:5], batch["retain"])
-  twins = [
-    jax.tree.map(
-      lambda x: x[:size] if size < 6 else jnp.concatenate([x, x[:1]]), same
-    )
-    for size in sizes
-  ]
-  tree = alive(ours)
-  outputs = ours.apply(tree, pairing.join(*twins), jax.random.key(1))
-  first, second = pairing.part(outputs["logits"], *sizes)
-  off = abs(first[:5] - second[:5]).max(axis=1)
-  assert (off > 1e-2).all(), "each image meets two masks"
-
-
-def test_bound_acts_on_the_mean_of_the_batch(run):
-  ours, batch = method(run), pair()
-  tree = alive(ours)
-  rows = mean_losses(ours, tree, batch)["forget"]
-  mean = float(rows.mean())
-  # Below the mean: images below the bound push no more, either.
-  reached = dataclasses.replace(ours, bound=mean - 1e-3)
-  assert (rows < reached.bound).any()
-  value, parts, grads = gradient(reached, tree, batch)
-  assert value == parts["retain"]
-  off = {**MEMORY, "beta": jnp.float32(0.0)}
-  _, _, alone = gradient(reached, tree, batch, off)
-  for name, leaf in grads.items():
-    assert np.array_equal(leaf, alone[name]), name
-  # Above it: images beyond the bound are pushed on with the others.
-  pushing = dataclasses.replace(ours, bound=mean + 1e-3)
-  assert (rows > pushing.bound).any()
-  _, _, grads = gradient(pushing, tree, batch)
-  up = jax.grad(lambda t: mean_losses(ours, t, batch)["forget"].mean())(tree)
-  for name, leaf in paths.flatten(up).items():
-    np.testing.assert_allclose(
-      grads[name], alone[name] - 0.3 * leaf, rtol=1e-3, atol=1e-5
-    )
-
-
-def test_further_classes_stay_out_of_the_loss(run):
-  ours, batch = method(run), pair()
-  tree = alive(ours)
-  memory = {**MEMORY, "classes": jnp.arange(6) < 5}
-  _, parts, grads = gradient(ours, tree, batch, memory)
-  for name, part in batch.items():
-    known = ours.apply(tree, part)["logits"][:, :5]
-    expected = losses.cross_entropy(known, part["label"]).mean()
-    np.testing.assert_allclose(parts[name], expected, rtol=1e-5)
-  assert not grads["head/kernel"][:, 5].any()
-  assert grads["head/kernel"][:, 4].any()
-  stage = run.run.scenario.stages[1]
-  stage = dataclasses.replace(
-    stage, classes={**stage.classes, "known": (0, 1, 2, 4)}
-  )
-  state = begin(run, run.run.method, stage)
-  assert state.memory["classes"].tolist() == [1, 1, 1, 0, 1, 0]
-
-
-# Prototypes.
+# What a request's hook makes.
 
 
 def begin(run, ours, stage):
@@ -526,3 +361,12 @@ def test_prototypes_may_be_of_the_first_model_alone(run, number):
   found = begin(run, ours, stage).memory["prototypes"]
   # A later request leaves what is there: here, what memory started with.
   assert bool(np.any(found)) == (number == 0)
+
+
+def test_further_classes_are_masked_in_training(run):
+  stage = run.run.scenario.stages[1]
+  assert run.state.memory["classes"].all()
+  known = {**stage.classes, "known": (0, 1, 2, 4)}
+  stage = dataclasses.replace(stage, classes=known)
+  state = begin(run, run.run.method, stage)
+  assert state.memory["classes"].tolist() == [1, 1, 1, 0, 1, 0]

@@ -29,12 +29,9 @@ def tiny(method=common.gs_lora, **changes):
   config.epochs = 4
   config.method.alpha_epoch = 2
   config.method.beta_decay_epoch = 3
-  config = toy.change(config, changes)
-  # The kind of step follows the method's, as in the configs.
-  name = "adam" if config.method.subgradient else "proximal_adam"
-  if config.optimizer.lora:
-    config.optimizer.lora.name = name
-  return config
+  if changes.get("method__subgradient"):
+    config.optimizer.lora.name = "adam"
+  return toy.change(config, changes)
 
 
 def get_config():

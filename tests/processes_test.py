@@ -81,7 +81,8 @@ def assert_same(ours, theirs):
     mine, its = paths.flatten(mine), paths.flatten(its)
     for name, value in mine.items():
       np.testing.assert_allclose(value, its[name], rtol=1e-4, err_msg=name)
-  with np.load(ours / "params.npz") as a, np.load(theirs / "params.npz") as b:
+  exports = [run / "export" / "params.npz" for run in (ours, theirs)]
+  with np.load(exports[0]) as a, np.load(exports[1]) as b:
     assert a.files == b.files
     for name in a.files:
       np.testing.assert_allclose(
@@ -111,6 +112,28 @@ def test_two_processes_learn_in_the_subspace_that_one_finds(tmp_path):
   compiled = record(tmp_path / "two")["compiled_steps"]
   assert compiled["train/train"] == compiled["second_moments"] == 1
   assert set(compiled.values()) == {1}
+
+
+def test_two_processes_forget_with_the_blocks_that_one_selects(tmp_path):
+  config = ("--my_config=tests/gs_toy.py", "--my_config.export=True")
+  process = children.start(
+    children.command_line,
+    f"--workdir={tmp_path / 'one'}",
+    *config,
+    log=tmp_path / "one.log",
+  )
+  both = children.pair(tmp_path / "two", *config, logs=tmp_path)
+  codes, printed = children.finish(process, *both)
+  assert codes == [0, 0, 0], printed
+  assert_same(tmp_path / "two", tmp_path / "one")
+  assert set(record(tmp_path / "two")["compiled_steps"].values()) == {1}
+  for number in range(3):
+    name = f"edits/stage_{number}.npz"
+    files = (np.load(tmp_path / run / name) for run in ("one", "two"))
+    with next(files) as one, next(files) as two:
+      assert one.files == two.files
+      for name in one.files:
+        np.testing.assert_array_equal(one[name] == 0, two[name] == 0)
 
 
 def test_only_the_first_process_writes(whole):
@@ -146,7 +169,7 @@ def test_stopped_and_killed_run_goes_on_bit_for_bit(interrupted, whole):
   workdir, _ = whole
   assert record(interrupted["workdir"]) == record(workdir)
   ours, theirs = (
-    (folder / "params.npz").read_bytes()
+    (folder / "export" / "params.npz").read_bytes()
     for folder in (interrupted["workdir"], workdir)
   )
   assert ours == theirs

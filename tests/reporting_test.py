@@ -98,9 +98,14 @@ def _record(probes, stages, **figures):
   return {
     "name": "cifar10_deit_dualprompt",
     "figure": "accuracy",
-    "axes": {"probe": probes, "stage_name": stages},
+    "axes": {
+      "probe": probes,
+      "stage": list(range(len(stages))),
+      "stage_name": stages,
+    },
     "matrix": {"accuracy": matrix},
     "summary": {k: len(stages) * [row] for k in readings},
+    "reports": len(stages) * [{}],
     "wall_seconds": 123456.7,
   }
 

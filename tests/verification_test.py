@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from libml import pairs
 from libml import verification
 
 # LFW's form: 2 folds, "1 pair a kind and fold".
@@ -25,10 +26,10 @@ def write(folder, text):
 
 
 def test_both_forms_name_the_same_pairs(images):
-  lfw = verification.read_pairs(write(images, LFW), images)
+  lfw = pairs.read(write(images, LFW), images)
   assert lfw.folds == 2
   a, b = "Ann/Ann_000", "Bob/Bob_000"
-  plain = verification.read_pairs(
+  plain = pairs.read(
     write(
       images,
       f"# ours\n{a}1.jpg {a}2.jpg 1\n{a}1.jpg {b}1.jpg 0\n\n"
@@ -47,8 +48,8 @@ def test_paths_with_spaces_are_parted_by_tabs(tmp_path):
   for name in ("a b.jpg", "c.jpg"):
     (tmp_path / name).write_bytes(b"")
   path = write(tmp_path, "a b.jpg\tc.jpg\t1\nc.jpg\ta b.jpg\t0\n")
-  pairs = verification.read_pairs(path, tmp_path, folds=2)
-  assert [p.name for p in pairs.images] == ["a b.jpg", "c.jpg"]
+  found = pairs.read(path, tmp_path, folds=2)
+  assert [p.name for p in found.images] == ["a b.jpg", "c.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,12 @@ def test_paths_with_spaces_are_parted_by_tabs(tmp_path):
 )
 def test_bad_lists(images, text, error, message):
   with pytest.raises(error, match=message):
-    verification.read_pairs(write(images, text), images)
+    pairs.read(write(images, text), images)
 
 
 def test_no_list(tmp_path):
   with pytest.raises(FileNotFoundError, match="No list of pairs"):
-    verification.read_pairs(tmp_path / "pairs.txt", tmp_path)
+    pairs.read(tmp_path / "pairs.txt", tmp_path)
 
 
 def test_similarity_is_a_cosine_of_any_length():
@@ -134,13 +135,13 @@ def test_problem_measures_images_in_any_order_and_padding():
   embeddings += 0.01 * rng.normal(size=embeddings.shape)
   first = np.arange(20, dtype=np.int32)
   second = np.where(first % 2, (first + 7) % 20, first + 1).astype(np.int32)
-  pairs = verification.Pairs(
+  listed = pairs.Pairs(
     images=tuple(map(str, range(20))),
     first=first,
     second=second,
     same=people[first] == people[second],
   )
-  problem = verification.Verification(pairs)
+  problem = verification.Verification(listed)
   order = np.append(rng.permutation(20), [3] * 4)  # the last 4 are padding
   mask = np.arange(24) < 20
   embeddings[3] *= 5  # of any length
@@ -153,10 +154,15 @@ def test_problem_measures_images_in_any_order_and_padding():
   ]
   found = problem.report(measures)
   similarity = verification.similarities(embeddings, first, second)
-  expected = verification.figures(similarity, pairs.same, folds=10)
+  expected = verification.figures(similarity, listed.same, folds=10)
+  curve = found.pop("roc")
+  assert curve["false_accept_rate"][:11:10] == [1e-4, 1e-3]
+  assert set(curve["true_accept_rate"]) == {1.0} and found["count"] == 20
   assert found == pytest.approx(expected, abs=1e-6)
   assert (found["auc"], found["tar_at_far_0.001"]) == (1.0, 1.0)
   with pytest.raises(ValueError, match="8 images of the pairs were not"):
     problem.report(measures[1:])
   with pytest.raises(ValueError, match="no loss"):
     problem.loss({}, {})
+  with pytest.raises(ValueError, match=r"features, .* only \['logits'\]"):
+    problem.measure({"logits": embeddings}, {})

@@ -137,7 +137,7 @@ def folder(
   if verify:
     for split in (*splits.values(), found.others):
       if split is not None:
-        _verify(split.images)
+        check_decodable(split.images)
   return found
 
 
@@ -226,8 +226,12 @@ def _folder_split(
   return source.Split(images, np.array(labels, np.int32), encoding="path")
 
 
-def _verify(paths: np.ndarray) -> None:
-  """Decodes all files; raises naming the first that cannot be decoded."""
+def check_decodable(paths: np.ndarray) -> None:
+  """Decodes all files.
+
+  Raises:
+    ValueError: A file that cannot be decoded; names the first.
+  """
   import tensorflow as tf
 
   from libml import preprocess

@@ -25,8 +25,11 @@ class Problem(Protocol):
     """Returns arrays of fixed shape; rows where batch["mask"] is False."""
     ...
 
-  def report(self, measures: Sequence[Any]) -> dict[str, float]:
-    """Returns the figures of a split from the measures of its batches."""
+  def report(self, measures: Sequence[Any]) -> dict[str, Any]:
+    """Returns the figures of a split from the measures of its batches.
+
+    A curve is a mapping of two names to as many numbers: x and y.
+    """
     ...
 
 

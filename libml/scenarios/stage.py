@@ -5,13 +5,15 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from libml import datasets
+from libml.problems import Problem
 
 # After each stage: probe -> reading -> figure -> value.
-Row = Mapping[str, Mapping[str, Mapping[str, float]]]
+Row = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,11 +25,15 @@ class Probe:
     classes: Ids that an answer may name; all of them in class-incremental
       evaluation, the task's own in task-incremental evaluation.
     augment: Whether the images go through the training chain.
+    problem: What is measured; None: the method's. The model does not see the
+      labels of another one, which are not classes. Problems of one type
+      measure a batch in the same way.
   """
 
   subset: datasets.Subset
   classes: tuple[int, ...]
   augment: bool = False
+  problem: Problem | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

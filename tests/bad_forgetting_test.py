@@ -1,0 +1,149 @@
+"""What a user gets wrong with forgetting is said in one line, before a step."""
+
+import gs_toy
+import pytest
+import toy
+
+import main
+from configs import common
+from libml import experiment
+
+LEARNING = {
+  "name": "class_incremental",
+  "num_tasks": 3,
+  "order_seed": None,
+  "reverse": False,
+  "task_incremental": False,
+}
+CASES = {
+  "fewer betas than requests": (
+    {"method__beta": (0.2, 0.2)},
+    r"beta=\(0.2, 0.2\) must hold a number .* each of the 3 requests",
+  ),
+  "negative beta": (
+    {"method__beta": (0.2, -0.2, 0.2)},
+    r"beta=\(0.2, -0.2, 0.2\) must hold a number of at least 0",
+  ),
+  "beta that is no number": (
+    {"method__beta": (0.2, float("nan"), 0.2)},
+    r"beta=\(0.2, nan, 0.2\) must hold",
+  ),
+  "negative alpha": ({"method__alpha": -0.1}, r"alpha=-0.1 must be at least 0"),
+  "infinite bound": (
+    {"method__bound": float("inf")},
+    r"bound=inf must be at least 0, and finite",
+  ),
+  "alpha after the last epoch": (
+    {"method__alpha_epoch": 5},
+    r"alpha_epoch=5 must be 0 to .*epochs=4",
+  ),
+  "average that never moves": (
+    {"method__average_decay": 1.0},
+    r"average_decay=1.0 must be in 0 to 1",
+  ),
+  "unknown grouping": (
+    {"method__grouping": "blocks"},
+    r"grouping='blocks' must be one of \['block', .*'matrix'\]",
+  ),
+  "a head trained beside": (
+    {"optimizer__head": common.adam(0.1)},
+    r"GS-LoRA trains adapters alone, .*'head/bias' and 1 more; set their group",
+  ),
+  "no proximal step": (
+    {"optimizer__lora__name": "adam"},
+    r"by a proximal step, which none of .*'proximal_adam'.*subgradient=True",
+  ),
+  "a proximal step that shrinks nothing": (
+    {"method__subgradient": True, "optimizer__lora__name": "proximal_adam"},
+    r"groups \['lora'\] take a proximal step, .*set method.subgradient=False",
+  ),
+  "adapters that nobody trains": (
+    {"optimizer__lora": None},
+    r"trains none|trains .*lora_a",
+  ),
+  "no adapters": ({"model__lora": None}, r"model has none; set model.lora to"),
+  "a scenario to learn": (
+    {"scenario": LEARNING},
+    r"Stage 1 .* is to learn, and GsLora can only forget; take another method",
+  ),
+  "a class that does not exist": (
+    {"scenario__requests": ((7,),)},
+    r"Class 7 of request 0 does not exist in 'synthetic'",
+  ),
+  "rehearsal": (
+    {"rehearsal__per_class": 2},
+    r"rehearsal.per_class=2 keeps images of what is learned, and stage 1 is",
+  ),
+}
+PLUS_CASES = {
+  "fewer pushes than requests": (
+    {"method__proto_forget": (0.1,)},
+    r"proto_forget=\(0.1,\) must hold .* each of the 3 requests",
+  ),
+  "fewer pulls than requests": (
+    {"method__proto_retain": (0.0, 0.0)},
+    r"proto_retain=\(0.0, 0.0\) must hold",
+  ),
+  "unknown distance": (
+    {"method__proto_distance": "cosine"},
+    r"proto_distance='cosine' must be one of \('kl', 'l2'\)",
+  ),
+  "unknown source": (
+    {"method__proto_source": "first"},
+    r"proto_source='first' must be one of \('start', 'pretrained'\)",
+  ),
+}
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+  """Fails where training begins all the same."""
+
+  def train(*unused):
+    pytest.fail("training began")
+
+  monkeypatch.setattr(experiment.Run, "_train", train)
+
+
+def refuse(config, workdir, message):
+  with pytest.raises(ValueError, match=message) as error:
+    main.execute(config, workdir)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("changes", "message"), CASES.values(), ids=CASES)
+def test_bad_setting_is_named(tmp_path, no_step, changes, message):
+  refuse(gs_toy.tiny(**changes), tmp_path, message)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"), PLUS_CASES.values(), ids=PLUS_CASES
+)
+def test_bad_setting_of_prototypes_is_named(
+  tmp_path, no_step, changes, message
+):
+  config = gs_toy.tiny(common.gs_lora_plus, **changes)
+  refuse(config, tmp_path, message)
+
+
+def test_method_that_only_learns_is_named(tmp_path, no_step):
+  scenario = common.forgetting(num_requests=3, classes_per_request=1, ratio=0.5)
+  config = toy.tiny(scenario=scenario)
+  refuse(config, tmp_path, r"is to forget, and L2P can only learn; take")
+
+
+def test_margin_needs_labels_that_are_classes(tmp_path):
+  config = gs_toy.tiny(mixing__mixup=0.2)
+  config.model = {
+    "name": "face_vit",
+    "variant": "smoke",
+    "image_size": 8,
+    "depth": 1,
+    "lora": common.ffn_lora(rank=2),
+  }
+  refuse(config, tmp_path, r"head CosFace takes one class id an image")
+
+
+def test_prototypes_need_labels_that_are_classes(tmp_path):
+  config = gs_toy.tiny(common.gs_lora_plus, mixing__mixup=0.2, model__depth=1)
+  refuse(config, tmp_path, r"GS-LoRA\+\+ takes one class id an image")

@@ -1,0 +1,123 @@
+"""GS-LoRA++ goes on where it stopped: measuring, in a request or a pass."""
+
+import json
+
+import numpy as np
+import pytest
+from gs_toy import tiny
+from walks import watch
+
+from configs import common
+from libml import experiment
+from libml import stage_data
+
+
+def config(**changes):
+  return tiny(common.gs_lora_plus, method__average_epoch=1, **changes)
+
+
+def go(workdir):
+  """Runs to the end; returns figures, edits, and all that may change."""
+  # So rarely that only the stops themselves save inside a request.
+  seen = watch(config(checkpoint__every_steps=1000), workdir)
+  leaves = seen.run.changing(seen.state)
+  del leaves["rng"]
+  leaves = {name: np.array(leaf) for name, leaf in leaves.items()}
+  for number in range(3):
+    with np.load(workdir / "edits" / f"stage_{number}.npz") as edit:
+      leaves |= {f"{number}/{name}": leaf for name, leaf in edit.items()}
+  record = json.loads((workdir / "results.json").read_text())
+  keys = ("matrix", "probes", "summary", "reports", "train_steps")
+  return {key: record[key] for key in keys}, leaves
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Returns what the uninterrupted run leaves."""
+  return go(tmp_path_factory.mktemp("whole"))
+
+
+def stop_in(patch, place, stage, batch):
+  """Returns a should_stop: true at that batch of a pass, or of training."""
+  inside, asked = [], []
+
+  def watched(cls, name, where):
+    method = getattr(cls, name)
+
+    def call(self, *given, **options):
+      inside.append(where(self, *given))
+      try:
+        return method(self, *given, **options)
+      finally:
+        inside.pop()
+
+    patch.setattr(cls, name, call)
+
+  def probe(run, evaluator, state, probes, data, saver, progress):
+    return "measure" if progress.trained else "before", data.stage
+
+  watched(experiment.Run, "_probe", probe)
+  watched(
+    experiment.Run,
+    "_train_round",
+    lambda _, state, at, *rest: ("train", at.index),
+  )
+  watched(
+    stage_data.StageData,
+    "accumulate",
+    lambda data, name, *rest: (name, data.stage),
+  )
+
+  def should_stop():
+    if inside and inside[-1] == (place, stage):
+      asked.append(place)
+    return len(asked) == batch
+
+  return should_stop
+
+
+# Where, in which request, and the steps done until then. Requests have 20, 16
+# and 12 steps, alpha comes on after half of them, 10 batches are measured.
+STOPS = [
+  ("before", 0, 3, 0),
+  ("train", 0, 7, 7),
+  ("train", 0, 6, 13),
+  ("measure", 0, 10, 20),
+  ("class_sums", 1, 2, 20),
+  ("train", 1, 8, 28),
+  ("measure", 1, 4, 36),
+]
+
+
+def test_stopped_anywhere_it_ends_bit_for_bit(tmp_path, whole):
+  done = 0
+  for place, stage, batch, steps in STOPS:
+    with pytest.MonkeyPatch.context() as patch:
+      should_stop = stop_in(patch, place, stage, batch)
+      seen = watch(config(checkpoint__every_steps=1000), tmp_path, should_stop)
+    assert seen.stopped == f"after step {steps}", (place, stage)
+    assert len(seen.metrics) == steps - done, "no step is taken twice"
+    done = steps
+  figures, leaves = go(tmp_path)
+  assert figures == whole[0]
+  assert leaves.keys() == whole[1].keys()
+  for name, leaf in leaves.items():
+    np.testing.assert_array_equal(leaf, whole[1][name], err_msg=name)
+
+
+def test_what_must_be_kept_is_kept(whole):
+  _, leaves = whole
+  mlp = "Transformer/encoderblock_1/MlpBlock_0/Dense_0"
+  expected = {
+    f"params/{mlp}/kernel",
+    f"params/{mlp}/lora_b",
+    f"memory/average/{mlp}/kernel",
+    "memory/prototypes",
+    "memory/alpha",
+    f"2/{mlp}/lora_a",
+    "0/zero/Transformer/encoderblock_0",
+    "0/classes",
+  }
+  assert expected <= leaves.keys()
+  frozen = {"params/head/kernel", "params/cls", f"params/{mlp}/bias"}
+  assert not frozen & leaves.keys()
