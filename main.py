@@ -138,7 +138,7 @@ def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
   """Returns the images and the order in which they come."""
   source = registry.build(datasets.DATASETS, "dataset", **plain(config.dataset))
   if config.holdout:
-    source = datasets.hold_out(source, config.holdout, config.seed)
+    source = datasets.hold_out(source, config.holdout, config.holdout_seed)
   scenario = registry.build(
     scenarios.SCENARIOS, "scenario", **plain(config.scenario), source=source
   )
@@ -252,7 +252,7 @@ def execute(
 
   def is_finished() -> bool:
     done = record is not None and record["finished"]
-    return done and (export is None or export.exists())
+    return done and (export is None or (export / "params.npz").exists())
 
   if processes.first_says(is_finished):
     _LOG.info("%s is finished; nothing is trained.", workdir)

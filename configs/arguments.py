@@ -57,3 +57,15 @@ def order_seed(order: str) -> int | None:
       "order, such as 1993."
     )
   return int(order)
+
+
+def title(name: str, arg: ml_collections.ConfigDict, *variants: str) -> str:
+  """Returns a run's name: "digits_gs_lora:plus,shots=4".
+
+  Args:
+    name: Of the config file.
+    arg: What `parse_arg` returned.
+    *variants: Names of arguments that tell runs apart, where they are on.
+  """
+  on = [v if arg[v] is True else f"{v}={arg[v]}" for v in variants if arg[v]]
+  return f"{name}:{','.join(on)}" if on else name

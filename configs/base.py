@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
       "name": "",
       # Of data order, augmentation, dropout and fresh parameters.
       "seed": 42,
-      # Images in a step, over all devices of all processes.
+      # Images of each stream in a step, over all devices of all processes.
       "batch_size": 128,
       # Images in a step on each device along the batch. Where it is given,
       # batch_size becomes this times their number, whatever it was.
@@ -22,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
       # Share of the training images that takes the place of the test images,
       # class by class, to tune on; 0 tests on the test images.
       "holdout": 0.0,
+      # Draws that share, of the weights that `pretrain` makes, too.
+      "holdout_seed": 42,
       # Pretrained weights, .npz or .safetensors.
       "init_checkpoint": config_dict.placeholder(str),
       # The file's head: "fresh" drops it, "keep" goes on with it.

@@ -146,7 +146,16 @@ def get_config(arg=None):
     )
   run = published(arg)
   config = base.get_config()
-  config.name = "casia100_gs_lora"
+  config.name = common.title(
+    "casia100_gs_lora",
+    arg,
+    "plus",
+    "single",
+    "shots",
+    "missing",
+    "attention",
+    "parity",
+  )
   config.batch_size = 4 if arg.shots else 48
   casia100_pretrain.faces(config, arg)
   config.model.lora = common.ffn_lora(rank=8)

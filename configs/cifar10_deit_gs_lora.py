@@ -28,7 +28,15 @@ def get_config(arg=None):
     size=112,
   )
   config = base.get_config()
-  config.name = "cifar10_deit_gs_lora"
+  config.name = common.title(
+    "cifar10_deit_gs_lora",
+    arg,
+    "plus",
+    "subgradient",
+    "shots",
+    "missing",
+    "measure",
+  )
   cifar10_deit_l2p.stream(config, arg)
   config.batch_size = 4 if arg.shots else 16
   config.epochs = 8

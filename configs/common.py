@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from configs.arguments import order_seed as order_seed
 from configs.arguments import parse_arg as parse_arg
+from configs.arguments import title as title
 from configs.smoke import smoke as smoke
 
 # The channel statistics with which most ImageNet weights were trained.
@@ -233,8 +234,7 @@ def measure(config: ml_collections.ConfigDict) -> None:
   config.method = {"name": "frozen", "restart_optimizer": True}
   config.model.lora = None
   config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
-  config.optimizer.head = None
-  config.optimizer.backbone = None
+  del config.optimizer["lora"]
   config.export = False
 
 

@@ -28,7 +28,9 @@ def get_config(arg=None):
     tune=False,
   )
   config = base.get_config()
-  config.name = "digits_gs_lora"
+  config.name = common.title(
+    "digits_gs_lora", arg, "plus", "subgradient", "shots", "missing", "measure"
+  )
   config.batch_size = 4 if arg.shots else 16
   config.epochs = 15
   config.pretrain = "digits_pretrain:tune" if arg.tune else "digits_pretrain"

@@ -42,8 +42,13 @@ def get_config(arg=None):
     plus=False,
     parity=False,
   )
+  if arg.others and not arg.names:
+    raise ValueError(
+      f"others={arg.others!r} makes a head of all classes, and the file's rows "
+      "must be found by name: give names=FILE, the names of its 1000 classes."
+    )
   config = base.get_config()
-  config.name = "imagenet100_gs_lora"
+  config.name = common.title("imagenet100_gs_lora", arg, "plus", "parity")
   config.batch_size = 48
   config.holdout = 0.2 if arg.tune else 0.0
   config.dataset = {

@@ -106,6 +106,13 @@ class Run:
           f"{type(method).__name__} can only {' or '.join(method.goals)}; take "
           "another method or scenario.name."
         )
+    mixed = mixing is not None and mixing.is_on
+    if mixed and not (method.mixes and getattr(method.model, "mixes", True)):
+      raise ValueError(
+        f"{type(method).__name__} on {type(method.model).__name__} takes one "
+        "class an image, and config.mixing makes labels probabilities; set "
+        "mixup, cutmix and label_smoothing to 0."
+      )
     method.check(scenario)
     self.method = method
     self.scenario = scenario
@@ -378,6 +385,7 @@ class Run:
     if timer is not None:
       seconds = dict(progress.seconds)
       seconds["train"] += time.time() - timer
-      seconds["timed_steps"] += progress.steps - timed_from
+      steps_timed = progress.steps - timed_from
+      seconds["timed_batches"] += steps_timed * len(round_.streams)
       progress = progress.to(seconds=seconds)
     return state, progress

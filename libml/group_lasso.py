@@ -1,5 +1,6 @@
 """Groups of parameters and the sum of their norms: the group lasso."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,13 @@ Groups = Callable[[str], str | None]
 # Patterns over the adapters of a vision transformer (GS-LoRA's groupings).
 GROUPINGS = {
   "block": r"(.*encoderblock_\d+)/.*lora_[ab]",
-  "block_b": r"(.*encoderblock_\d+)/.*lora_b",
+  "block_b": r"(.*encoderblock_\d+)/.*/(lora_b)",
   "lora": r"(.*)/lora_[ab]",
   "matrix": r"(.*/lora_[ab])",
 }
 
 
+@functools.cache
 def by_pattern(pattern: str) -> Groups:
   """Returns groups that a regular expression over whole names captures.
 

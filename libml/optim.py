@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import optax
 
+from libml import group_lasso
 from libml import paths
 from libml import projection
 from libml import proximal
@@ -111,6 +112,8 @@ def group_transform(
         "normalize_columns=False and l2=0, and a method with groups to shrink, "
         "such as gs_lora with subgradient=False; else take 'adam' or 'sgd'."
       )
+    if weight_decay:
+      options["weight_decay"] = weight_decay
     return registry.build(
       PROXIMAL,
       "optimizer",
@@ -118,7 +121,6 @@ def group_transform(
       learning_rate=rate,
       alpha=0.0,  # the method's extra argument takes its place
       groups=lasso,
-      weight_decay=weight_decay,
       clock="epoch",
       **options,
     )
@@ -181,12 +183,14 @@ class Optimizer:
     groups: Which parameters it trains.
     projected: Names of the groups that a method's factors multiply.
     proximal: Names of the groups whose step shrinks a method's groups.
+    lasso: The method's groups.
   """
 
   tx: optax.GradientTransformationExtraArgs
   groups: Groups
   projected: frozenset[str] = frozenset()
   proximal: frozenset[str] = frozenset()
+  lasso: LassoGroups | None = None
 
   def check(self, extra: Mapping[str, Any], params: Any) -> None:
     """Checks that a method's factors reach the updates that they are for.
@@ -210,6 +214,15 @@ class Optimizer:
         "'adam' or 'sgd' there, or set method.subgradient=False."
       )
     labels = paths.flatten(self.groups.labels(params))
+    if self.lasso is not None and self.proximal:
+      for group, members in group_lasso.members(params, self.lasso).items():
+        where = {labels[name] for name in members}
+        if len(where) > 1 or not where <= self.proximal:
+          raise ValueError(
+            f"The parameters of {group!r} are shrunk together, and lie in the "
+            f"optimizer's groups {sorted(where)}; put them into one, of "
+            f"{sorted(PROXIMAL)}."
+          )
     names = {
       name
       for side in ("left", "right")
@@ -301,7 +314,7 @@ def build(
   projected = {n for n in names if (settings[n] or {}).get("project")}
   shrunk = {n for n in names if (settings[n] or {}).get("name") in PROXIMAL}
   return Optimizer(
-    optax.chain(*chain), parts, frozenset(projected), frozenset(shrunk)
+    optax.chain(*chain), parts, frozenset(projected), frozenset(shrunk), lasso
   )
 
 

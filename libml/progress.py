@@ -24,7 +24,7 @@ class Progress:
     compiled: Compilations of each function.
     data: Checksum of what the results say of the images.
     frozen: Checksum of the weights that no checkpoint holds.
-    seconds: Wall time of the run, of its training, steps in the latter, and
+    seconds: Wall time of the run, of its training, batches in the latter, and
       wall time of the stage's training so far.
     stage_seconds: The last of each finished stage.
   """
@@ -47,7 +47,7 @@ class Progress:
     default_factory=lambda: {
       "run": 0.0,
       "train": 0.0,
-      "timed_steps": 0,
+      "timed_batches": 0,
       "stage": 0.0,
     }
   )

@@ -88,7 +88,7 @@ def assemble(
       for i in range(len(measured))
     ]
   seconds = progress.seconds
-  trained = seconds["timed_steps"] * facts["global_batch_size"]
+  trained = seconds["timed_batches"] * facts["global_batch_size"]
   return {
     "finished": progress.stage == len(scenario.stages),
     "stages_done": progress.stage,

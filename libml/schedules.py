@@ -93,7 +93,8 @@ def timm_cosine(
   def rate(epoch: jax.Array) -> jax.Array:
     e = jnp.maximum(_begun(epoch) - 1, 0)
     # (1 + cos x) / 2, without the difference of near numbers at the end.
-    half = jnp.cos(jnp.clip(e / epochs, 0.0, 1.0) * (jnp.pi / 2)) ** 2
+    left = jnp.clip((epochs - e) / epochs, 0.0, 1.0)
+    half = jnp.sin(left * (jnp.pi / 2)) ** 2
     value = min_lr + (lr - min_lr) * half
     if not warmup:
       return value

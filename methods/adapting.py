@@ -1,5 +1,6 @@
 """What methods with an adapter a task do between tasks."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +19,17 @@ from models import lora
 _READERS = ("query", "key", "value")
 
 
-def check_model(model: Any) -> None:
-  """Raises ValueError for a model without adapters."""
+def check_model(
+  model: Any,
+  layers: str = ".*/(key|value)",
+  rank: int = 10,
+  alpha: float | None = None,
+) -> None:
+  """Raises ValueError for a model without adapters; proposes these."""
   if not isinstance(model.dense, lora.Lora):
     raise ValueError(
       "This method trains LoRA adapters, and the model has none; set "
-      "model.lora to {'layers': '.*/(key|value)', 'rank': 10, 'alpha': None}."
+      f"model.lora to {dict(layers=layers, rank=rank, alpha=alpha)}."
     )
 
 
@@ -92,6 +98,25 @@ def restart(
   return lora.join(base, adapters)
 
 
+def fold(params: Any, data: StageData, model: Any) -> Any:
+  """Returns the parameters with merged adapters, whose B is then 0.
+
+  Args:
+    params: All parameters.
+    data: Holds the run's compiled functions.
+    model: Has the adapters' scale.
+  """
+  merged = data.compiled("fold", functools.partial(_folded, model=model))
+  return paths.update(params, merged(params))
+
+
+def _folded(params: Any, model: Any) -> dict[str, Any]:
+  # Only what changes is returned: frozen weights stay where they are.
+  merged = paths.flatten(lora.merge(params, model.lora_scale))
+  changed = rf"{kernels(model)}|.*/lora_b"
+  return {k: v for k, v in merged.items() if re.fullmatch(changed, k)}
+
+
 def merge(
   params: Any, data: StageData, model: Any
 ) -> tuple[Any, dict[str, Any]]:
@@ -104,14 +129,8 @@ def merge(
   """
 
   def fold(params):
-    merged = paths.flatten(lora.merge(params, model.lora_scale))
-    changed = rf"{kernels(model)}|.*/lora_b"
-    return (
-      {k: v for k, v in merged.items() if re.fullmatch(changed, k)},
-      lora.deltas(params, model.lora_scale),
-    )
+    return _folded(params, model), lora.deltas(params, model.lora_scale)
 
-  # Only what changes is returned: frozen weights stay where they are.
   merged, changes = data.compiled("merge", fold)(params)
   return paths.update(params, merged), changes
 
@@ -130,20 +149,7 @@ def report(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
     "touched_weights" (entries of kernels to which something is added),
     "adapter_weights" (entries of adapters that are not 0).
   """
-
-  def count(params):
-    _, adapters = lora.split(params)
-    changes = lora.deltas(params, scale)
-    blocks = group_lasso.by_pattern(r"(.*encoderblock_\d+)/.*")
-    return {
-      "group_norm": group_lasso.norms(adapters, groups),
-      "change_norm": group_lasso.norms(changes, blocks),
-      "zero": group_lasso.zeros(adapters, groups),
-      "touched": [jnp.any(c != 0) * c.size for c in jax.tree.leaves(changes)],
-      "adapter": [jnp.sum(a != 0) for a in jax.tree.leaves(adapters)],
-    }
-
-  found = jax.device_get(jax.jit(count)(params))
+  found = jax.device_get(_count(params, groups, scale))
   norms = {
     key: {
       name.removeprefix("Transformer/"): float(value)
@@ -157,6 +163,20 @@ def report(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
     "zero_groups": sum(map(int, found["zero"].values())),
     "touched_weights": sum(map(int, found["touched"])),
     "adapter_weights": sum(map(int, found["adapter"])),
+  }
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _count(params, groups, scale):
+  _, adapters = lora.split(params)
+  changes = lora.deltas(params, scale)
+  blocks = group_lasso.by_pattern(r"(.*encoderblock_\d+)/.*")
+  return {
+    "group_norm": group_lasso.norms(adapters, groups),
+    "change_norm": group_lasso.norms(changes, blocks),
+    "zero": group_lasso.zeros(adapters, groups),
+    "touched": [jnp.any(c != 0) * c.size for c in jax.tree.leaves(changes)],
+    "adapter": [jnp.sum(a != 0) for a in jax.tree.leaves(adapters)],
   }
 
 

@@ -80,6 +80,8 @@ class Method:
 
   # What stages may be for.
   goals: ClassVar[tuple[str, ...]] = ("learn",)
+  # Whether `loss` takes labels that are probabilities.
+  mixes: ClassVar[bool] = True
   # Whether `loss` takes exemplars of earlier stages (batch["replay"]).
   rehearses = False
 

@@ -71,17 +71,13 @@ class GsLora(base.Method):
   goals = ("forget",)
 
   def __post_init__(self):
-    adapting.check_model(self.model)
+    adapting.check_model(self.model, r".*/MlpBlock_0/Dense_[01]", 8, 1.0)
     if self.grouping not in group_lasso.GROUPINGS:
       raise ValueError(
         f"method.grouping={self.grouping!r} must be one of "
         f"{sorted(group_lasso.GROUPINGS)}."
       )
-    for name in ("bound", "alpha", "restart_slope"):
-      if not 0 <= getattr(self, name) < math.inf:
-        raise ValueError(
-          f"method.{name}={getattr(self, name)} must be at least 0, and finite."
-        )
+    self._check_finite("bound", "alpha", "restart_slope")
     if not 0 <= self.average_decay < 1:
       raise ValueError(
         f"method.average_decay={self.average_decay} must be in 0 to 1, without "
@@ -93,6 +89,13 @@ class GsLora(base.Method):
         raise ValueError(
           f"method.{name}={epoch} must be 0 to {self.epochs - 1}: there are "
           f"epochs={self.epochs}."
+        )
+
+  def _check_finite(self, *names):
+    for name in names:
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(
+          f"method.{name}={getattr(self, name)} must be at least 0, and finite."
         )
 
   @property
@@ -149,7 +152,7 @@ class GsLora(base.Method):
 
   def before_stage(self, state, stage, data):
     """Folds the last request's adapters into the kernels; draws new ones."""
-    params, _ = adapting.merge(state.params, data, self.model)
+    params = adapting.fold(state.params, data, self.model)
     slope = self.restart_slope if stage.index else lora.KAIMING_SLOPE
     params = adapting.restart(
       state.replace(params=params), data, slope=slope, name=f"restart_{slope}"
@@ -165,7 +168,11 @@ class GsLora(base.Method):
     return self.end_epoch(state, data=data, done=0)
 
   def rounds(self, stage, data):
-    """Trains; what happens at the end of some epoch ends a round."""
+    """Trains; what happens at the end of some epoch ends a round.
+
+    A round's streams start anew, so an incomplete batch before its end is left
+    out.
+    """
     ends = {self.epochs, self.alpha_epoch, self.beta_decay_epoch or 0}
     if self.average_epoch is not None:
       ends.update(range(self.average_epoch + 1, self.epochs))
@@ -238,15 +245,16 @@ class GsLora(base.Method):
 
   def predict(self, params, memory, batch):
     """Answers with the adapters, and with the averaged change."""
-    readings = super().predict(params, memory, batch)
+    answers = super().predict(params, memory, batch)
     if self.average_epoch is not None:
       base_params, adapters = lora.split(params)
       averaged = lora.join(
         lora.subtract(base_params, memory["average"], times=-1.0),
         jax.tree.map(jnp.zeros_like, adapters),
       )
-      readings["_average"] = self.apply(averaged, batch)
-    return readings
+      found = base.readings(self.apply(averaged, batch))
+      answers.update({f"_average{name}": out for name, out in found.items()})
+    return answers
 
   def report(self, state):
     """Norms of the groups and of what each block adds; how much is touched."""
@@ -278,8 +286,11 @@ class GsLoraPlus(GsLora):
   proto_distance: str = "kl"
   proto_source: str = "start"
 
+  mixes = False  # a prototype is of one class
+
   def __post_init__(self):
     super().__post_init__()
+    self._check_finite("proto_bound")
     allowed = {
       "proto_distance": tuple(prototypes.DISTANCES),
       "proto_source": ("start", "pretrained"),
@@ -322,11 +333,6 @@ class GsLoraPlus(GsLora):
 
   def further(self, memory, batch, retained, forgotten):
     """Distances of the features to their classes' prototypes."""
-    if batch["retain"]["label"].ndim != 1:
-      raise ValueError(
-        "GS-LoRA++ takes one class id an image, whose prototype it needs, and "
-        "labels are probabilities: turn off config.mixing."
-      )
     distance = prototypes.DISTANCES[self.proto_distance]
     retain, forget = (
       distance(outputs["features"], memory["prototypes"][batch[name]["label"]])

@@ -175,6 +175,11 @@ class FaceViT(nn.Module):
     )
 
   @property
+  def mixes(self) -> bool:
+    """Whether labels may be probabilities."""
+    return not heads.needs_label(self.head)
+
+  @property
   def lora_scale(self) -> float:
     """Factor of the adapters; 1 without them."""
     return getattr(self.dense, "scale", 1.0)

@@ -219,6 +219,11 @@ HEADS: dict[str, Callable[..., Head]] = {
 }
 
 
+def needs_label(row: str) -> bool:
+  """Returns whether a row of HEADS trains with the label of each example."""
+  return HEADS[row](num_classes=1, parent=None).needs_label
+
+
 def check(
   row: str, *, scale: float | None = None, margin: float | None = None
 ) -> None:

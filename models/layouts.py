@@ -121,6 +121,28 @@ FACE = Layout(
 )
 
 
+# torchvision's names -> timm's.
+_TORCHVISION = {
+  r"class_token": "cls_token",
+  r"encoder\.pos_embedding": "pos_embed",
+  r"conv_proj\.(.*)": r"patch_embed.proj.\1",
+  r"encoder\.layers\.encoder_layer_(\d+)\.(.*)": r"blocks.\1.\2",
+  r"(.*)\.ln_([12])\.(.*)": r"\1.norm\2.\3",
+  r"(.*)\.self_attention\.in_proj_(.*)": r"\1.attn.qkv.\2",
+  r"(.*)\.self_attention\.out_proj\.(.*)": r"\1.attn.proj.\2",
+  r"(.*)\.mlp\.(?:linear_1|0)\.(.*)": r"\1.mlp.fc1.\2",
+  r"(.*)\.mlp\.(?:linear_2|3)\.(.*)": r"\1.mlp.fc2.\2",
+  r"encoder\.ln\.(.*)": r"norm.\1",
+  r"heads\.head\.(.*)": r"head.\1",
+}
+
+
+def _from_torchvision(name: str) -> str:
+  for theirs, timms in _TORCHVISION.items():
+    name = re.sub(f"^{theirs}$", timms, name)
+  return name
+
+
 def to_linen(
   found: Flat, expected: Mapping[str, Any], *, source: object, adapters: str
 ) -> Flat:
@@ -139,6 +161,8 @@ def to_linen(
   found = {
     k.removeprefix("module.").removeprefix("vit."): v for k, v in found.items()
   }
+  if "class_token" in found:
+    found = {_from_torchvision(name): array for name, array in found.items()}
   if any(name.startswith("embeddings.") for name in found):
     found = {k: v for k, v in found.items() if not k.startswith("pooler.")}
     pairs = _from_torch(found, expected, HUGGING_FACE)

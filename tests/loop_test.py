@@ -45,6 +45,8 @@ class AwayAndNear(base.Method):
 
   bound: float = 3.0
 
+  goals = ("forget",)
+
   def init_memory(self, params, trainable):
     return {
       "mean": jax.tree.map(jnp.zeros_like, params),
@@ -144,7 +146,8 @@ def walk(workdir, stop=lambda: False):
   }
   state, _ = run.walk(run.start(params), workdir, facts, reporter)
   record = json.loads((workdir / "results.json").read_text())
-  del record["wall_seconds"], record["examples_per_second"]
+  for name in ("wall_seconds", "examples_per_second", "stage_seconds"):
+    del record[name]
   return state, record
 
 

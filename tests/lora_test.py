@@ -289,9 +289,7 @@ def test_export_is_a_plain_vit_of_the_same_features(tmp_path):
     vit.build("smoke", **fields),
   )
   shapes = jax.eval_shape(without.init, jax.random.key(0), {"image": IMAGE})
-  params = pretrained.load(
-    tmp_path / "export" / "params.npz", shapes["params"]
-  )
+  params = pretrained.load(tmp_path / "export" / "params.npz", shapes["params"])
   ours = features(without, params)
   assert_close(ours, features(model, seen.state.params), 1e-6)
   base, _ = lora.split(seen.state.params)

@@ -25,7 +25,8 @@ FSDP = "--my_config.sharding=((r'.*', 'fsdp:512'),)"
 def record(workdir):
   """Returns a run's results without its times and place."""
   found = json.loads((workdir / "results.json").read_text())
-  for key in ("wall_seconds", "examples_per_second", "devices", "config"):
+  times = ("wall_seconds", "examples_per_second", "stage_seconds")
+  for key in (*times, "devices", "config"):
     del found[key]
   return found
 

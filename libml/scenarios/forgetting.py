@@ -223,10 +223,19 @@ class _Sample:
 
   def _take(self, images: datasets.Subset, seed: int) -> datasets.Subset:
     if self._shots is not None:
-      return images.take_per_class(self._shots, seed)
+      try:
+        return images.take_per_class(self._shots, seed)
+      except ValueError as error:
+        raise ValueError(f"scenario.shots={self._shots}: {error}") from None
     if self._ratio is None:
       return images
-    return images.take(int(self._ratio * len(images)), seed)
+    count = int(self._ratio * len(images))
+    if not count:
+      raise ValueError(
+        f"scenario.ratio={self._ratio} of {len(images)} images is none; raise "
+        "it, or set scenario.shots."
+      )
+    return images.take(count, seed)
 
   def describe(self) -> str:
     """Returns what is drawn, in words."""
@@ -254,11 +263,17 @@ def _ids(
   source: datasets.Source, names: Sequence[Name], what: str
 ) -> tuple[int, ...]:
   """Returns the ids of classes given by id or name."""
+  if isinstance(names, str) or not isinstance(names, Sequence):
+    raise ValueError(
+      f"{names!r} of {what} must be a list of class ids or names, such as "
+      "(8, 9); scenario.requests is a list of such lists: ((8, 9), (6,))."
+    )
   by_name = {name: i for i, name in enumerate(source.class_names)}
   found = []
   for name in names:
-    label = by_name.get(name) if isinstance(name, str) else int(name)
-    if label is None or not 0 <= label < source.num_classes:
+    label = by_name.get(name) if isinstance(name, str) else name
+    known = isinstance(label, int) and 0 <= label < source.num_classes
+    if not known:
       some = ", ".join(source.class_names[:5])
       raise ValueError(
         f"Class {name!r} of {what} does not exist in {source.name!r}; classes "
