@@ -55,7 +55,7 @@ def get_config(arg=None):
   config.preprocess.train = "none"
   config.model.lora = common.ffn_lora()
   method = common.gs_lora_plus if arg.plus else common.gs_lora
-  config.method = method(bound=30.0, beta=(0.5,) * 4, alpha=0.05, alpha_epoch=3)
+  config.method = method(bound=30.0, beta=(0.5,) * 4, alpha=0.1, alpha_epoch=3)
   config.method.subgradient = arg.subgradient
   common.gs_lora_optimizer(config, lr=1e-2)
   if arg.measure:

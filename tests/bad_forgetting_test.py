@@ -6,6 +6,7 @@ import toy
 
 import main
 from configs import common
+from configs import imagenet100_gs_lora
 from libml import experiment
 
 LEARNING = {
@@ -141,9 +142,33 @@ def test_margin_needs_labels_that_are_classes(tmp_path):
     "depth": 1,
     "lora": common.ffn_lora(rank=2),
   }
-  refuse(config, tmp_path, r"head CosFace takes one class id an image")
+  refuse(config, tmp_path, "GsLora on FaceViT takes one class an image")
 
 
 def test_prototypes_need_labels_that_are_classes(tmp_path):
   config = gs_toy.tiny(common.gs_lora_plus, mixing__mixup=0.2, model__depth=1)
-  refuse(config, tmp_path, r"GS-LoRA\+\+ takes one class id an image")
+  refuse(config, tmp_path, "GsLoraPlus on ViT takes one class an image")
+
+
+def test_a_request_is_a_list(tmp_path):
+  for requests in ((4, 5), ("45",), ((4.5,),)):
+    config = gs_toy.tiny(scenario__requests=requests)
+    refuse(config, tmp_path, "must be a list|does not exist")
+
+
+def test_a_group_shrinks_in_one_optimizer_group(tmp_path):
+  config = gs_toy.tiny()
+  rates = config.optimizer.lora.to_dict()
+  with config.unlocked():
+    config.optimizer.b = {**rates, "name": "adam"}
+    config.optimizer.groups = (
+      ("lora", r".*/lora_a"),
+      ("b", r".*/lora_b"),
+      *config.optimizer.groups[1:],
+    )
+  refuse(config, tmp_path, r"'b', 'lora'.*; put them into one")
+
+
+def test_others_need_the_names_of_the_head():
+  with pytest.raises(ValueError, match="give names=FILE"):
+    imagenet100_gs_lora.get_config("others=x")

@@ -30,7 +30,7 @@ def arguments(name):
   """Returns what a config's docstring says may stand after the colon."""
   text = importlib.import_module(f"configs.{name}").__doc__
   found = [None]
-  for name in ("paper", "shipped", "tune", "plus"):
+  for name in ("paper", "shipped", "tune", "plus", "measure"):
     if f'":{name}"' in text:
       found.append(name)
   found += re.findall(r'":((?:tasks|order)=\w+)"', text)

@@ -54,6 +54,16 @@ def test_first_matching_pattern_wins():
   assert (updates["head"]["bias"] != 0).all()
 
 
+def test_proximal_sgd_shrinks_a_group_to_zero():
+  updates, state = update(
+    head={"name": "proximal_sgd", "lr": 0.1, "momentum": 0.0},
+    lasso=lambda name: name.split("/")[0],
+  )
+  # Alpha is the method's to give; without it the step is SGD's.
+  np.testing.assert_allclose(updates["head"]["kernel"], -0.2)
+  assert optim.metrics(state)["zero_groups"] == 0
+
+
 def test_unmatched_parameter_is_named():
   optimizer = optim.build(groups=GROUPS[:1], epochs=1, head=PLAIN)
   with pytest.raises(ValueError, match="'body/kernel' matches none.*'head'"):
