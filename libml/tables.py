@@ -119,11 +119,47 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
   return out
 
 
+def _over_requests(
+  records: Sequence[Mapping[str, Any]],
+) -> dict[str, list[str]]:
+  """Returns what matters over all requests of a run, a cell each record.
+
+  What is forgotten and what is kept count where they are worst.
+  """
+  columns: dict[str, list[str]] = {
+    name: []
+    for name in ("forget", "retain lost", "old", "missing", "H-mean", "zero")
+  }
+  for record in records:
+    _, *rows = record["summary"][record["figure"]]
+    told = [report for report in record["reports"] if report]
+    zero = " ".join(str(r["zero_groups"]) for r in told)
+    values = {
+      "forget": max(row["acc_forget"] for row in rows),
+      "retain lost": max(row["drop_retain"] for row in rows),
+      "old": rows[-1].get("acc_old"),
+      "missing": rows[-1].get("acc_missing"),
+      "H-mean": sum(row["h_mean"] for row in rows) / len(rows),
+    }
+    for name, value in values.items():
+      columns[name].append(_percent(value))
+    columns["zero"].append(f"{zero} of {told[0]['groups']}" if told else "")
+  return {name: cells for name, cells in columns.items() if any(cells)}
+
+
 def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
-  """Returns runs beside each other: what is left after the last stage."""
-  requests = all(record["axes"]["stage"][0] < 0 for record in records)
-  out = _table(f"After the last {'request' if requests else 'task'} (%)")
-  summaries = _summaries(records, [-1])
+  """Returns runs beside each other.
+
+  Of runs that learn, what is left after the last stage; of runs that forget,
+  the worst request's accuracies on what goes and losses of what stays, what is
+  left of earlier requests at the end, the mean H, and each request's number of
+  groups that are exactly zero.
+  """
+  if all(record["axes"]["stage"][0] < 0 for record in records):
+    out, summaries = _table("Over all requests (%)"), _over_requests(records)
+  else:
+    out = _table("After the last task (%)")
+    summaries = _summaries(records, [-1])
   out.add_column("run", no_wrap=True)
   _add_columns(out, [*summaries, "seconds"])
   for i, record in enumerate(records):
