@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def smoke_config(name):
   """Returns the smoke run of the first config that names a method."""
-  arguments = ["smoke", "smoke,plus"]
+  arguments = ["smoke", "smoke,plus", "smoke,measure"]
   arguments += [f"smoke,method={m}" for m in common.REFERENCES]
   for path in sorted((ROOT / "configs").glob("[a-z]*_*.py")):
     get_config = importlib.import_module(f"configs.{path.stem}").get_config
@@ -32,8 +32,9 @@ def smoke_config(name):
         config = get_config(argument)
       except ValueError:
         continue  # takes no such argument
-      known = config.scenario.name in ("class_incremental", "forgetting")
-      if known and config.method.name == name:
+      kinds = {"class_incremental": "num_tasks", "forgetting": "num_requests"}
+      length = config.scenario.get(kinds.get(config.scenario.name, ""))
+      if length == 3 and config.method.name == name:
         return config
   raise ValueError(f"No config names the method {name!r}.")
 
