@@ -83,8 +83,8 @@ def _edits(record: Mapping[str, Any]) -> dict[str, list[str]]:
     seconds = f"{record['stage_seconds'][number]:.0f}" if told else ""
     columns.setdefault("zero", []).append(groups)
     columns.setdefault("touched", []).append(weights)
-    columns.setdefault("seconds", []).append(seconds)
-  return columns if any(columns.get("seconds", ())) else {}
+    columns.setdefault("s", []).append(seconds)
+  return columns if any(columns.get("s", ())) else {}
 
 
 def run_table(record: Mapping[str, Any]) -> table.Table:

@@ -56,7 +56,7 @@ def test_a_run_shows_each_request_and_its_edit():
   assert "before and after each request" in " ".join(lines[0])
   assert lines[2][:4] == ["after", "0", "1", "kept"]
   assert lines[2][4:] == [
-    "forget", "retain", "old", "H-mean", "zero", "touched", "seconds",
+    "forget", "retain", "old", "H-mean", "zero", "touched", "s",
   ]  # fmt: skip
   assert lines[4] == ["before", "90.0", "80.0", "95.0", "90.0"]
   assert lines[5][-4:] == ["70.0", "3/6", "98,304", "12"]
