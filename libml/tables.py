@@ -160,12 +160,13 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
   else:
     out = _table("After the last task (%)")
     summaries = _summaries(records, [-1])
+  seconds = [f"{record['wall_seconds']:.0f}" for record in records]
+  summaries["seconds"] = seconds
   out.add_column("run", no_wrap=True)
-  _add_columns(out, [*summaries, "seconds"])
+  _add_columns(out, list(summaries))
   for i, record in enumerate(records):
-    seconds = f"{record['wall_seconds']:.0f}"
     cells = (column[i] for column in summaries.values())
-    out.add_row(record["name"], *cells, seconds)
+    out.add_row(record["name"], *cells)
   return out
 
 
