@@ -17,13 +17,7 @@ def get_config(arg=None):
   config.name = "cifar10_deit_pretrain"
   cifar10_deit_l2p.stream(config, arg)
   config.epochs = 3
-  config.export = True
-  config.scenario.num_tasks = 1
-  config.method = {
-    "name": "finetune",
-    "restart_optimizer": True,
-    "mask_classes": False,
-  }
+  common.classifier(config)
   config.optimizer.head = common.adam(1e-3, schedule="cosine")
   config.optimizer.backbone = common.adam(5e-5, schedule="cosine")
   return common.finish(config, arg)

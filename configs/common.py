@@ -229,6 +229,17 @@ def gs_lora_optimizer(
   config.optimizer.clip_norm = float("inf")
 
 
+def classifier(config: ml_collections.ConfigDict) -> None:
+  """Trains all classes at once and exports them, for runs that start there."""
+  config.export = True
+  config.scenario.num_tasks = 1
+  config.method = {
+    "name": "finetune",
+    "restart_optimizer": True,
+    "mask_classes": False,
+  }
+
+
 def measure(config: ml_collections.ConfigDict) -> None:
   """Trains nothing: measures the given weights in the config's scenario."""
   config.method = {"name": "frozen", "restart_optimizer": True}

@@ -17,13 +17,7 @@ def get_config(arg=None):
   config.name = "digits_pretrain"
   digits_l2p.stream(config, arg)
   config.epochs = 15
-  config.export = True
-  config.scenario.num_tasks = 1
-  config.method = {
-    "name": "finetune",
-    "restart_optimizer": True,
-    "mask_classes": False,
-  }
+  common.classifier(config)
   for group in ("head", "backbone"):
     config.optimizer[group] = common.adam(1e-3, schedule="cosine")
   return common.finish(config, arg)

@@ -23,17 +23,11 @@ def get_config(arg=None):
   config.batch_size = 128
   config.epochs = 6
   config.random_init = True
-  config.export = True
-  config.scenario.num_tasks = 1
   config.dataset = {"name": "glyphs", "per_class": 300}
   config.preprocess.train = "none"
   config.preprocess.eval = "native"
   model(config)
-  config.method = {
-    "name": "finetune",
-    "restart_optimizer": True,
-    "mask_classes": False,
-  }
+  common.classifier(config)
   config.optimizer.head = common.adam(1e-3, schedule="cosine")
   config.optimizer.backbone = common.adam(
     1e-3, schedule="cosine", warmup_epochs=0.5, weight_decay=0.01

@@ -168,7 +168,10 @@ def test_alpha_of_update_wins_and_compiles_nothing_anew():
 
 def test_schedules_count_updates_or_follow_a_clock():
   late = optax.piecewise_constant_schedule(1.0, {2: 0.5})
-  on = lambda step: jnp.where(step >= 2, 0.05, 0.0)  # noqa: E731
+
+  def on(step):
+    return jnp.where(step >= 2, 0.05, 0.0)
+
   counted = run(lasso(lambda step: 0.1 * late(step), on))
   assert [int(s.zero_groups) for _, s in counted] == [0, 0, 1, 1]
   np.testing.assert_allclose(
