@@ -38,6 +38,7 @@ from libml import processes
 from libml import registry
 from libml import results
 from libml import scenarios
+from libml import settings as settings_lib
 from libml import sharding
 from libml import tables
 from libml import verification
@@ -283,7 +284,7 @@ def execute(
       **plain(config.mixing),
       num_classes=scenario.num_classes,
     ),
-    settings=experiment.Settings(
+    settings=settings_lib.Settings(
       seed=config.seed,
       batch_size=config.batch_size,
       log_every=config.log_every,

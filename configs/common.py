@@ -160,6 +160,7 @@ def forgetting(**changes: Any) -> dict[str, Any]:
     "shots": config_dict.placeholder(int),
     "redraw": False,
     "sample_seed": 1337,
+    "whole_retain": False,
   }
   return {**options, **changes}
 

@@ -15,22 +15,9 @@ from configs import common
 from configs import glyphs_pretrain
 
 
-def get_config(arg=None):
-  """Returns requests of two digits each."""
-  arg = common.parse_arg(
-    arg,
-    plus=False,
-    subgradient=False,
-    shots=0,
-    missing=False,
-    requests=2,
-    measure=False,
-    tune=False,
-  )
+def scenario(arg):
+  """Returns a config with the requests and the network, without a method."""
   config = base.get_config()
-  config.name = common.title(
-    "digits_gs_lora", arg, "plus", "subgradient", "shots", "missing", "measure"
-  )
   config.batch_size = 4 if arg.shots else 16
   config.epochs = 15
   config.pretrain = "digits_pretrain:tune" if arg.tune else "digits_pretrain"
@@ -48,6 +35,25 @@ def get_config(arg=None):
   config.preprocess.train = "none"
   config.preprocess.eval = "native"
   glyphs_pretrain.model(config)
+  return config
+
+
+def get_config(arg=None):
+  """Returns requests of two digits each."""
+  arg = common.parse_arg(
+    arg,
+    plus=False,
+    subgradient=False,
+    shots=0,
+    missing=False,
+    requests=2,
+    measure=False,
+    tune=False,
+  )
+  config = scenario(arg)
+  config.name = common.title(
+    "digits_gs_lora", arg, "plus", "subgradient", "shots", "missing", "measure"
+  )
   config.model.lora = common.ffn_lora()
   method = common.gs_lora_plus if arg.plus else common.gs_lora
   config.method = method(bound=30.0, beta=(0.5,) * 4, alpha=0.05, alpha_epoch=5)

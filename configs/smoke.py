@@ -2,6 +2,9 @@
 
 import ml_collections
 
+# Of a smoke run that forgets by training all weights.
+BASELINE_BLOCKS = 2
+
 _SYNTHETIC = {"name": "synthetic", "num_classes": 6, "per_class": 16, "size": 8}
 # Scenario -> (its largest options in a smoke run, data that it takes).
 _SMOKE = {
@@ -59,8 +62,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.method.first_epochs = 1
   if config.scenario.name == "forgetting":
     config.scenario.update({"requests": None, "order": None, "retain": None})
-    if config.scenario.shots is None:
-      config.scenario.ratio = 0.5
+    config.scenario.shots = 8
     config.epochs = 2
     for option in ("alpha_epoch", "beta_decay_epoch", "average_epoch"):
       if config.method.get(option):
@@ -78,6 +80,12 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       # Else Adam makes full steps of the rounding noise of so few images, and
       # one device and two end apart.
       settings.eps = 1e-4
+  if config.method.get("min_rounds"):
+    config.method.update({"max_rounds": 1, "min_rounds": 2})
   config.log_every = 2
   config.checkpoint.every_steps = 3
+  if not config.model.lora and config.scenario.name == "forgetting":
+    # All weights move: seconds to compile and to save.
+    config.model.depth = BASELINE_BLOCKS
+    config.checkpoint.every_steps = 10
   return config

@@ -23,45 +23,13 @@ from libml import progress as progress_lib
 from libml import reporting
 from libml import results
 from libml import scenarios
+from libml import settings as settings_lib
 from libml import sharding
 from libml import stage_data
 from libml import steps
 from libml.train_state import TrainState
 
 _LOG = logging.getLogger("palimpsest")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How a run goes on, whatever its method.
-
-  Attributes:
-    seed: Of data order, augmentation, dropout and fresh parameters.
-    batch_size: Global.
-    log_every: Steps between two points of the training curves.
-    checkpoint_every: Steps between two checkpoints inside a stage.
-    checkpoint_keep: How many to keep.
-  """
-
-  seed: int
-  batch_size: int
-  log_every: int = 10
-  checkpoint_every: int = 500
-  checkpoint_keep: int = 2
-
-  def __post_init__(self):
-    lowest = {
-      "batch_size": 1,
-      "log_every": 1,
-      "checkpoint_every": 1,
-      # The newest may hold weights that the last good loss just ruined.
-      "checkpoint_keep": 2,
-    }
-    for name, least in lowest.items():
-      if getattr(self, name) < least:
-        raise ValueError(
-          f"{name}={getattr(self, name)} must be at least {least}."
-        )
 
 
 class Interrupted(Exception):
@@ -85,7 +53,7 @@ class Run:
     scenario: scenarios.Scenario,
     optimizer: Any,
     preprocess: Any,
-    settings: Settings,
+    settings: settings_lib.Settings,
     mesh: jax.sharding.Mesh,
     rules: sharding.Rules,
     should_stop: Callable[[], bool],
@@ -114,6 +82,7 @@ class Run:
         "mixup, cutmix and label_smoothing to 0."
       )
     method.check(scenario)
+    _check_sizes(scenario, settings.batch_size)
     self.method = method
     self.scenario = scenario
     self.optimizer = optimizer
@@ -145,10 +114,16 @@ class Run:
     return {
       name: leaf
       for name, leaf in paths.flatten(state).items()
-      if not name.startswith("params/")
-      or trainable[name.removeprefix("params/")]
-      or re.fullmatch(self.method.rewrites, name.removeprefix("params/"))
+      if self._changes(name, trainable)
     }
+
+  def _changes(self, name: str, trainable: Mapping[str, bool]) -> bool:
+    part, _, leaf = name.partition("/")
+    if part == "memory":
+      return not re.fullmatch(self.method.constant, leaf)
+    if part == "params":
+      return trainable[leaf] or bool(re.fullmatch(self.method.rewrites, leaf))
+    return True
 
   def frozen(self, state: TrainState) -> int:
     """Returns the checksum of the leaves that a checkpoint does not hold."""
@@ -312,6 +287,11 @@ class Run:
         raise Interrupted(f"after step {progress.steps}") from None
       state = self._begin(state, stage, data)
       progress = progress.to(begun=True)
+    try:
+      data = data.tabulate(method.prepare, state, *method.prepared)
+    except stage_data.Stopped:  # it is made anew when the run goes on
+      self._save(saver, state, progress)
+      raise Interrupted(f"after step {progress.steps}") from None
     rounds = method.rounds(stage, data)
     total, before = sum(r.steps for r in rounds), 0
     for number, round_ in enumerate(rounds):
@@ -342,7 +322,7 @@ class Run:
       # Undonated, the frozen weights would be copied and lie there twice.
       donate_argnums=0,
     )
-    per_epoch = data.steps_per_epoch(self.method.roles(stage))
+    per_epoch = self.method.steps_per_epoch(stage, data)
     # Stage keys start at 2: 0 drew fresh parameters, 1 the first state's key.
     return self._place(
       begin(state, np.int32(stage.index + 2), np.int32(per_epoch), self._rng)
@@ -389,3 +369,15 @@ class Run:
       seconds["timed_batches"] += steps_timed * len(round_.streams)
       progress = progress.to(seconds=seconds)
     return state, progress
+
+
+def _check_sizes(scenario: scenarios.Scenario, batch_size: int) -> None:
+  """Raises ValueError where a request has fewer images than a batch."""
+  for stage in scenario.stages:
+    for role, images in stage.train.items():
+      if stage.goal == "forget" and len(images) < batch_size:
+        raise ValueError(
+          f"batch_size={batch_size} is larger than the {len(images)} images of "
+          f"{role!r} in stage {stage.index + 1}; set it to {len(images)} or "
+          "less, or keep more images (scenario.ratio, scenario.shots)."
+        )

@@ -76,3 +76,41 @@ def augmented_triplet(
 def _root(square: jax.Array) -> jax.Array:
   # Clamped before the root, whose gradient at 0 is infinite.
   return jnp.sqrt(jnp.maximum(square, 1e-12))
+
+
+def distillation(
+  student: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+  """Returns T^2 times the mean KL of teacher to student at temperature T.
+
+  Hinton et al., 2015; as in LwF and SCRUB.
+
+  Args:
+    student: Logits [B, C].
+    teacher: Logits [B, C], masked where the student's are.
+    temperature: T.
+  """
+  wide = jnp.promote_types(student.dtype, jnp.float32)
+  log_q = jax.nn.log_softmax(student.astype(wide) / temperature, axis=-1)
+  log_p = jax.nn.log_softmax(teacher.astype(wide) / temperature, axis=-1)
+  kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+  return temperature**2 * jnp.mean(kl)
+
+
+def norm(x: jax.Array, axis: int | None = None) -> jax.Array:
+  """Returns Euclidean norms, whose gradient at 0 is 0 and not NaN."""
+  square = jnp.sum(x**2, axis=axis)
+  safe = jnp.where(square > 0, square, 1.0)
+  return jnp.where(square > 0, jnp.sqrt(safe), 0.0)
+
+
+def attention_map(tokens: jax.Array, least: float = 0.005) -> jax.Array:
+  """Returns the mean square of tokens [B, T, D], at unit length, [B, D].
+
+  Entries below `least` are 0 (LIRF: Ye et al., ECCV 2022, whose maps are of
+  convolutions; as the GS-LoRA code applies it to tokens).
+  """
+  square = jnp.mean(tokens**2, axis=1)
+  length = jnp.sqrt(jnp.sum(square**2, axis=-1, keepdims=True))
+  unit = square / jnp.maximum(length, 1e-12)
+  return jnp.where(unit < least, 0.0, unit)

@@ -19,6 +19,7 @@ from libml import paths
 from libml import projection
 from libml import proximal
 from libml import registry
+from libml import saliency
 from libml import schedules
 from libml import transforms
 from libml.group_lasso import Groups as LassoGroups
@@ -135,6 +136,7 @@ def group_transform(
     chain.append(transforms.unit_columns())
   if project == "update":
     chain.append(projection.project_updates())
+  chain.append(saliency.keep_salient())
   return optax.chain(*chain)
 
 

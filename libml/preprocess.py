@@ -137,6 +137,12 @@ class Preprocess:
     """Height and width in pixels before the crop."""
     return self.size * 256 // 224 if self.resize is None else self.resize
 
+  @property
+  def augments(self) -> bool:
+    """Whether an image differs from one epoch to the next."""
+    random = (self.randaugment, self.color_jitter, self.grayscale, self.erase)
+    return self.train != "none" or any(random)
+
   def train_fn(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Returns an augmented image.
 

@@ -104,6 +104,22 @@ def timm_cosine(
   return rate
 
 
+def late_drop(
+  lr: float, epochs: float, warmup: float, min_lr: float
+) -> Schedule:
+  """Returns lr, and min_lr in the last three tenths of the epochs (SCRUB)."""
+  if warmup:
+    raise ValueError(
+      f"late_drop has no warm-up; set warmup_epochs={warmup} to 0."
+    )
+
+  def rate(epoch: jax.Array) -> jax.Array:
+    late = _begun(epoch) - 1 >= 0.7 * epochs - 1e-6
+    return jnp.where(late, min_lr, lr)
+
+  return rate
+
+
 # Name -> builder from (peak rate, epochs of a stage, of the warm-up, lowest).
 SCHEDULES: dict[str, Callable[[float, float, float, float], Schedule]] = {
   "constant": _floored(constant),
@@ -112,6 +128,7 @@ SCHEDULES: dict[str, Callable[[float, float, float, float], Schedule]] = {
   "quarter_cosine": _floored(quarter_cosine),
   "late_quarter_cosine": _floored(late_quarter_cosine),
   "timm_cosine": timm_cosine,
+  "late_drop": late_drop,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from libml import datasets
 from libml import sharding
@@ -36,6 +37,7 @@ class StageData:
     mixing: What is done to pairs of training examples; None: nothing.
     epoch_steps: Role -> steps of one epoch, where its images do not say.
     should_stop: Asked after each batch of a pass over images.
+    tables: Role -> what joins its images in training: {name: [N, ...]}.
   """
 
   train: Mapping[str, datasets.Subset]
@@ -48,6 +50,9 @@ class StageData:
   mixing: Any = None
   epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
   should_stop: Callable[[], bool] = lambda: False
+  tables: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def subset(self, roles: Sequence[str]) -> datasets.Subset:
     """Returns the images of some roles, one after the other."""
@@ -77,6 +82,7 @@ class StageData:
         process_index=index,
         process_count=count,
         mixing=self.mixing,
+        table=self._table(roles),
       )
       for position, (name, roles) in enumerate(streams.items())
     }
@@ -85,6 +91,51 @@ class StageData:
         name: sharding.place_batch(next(part), self.mesh)
         for name, part in parts.items()
       }
+
+  def _table(self, roles: Sequence[str]) -> dict[str, np.ndarray]:
+    tables = [self.tables.get(role, {}) for role in roles]
+    names = set.intersection(*(set(table) for table in tables))
+    return {
+      name: np.concatenate([table[name] for table in tables])
+      for name in sorted(names)
+    }
+
+  def tabulate(
+    self, fn: Callable[..., Mapping[str, Any]], state: Any, *roles: str
+  ) -> "StageData":
+    """Returns the data with fn(params, memory, batch) beside the roles' images.
+
+    What it says of an image then joins it in every batch of a stream, so fn is
+    asked once and not in each step. Where images are augmented they are others
+    in each epoch, and nothing is joined.
+
+    Args:
+      fn: Returns arrays [B, ...] by name.
+      state: The TrainState whose params and memory it sees.
+      *roles: Whose images.
+
+    Raises:
+      Stopped: The process was asked to stop.
+    """
+    if self.preprocess.augments:
+      return self
+    whole = sharding.replicated(self.mesh)
+    ask = self.compiled("tabulate", fn, out_shardings=whole)
+    tables = dict(self.tables)
+    for role in roles:
+      parts = []
+      for batch in self.sweep(self.train[role]):
+        batch = sharding.place_batch(batch, self.mesh)
+        found = ask(state.params, state.memory, batch)
+        parts.append(jax.device_get(found))
+        if self.should_stop():
+          raise Stopped
+      count = len(self.train[role])
+      tables[role] = {
+        name: np.concatenate([part[name] for part in parts])[:count]
+        for name in parts[0]
+      }
+    return dataclasses.replace(self, tables=tables)
 
   def sweep(
     self, subset: datasets.Subset, *, augment: bool = False

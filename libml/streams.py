@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ def train_stream(
   process_count: int = 1,
   threads: int | None = None,
   mixing: mixing_lib.Mixing | None = None,
+  table: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Batch]:
   """Returns an endless iterator of shuffled and augmented batches.
 
@@ -62,10 +64,12 @@ def train_stream(
     threads: Threads that read and augment; None: one a core, 16 at most.
     mixing: Mixes each example with another one of the subset, which doubles
       the images read; None or off: none.
+    table: Name -> array [len(subset), ...], whose rows join the examples'.
 
   Returns:
     Batches {"image": float32 [B, H, W, 3], "label": int32 [B], or float32
-    [B, C] probabilities with mixing}, where B is batch_size // process_count.
+    [B, C] probabilities with mixing, and rows of the table [B, ...]}, where B
+    is batch_size // process_count.
 
   Raises:
     ValueError: No images, a batch that processes cannot divide, a label >= C.
@@ -90,6 +94,8 @@ def train_stream(
     data = data.batch(batch_size).map(lambda *at: [x[part] for x in at])
     data = data.unbatch()
   load = _train_loader(subset, preprocess, image_seed, mixing)
+  if table:
+    load = _joined(load, table)
   return _iterate(data, load, batch_size // process_count, threads)
 
 
@@ -261,6 +267,18 @@ def _train_loader(
     return {"image": image, "label": label}
 
   return load_mixed
+
+
+def _joined(
+  load: Callable[..., dict[str, tf.Tensor]], table: Mapping[str, np.ndarray]
+) -> Callable[..., dict[str, tf.Tensor]]:
+  rows = {name: _constant(array) for name, array in table.items()}
+
+  def load_joined(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    found = {name: array[index] for name, array in rows.items()}
+    return {**load(epoch, index), **found}
+
+  return load_joined
 
 
 def _iterate(

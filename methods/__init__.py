@@ -1,13 +1,23 @@
 """Methods by the name that a config gives."""
 
+from methods import ascent
+from methods import bad_teacher
+from methods import dampening
+from methods import distilling
 from methods import finetune
 from methods import frozen
 from methods import gs_lora
+from methods import hiding
 from methods import inflora
+from methods import lirf
 from methods import lora_sub
 from methods import nearest_mean
+from methods import penalties
 from methods import prompting
+from methods import random_labels
 from methods import ranpac
+from methods import retrain
+from methods import scrub
 
 METHODS = {
   "frozen": frozen.Frozen,
@@ -21,4 +31,23 @@ METHODS = {
   "inflora": inflora.InfLoRA,
   "gs_lora": gs_lora.GsLora,
   "gs_lora_plus": gs_lora.GsLoraPlus,
+  "l2": penalties.L2,
+  "ewc": penalties.EWC,
+  "mas": penalties.MAS,
+  "lwf": distilling.LwF,
+  "der": distilling.DER,
+  "der_plus": distilling.DERPlus,
+  "fdr": distilling.FDR,
+  "scrub": scrub.Scrub,
+  "scrub_s": scrub.ScrubS,
+  "lirf": lirf.LIRF,
+  "retrain": retrain.Retrain,
+  "finetune_retain": retrain.FinetuneRetain,
+  "gradient_ascent": ascent.GradientAscent,
+  "neg_grad": ascent.NegGrad,
+  "random_labels": random_labels.RandomLabels,
+  "salun": random_labels.SalUn,
+  "bad_teacher": bad_teacher.BadTeacher,
+  "ssd": dampening.Dampening,
+  "hide_head": hiding.HideHead,
 }

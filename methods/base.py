@@ -78,6 +78,11 @@ class Method:
     """
     return r"(?!)"
 
+  # Pattern of the memory's leaves that no stage changes. Checkpoints need not
+  # hold them.
+  constant: ClassVar[str] = r"(?!)"
+  # Roles for whose images `prepare` is asked.
+  prepared: ClassVar[tuple[str, ...]] = ()
   # What stages may be for.
   goals: ClassVar[tuple[str, ...]] = ("learn",)
   # Whether `loss` takes labels that are probabilities.
@@ -121,6 +126,19 @@ class Method:
     """Returns the state with which a stage starts."""
     del stage, data
     return state
+
+  def steps_per_epoch(self, stage: Stage, data: StageData) -> int:
+    """Returns the length of an epoch, by which learning rates go."""
+    return data.steps_per_epoch(self.roles(stage))
+
+  def prepare(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
+    """Returns arrays [B, ...] of training images that no step will change.
+
+    They are made once a stage and join the batches that `loss` receives, unless
+    images are augmented; then they are missing there.
+    """
+    del params, memory, batch
+    return {}
 
   def rounds(self, stage: Stage, data: StageData) -> tuple[Round, ...]:
     """Returns what is trained in a stage, in order."""

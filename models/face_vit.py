@@ -218,10 +218,20 @@ class FaceViT(nn.Module):
       )
     x = self.encode(inputs["image"], rows=slice(1), train=train)
     features = x[:, 0]
-    outputs = self.classifier(features, inputs.get("label"), train=train)
+    outputs = self.classify(features, inputs.get("label"), train=train)
     if self.is_initializing() and isinstance(self.dense, lora_lib.Lora):
       self.dense.check(self.variables["params"])
     return {"features": features, **outputs}
+
+  def classify(
+    self,
+    features: jax.Array,
+    label: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> dict[str, Any]:
+    """Maps features [B, D] to what the head gives; see `__call__`."""
+    return self.classifier(features, label, train=train)
 
   def encode(
     self, image: jax.Array, *, rows: slice = layers.ALL, train: bool = False

@@ -208,15 +208,29 @@ class ViT(nn.Module):
     rows = self._rows(prompts)
     x = self.encode(inputs["image"], prompts, rows=rows, train=train)
     features = self._features(x, inputs.get("reweight"))
-    y = features
-    if self.norm_pre_logits:
-      # The floor keeps the gradient of the root finite at zero.
-      square = jnp.sum(y**2, axis=-1, keepdims=True)
-      y = y / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
-    logits = self.head(y) / self.temperature
+    outputs = self.classify(features)
     if self.is_initializing() and isinstance(self.dense, lora_lib.Lora):
       self.dense.check(self.variables["params"])
-    return {"features": features, "logits": logits}
+    return {"features": features, **outputs}
+
+  def classify(
+    self,
+    features: jax.Array,
+    label: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> dict[str, jax.Array]:
+    """Maps features [B, D] to "logits" [B, C]; the head alone.
+
+    Label and train are for heads that know them, which this one does not.
+    """
+    del label, train
+    x = features
+    if self.norm_pre_logits:
+      # The floor keeps the gradient of the root finite at zero.
+      square = jnp.sum(x**2, axis=-1, keepdims=True)
+      x = x / (jnp.sqrt(jnp.maximum(square, 1e-20)) + 1e-10)
+    return {"logits": self.head(x) / self.temperature}
 
   def encode(
     self,

@@ -81,7 +81,7 @@ def test_libml_knows_no_method_model_or_config():
 
 
 def test_methods_know_only_the_base_and_their_own_parts():
-  shared = {"base", "masking", "adapting", "pairing"}
+  shared = {"base", "masking", "adapting", "pairing", "teaching", "unlearning"}
   shared = {f"methods.{name}" for name in shared}
   for source in of("methods"):
     if source != "methods/__init__.py":

@@ -19,6 +19,7 @@ from libml import optim
 from libml import preprocess
 from libml import reporting
 from libml import scenarios
+from libml import settings
 from libml import sharding
 from libml.problems.classification import Classification
 from methods import base
@@ -128,7 +129,7 @@ def walk(workdir, stop=lambda: False):
       groups=(("all", ".*"),), epochs=1, all={"name": "adam", "lr": 0.01}
     ),
     preprocess=preprocess.Preprocess(size=8, train="none", eval="native"),
-    settings=experiment.Settings(
+    settings=settings.Settings(
       seed=0, batch_size=8, log_every=2, checkpoint_every=2
     ),
     mesh=sharding.make_mesh(),

@@ -27,6 +27,7 @@ def forgetting(
   shots: int | None = None,
   redraw: bool = False,
   sample_seed: int = 1337,
+  whole_retain: bool = False,
 ) -> stage_lib.Scenario:
   """Requests name classes to forget; a sample of the images is still there.
 
@@ -54,6 +55,8 @@ def forgetting(
     redraw: Whether each request draws a sample anew from all images of its
       classes, as the released code does; else one draw serves all.
     sample_seed: Draws the sample.
+    whole_retain: Whether stages have the role "retain_all", too: all images of
+      the classes to retain, sample or not.
 
   Raises:
     ValueError: An empty request, one that leaves nothing, a class that does not
@@ -99,14 +102,18 @@ def forgetting(
   stages = []
   for i, classes in enumerate(forget):
     later = tuple(c for request in forget[i + 1 :] for c in request)
+    images = {
+      "forget": sample.draw(2 * i + 1, classes),
+      "retain": sample.draw(2 * i + 2, (*trained, *later)),
+    }
+    if whole_retain:
+      whole = datasets.Subset.of(train, (*trained, *later))
+      images["retain_all"] = whole
     stages.append(
       stage_lib.Stage(
         index=i,
         goal="forget",
-        train={
-          "forget": sample.draw(2 * i + 1, classes),
-          "retain": sample.draw(2 * i + 2, (*trained, *later)),
-        },
+        train=images,
         probes=probes,
         classes={
           "forget": classes,

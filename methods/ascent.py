@@ -1,0 +1,73 @@
+"""Gradient ascent on what goes, alone or beside descent on what stays.
+
+Thudi et al., "Unrolling SGD", EuroS&P 2022, and Graves et al., "Amnesiac
+Machine Learning", AAAI 2021, have the first; the sum is NegGrad+ of Kurmanji et
+al., NeurIPS 2023, equation 6: weight CE_r - (1 - weight) CE_f.
+"""
+
+import dataclasses
+
+from methods import base
+from methods import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientAscent(unlearning.Unlearning):
+  """Raises the cross entropy of the images to forget, without a bound."""
+
+  def roles(self, stage):
+    """The images to forget make an epoch."""
+    del stage
+    return ("forget",)
+
+  def rounds(self, stage, data):
+    """One round of the images to forget."""
+    steps = self.epochs * self.steps_per_epoch(stage, data)
+    streams = {"forget": ("forget",)}
+    return (base.Round("train", self.loss, streams, steps),)
+
+  def loss(self, params, memory, batch, rng):
+    """The cross entropy, turned around."""
+    outputs = self.outputs(params, memory, batch["forget"], rng)
+    forget, parts = self.problem.loss(outputs, batch["forget"])
+    return -forget, {"forget": forget, **parts}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NegGrad(unlearning.Unlearning):
+  """Descends on what stays and ascends on what goes.
+
+  Attributes:
+    weight: Of what stays.
+  """
+
+  weight: float = 0.95
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.weight <= 1:
+      raise ValueError(f"method.weight={self.weight} must lie in 0 to 1.")
+
+  def roles(self, stage):
+    """The images to retain make an epoch."""
+    del stage
+    return ("retain",)
+
+  def rounds(self, stage, data):
+    """One round of both streams."""
+    steps = self.epochs * self.steps_per_epoch(stage, data)
+    streams = {"forget": ("forget",), "retain": ("retain",)}
+    return (base.Round("train", self.loss, streams, steps),)
+
+  def loss(self, params, memory, batch, rng):
+    """The weighted difference of cross entropies."""
+    streams = batch["forget"], batch["retain"]
+    gone, kept = self.both(params, memory, *streams, rng)
+    forget, lost = self.problem.loss(gone, batch["forget"])
+    retain, right = self.problem.loss(kept, batch["retain"])
+    return self.weight * retain - (1 - self.weight) * forget, {
+      "forget": forget,
+      "retain": retain,
+      "train_accuracy_forget": lost["train_accuracy"],
+      "train_accuracy_retain": right["train_accuracy"],
+    }

@@ -1,0 +1,75 @@
+"""Bad teacher: an incompetent teacher on what goes, the given one elsewhere.
+
+Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, equation 3:
+the mean over both kinds of images of KL(teacher || student).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from libml import losses
+from methods import base
+from methods import masking
+from methods import teaching
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadTeacher(teaching.Taught):
+  """Two teachers; the bad one has random weights.
+
+  Where images are augmented its weights are drawn again in each step.
+
+  Attributes:
+    temperature: T.
+    draw: Seed of the bad teacher.
+  """
+
+  temperature: float = 1.0
+  draw: int = 0
+
+  prepared = ("forget", "retain")
+
+  def roles(self, stage):
+    """The images to retain make an epoch."""
+    del stage
+    return ("retain",)
+
+  def rounds(self, stage, data):
+    """One round of both streams."""
+    steps = self.epochs * self.steps_per_epoch(stage, data)
+    streams = {"forget": ("forget",), "retain": ("retain",)}
+    return (base.Round("train", self.loss, streams, steps),)
+
+  def bad(self, batch):
+    """Returns the bad teacher's logits [B, C]."""
+    rng = jax.random.key(self.draw)
+    one = {"image": batch["image"][:1]}
+    params = self.model.init(rng, one)["params"]
+    params = masking.draw_head(params, rng)
+    return self.apply(params, batch)["logits"]
+
+  def prepare(self, params, memory, batch):
+    """Returns what both teachers say."""
+    good = super().prepare(params, memory, batch)
+    return {**good, "bad": self.bad(batch)}
+
+  def loss(self, params, memory, batch, rng):
+    """Distillation from the one and from the other."""
+    streams = batch["forget"], batch["retain"]
+    gone, kept = self.both(params, memory, *streams, rng)
+    bad = batch["forget"].get("bad")
+    bad = self.bad(batch["forget"]) if bad is None else bad
+    bad = losses.mask_logits(bad, memory["known"])
+    good = self.taught(params, memory, batch["retain"])["logits"]
+    forget = losses.distillation(gone["logits"], bad, self.temperature)
+    retain = losses.distillation(kept["logits"], good, self.temperature)
+    sizes = [len(rows["label"]) for rows in streams]
+    total = (sizes[0] * forget + sizes[1] * retain) / sum(sizes)
+    hits = jnp.argmax(kept["logits"], axis=-1) == batch["retain"]["label"]
+    return total, {
+      "forget_distill": forget,
+      "retain_distill": retain,
+      "train_accuracy_retain": jnp.mean(hits),
+    }

@@ -1,0 +1,88 @@
+"""SSD: weights that matter more for what goes than for the rest are dampened.
+
+Foster et al., "Fast Machine Unlearning Without Retraining Through Selective
+Synaptic Dampening", AAAI 2024, equations 5 to 7. With F the diagonal of the
+Fisher information, on what goes (f) and on all images (d):
+
+  theta <- min(dampen F_d / F_f, 1) theta   where F_f > select F_d.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+
+from libml import paths
+from methods import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dampening(unlearning.Unlearning):
+  """Two passes over the images; nothing is trained.
+
+  As in the authors' code a batch's mean gradient, squared, stands for its
+  images'.
+
+  Attributes:
+    select: How much more a weight must matter for what goes.
+    dampen: Factor of the dampening.
+    layers: Pattern of the parameters that may be dampened.
+  """
+
+  select: float = 10.0
+  dampen: float = 1.0
+  layers: str = r"(?!head/).*"
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("select", "dampen"):
+      if not getattr(self, name) > 0:
+        raise ValueError(
+          f"method.{name}={getattr(self, name)} must be above 0."
+        )
+
+  @property
+  def rewrites(self):
+    """What may be dampened."""
+    return self.layers
+
+  def rounds(self, stage, data):
+    """Has none."""
+    del stage, data
+    return ()
+
+  def after_stage(self, state, stage, data):
+    """Dampens."""
+    del stage
+    found = {
+      role: data.accumulate("fisher", self.fisher, state, role)
+      for role in ("forget", "retain")
+    }
+    dampened = data.compiled("dampened", self.dampened)
+    flat = dampened(state.params, found["forget"], found["retain"])
+    return state.replace(params=paths.update(state.params, flat))
+
+  def fisher(self, params, memory, batch):
+    """Returns a batch's squared mean gradient times its images, and these."""
+    size = jnp.sum(batch["mask"])
+    rows = jnp.where(batch["mask"], 1 / size, 0.0)
+    names = [n for n in paths.flatten(params) if re.fullmatch(self.layers, n)]
+    grads = self.gradient(params, memory, batch, names=names, weights=rows)
+    return jax.tree.map(lambda g: size * g**2, grads), size
+
+  def dampened(self, params, forget, retain):
+    """Returns the changed parameters."""
+    (goes, n_goes), (stays, n_stays), flat = (
+      forget,
+      retain,
+      paths.flatten(params),
+    )
+
+    def one(name):
+      theta, f = flat[name], goes[name] / n_goes
+      d = (goes[name] + stays[name]) / (n_goes + n_stays)
+      factor = jnp.minimum(self.dampen * d / jnp.where(f > 0, f, 1.0), 1.0)
+      return jnp.where(f > self.select * d, theta * factor, theta)
+
+    return {name: one(name) for name in goes}

@@ -1,0 +1,164 @@
+r"""LwF, DER, DER++ and FDR: wrong labels, held to a teacher on what stays.
+
+As the GS-LoRA code has them, with x_f images to forget under wrong labels y',
+x_r images to retain, s the student and t the teacher:
+
+  LwF    CE(s(x_f), y') + d KL(t(x_r) || s(x_r)) T^2 + r CE(x_r)
+  DER    CE(s(x_f), y') + d ||emb_s(x_r) - emb_t(x_r)||_F^2
+  DER++  the same + r CE(another batch of x_r)
+  FDR    CE(s(x_f), y') + d mean ||s(x_r) - t(x_r)||
+
+Li and Hoiem, "Learning without Forgetting", ECCV 2016; Buzzega et al., "Dark
+Experience", NeurIPS 2020 (which compares logits, where DER here compares
+features, summed over the batch); Benjamin et al., "Measuring and regularizing
+networks in function space", ICLR 2019.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from libml import losses
+from methods import base
+from methods import teaching
+from methods import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilling(teaching.Taught, unlearning.Relabelling):
+  """An epoch is one of the images to forget; those to retain go round.
+
+  Attributes:
+    distill: d, weight of the distance to the teacher.
+  """
+
+  distill: float
+
+  def roles(self, stage):
+    """The images to forget make an epoch."""
+    del stage
+    return ("forget",)
+
+  def streams(self) -> dict[str, tuple[str, ...]]:
+    """Returns the streams of a step."""
+    return {"forget": ("forget",), "retain": ("retain",)}
+
+  def rounds(self, stage, data):
+    """One round of both streams."""
+    steps = self.epochs * self.steps_per_epoch(stage, data)
+    return (base.Round("train", self.loss, self.streams(), steps),)
+
+  def loss(self, params, memory, batch, rng):
+    """Wrong labels for what goes, the teacher's answers for what stays."""
+    draw, drop, more = jax.random.split(rng, 3)
+    forget = self.wrong(memory, batch["forget"], draw)
+    gone, kept = self.both(params, memory, forget, batch["retain"], drop)
+    relabelled, parts = self.problem.loss(gone, forget)
+    teacher = self.taught(params, memory, batch["retain"])
+    distance = self.distance(kept, teacher)
+    total = relabelled + self.distill * distance
+    rest, others = self.further(params, memory, batch, kept, more)
+    return total + rest, {
+      "forget": relabelled,
+      "distill": distance,
+      "train_accuracy_relabelled": parts["train_accuracy"],
+      **others,
+    }
+
+  def distance(self, student: base.Outputs, teacher: base.Outputs) -> jax.Array:
+    """Returns how far the student is from the teacher, a scalar."""
+    raise NotImplementedError
+
+  def further(
+    self, params: Any, memory: Any, batch: Any, kept: base.Outputs, rng: Any
+  ) -> tuple[Any, dict[str, jax.Array]]:
+    """Returns what else the loss has, and its parts for the log."""
+    del params, memory, batch, kept, rng
+    return 0.0, {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LwF(Distilling):
+  """Learning without forgetting.
+
+  Attributes:
+    temperature: T.
+    retain: r, weight of the cross entropy to retain.
+    dead: Whether the distance is 0, as in the released code, where it is a
+      logarithm of a negative number.
+  """
+
+  distill: float = 0.5
+  temperature: float = 2.0
+  retain: float = 10.0
+  dead: bool = False
+
+  def distance(self, student, teacher):
+    """The divergence of the answers."""
+    if self.dead:
+      return jnp.zeros(())
+    return losses.distillation(
+      student["logits"], teacher["logits"], self.temperature
+    )
+
+  def further(self, params, memory, batch, kept, rng):
+    """Cross entropy to retain."""
+    del params, memory, rng
+    retain, parts = self.problem.loss(kept, batch["retain"])
+    accuracy = parts["train_accuracy"]
+    return self.retain * retain, {
+      "retain": retain,
+      "train_accuracy_retain": accuracy,
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DER(Distilling):
+  """Dark experience replay, of features."""
+
+  distill: float = 0.01
+
+  def distance(self, student, teacher):
+    """The squared distance of the features, summed over the batch."""
+    return jnp.sum((student["features"] - teacher["features"]) ** 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DERPlus(DER):
+  """DER with the cross entropy of another batch to retain (DER++).
+
+  Attributes:
+    retain: r, its weight.
+  """
+
+  distill: float = 0.005
+  retain: float = 0.005
+
+  def streams(self):
+    """The images to retain come twice, in two orders."""
+    return {**super().streams(), "again": ("retain",)}
+
+  def further(self, params, memory, batch, kept, rng):
+    """Cross entropy to retain."""
+    del kept
+    outputs = self.outputs(params, memory, batch["again"], rng)
+    retain, parts = self.problem.loss(outputs, batch["again"])
+    accuracy = parts["train_accuracy"]
+    return self.retain * retain, {
+      "retain": retain,
+      "train_accuracy_retain": accuracy,
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FDR(Distilling):
+  """Function distance regularization: a distance of logits, not squared."""
+
+  distill: float = 50.0
+
+  def distance(self, student, teacher):
+    """The mean distance of the logits."""
+    gap = student["logits"] - teacher["logits"]
+    return jnp.mean(losses.norm(gap, axis=-1))

@@ -1,0 +1,195 @@
+"""LIRF: forgetting in the lower half of the network, which can be recovered.
+
+Ye et al., "Learning with Recoverable Forgetting", ECCV 2022, as the GS-LoRA
+code has it for transformers. The network is cut in the middle: below, a student
+is trained, above the given weights stay. With y' wrong labels, t the given
+network, AT the distance of the attention maps at the cut, d the deposit:
+
+  (1 - a) CE(s(x_f), y') - 300 AT + 10 a T^2 KL(t || s; classes that stay)
+  + 0.05 [a T^2 KL(t || d; classes that go) + (1 - a) CE(d(x_f), y')]
+  + 5 CE(s(x_r))
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+
+from libml import losses
+from libml import paths
+from methods import base
+from methods import pairing
+from methods import teaching
+from methods import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LIRF(teaching.Taught, unlearning.Relabelling):
+  """Trains the lower half; the optimizer freezes the rest.
+
+  Attributes:
+    mixed: a, the share of distillation in its pairs of terms.
+    temperature: T.
+    attention: Weight of AT, which is pushed up.
+    distill: Weight of the distillation of classes that stay.
+    retain: Weight of the cross entropy to retain.
+    deposit: Weight of the deposit network, a further lower half that keeps
+      what the student loses; 0: there is none. It does not touch the student.
+      The released code has 0.05 and never trains it.
+    by_position: Whether the first P ids are the classes that go, whichever
+      they are (the released code).
+  """
+
+  mixed: float = 0.1
+  temperature: float = 10.0
+  attention: float = 300.0
+  distill: float = 10.0
+  retain: float = 5.0
+  deposit: float = 0.0
+  by_position: bool = False
+
+  prepared = ("forget",)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if getattr(self.model, "depth", 0) < 2:
+      raise ValueError(
+        "LIRF cuts the network into a lower and an upper half of its blocks, "
+        f"and {type(self.model).__name__} has "
+        f"depth={getattr(self.model, 'depth', None)}; take a model with two "
+        "blocks or more, or another method."
+      )
+
+  @property
+  def cut(self):
+    """Number of the blocks below the cut."""
+    return self.model.depth // 2
+
+  @property
+  def lower(self):
+    """Pattern of the parameters below the cut."""
+    blocks = "|".join(map(str, range(self.cut)))
+    inside = rf"posembed_input|encoderblock_({blocks})"
+    return rf"embedding/.*|cls|Transformer/({inside})/.*"
+
+  def init_params(self, params, rng):
+    """Adds the deposit, a copy of the lower half."""
+    del rng
+    if not self.deposit:
+      return params
+    flat = paths.flatten(params)
+    copies = {n: jnp.array(x) for n, x in flat.items() if self._is_low(n)}
+    return {**params, "deposit": copies}
+
+  def _is_low(self, name):
+    return bool(re.fullmatch(self.lower, name))
+
+  def init_memory(self, params, trainable):
+    """Holds the teacher's lower half."""
+    for name in unlearning.trained(params, trainable):
+      if not self._is_low(name) and not name.startswith("deposit/"):
+        raise ValueError(
+          f"LIRF trains the lower half of the network, and the optimizer "
+          f"trains {name!r}; put a group with the pattern {self.lower!r} first "
+          "in optimizer.groups and set the others to None."
+        )
+    memory = super().init_memory(params, trainable)
+    low = {n: x for n, x in memory["teacher"].items() if self._is_low(n)}
+    return {**memory, "teacher": low}
+
+  def roles(self, stage):
+    """The images to forget make an epoch."""
+    del stage
+    return ("forget",)
+
+  def rounds(self, stage, data):
+    """One round of both streams."""
+    steps = self.epochs * self.steps_per_epoch(stage, data)
+    streams = {"forget": ("forget",), "retain": ("retain",)}
+    return (base.Round("train", self.loss, streams, steps),)
+
+  def halfway(self, params, inputs, rng=None):
+    """Returns the outputs, and the tokens [B, T, D] at the cut."""
+    name = f"encoderblock_{self.cut - 1}"
+    rngs = None if rng is None else {"dropout": rng}
+    outputs, seen = self.model.apply(
+      {"params": params},
+      inputs,
+      train=rng is not None,
+      rngs=rngs,
+      capture_intermediates=lambda module, _: module.name == name,
+      mutable=["intermediates"],
+    )
+    block = seen["intermediates"]["Transformer"][name]
+    return outputs, block["__call__"][0]
+
+  def prepare(self, params, memory, batch):
+    """Returns the teacher's features [B, D], and its map at the cut [B, D]."""
+    outputs, tokens = self.halfway(self.teacher(params, memory), batch)
+    attention = losses.attention_map(tokens)
+    return {"teacher": outputs["features"], "teacher_map": attention}
+
+  def loss(self, params, memory, batch, rng):
+    """The sum of all terms; both streams through one forward pass."""
+    draw, drop, more = jax.random.split(rng, 3)
+    wrong = self.wrong(memory, batch["forget"], draw)
+    if "teacher" not in wrong:
+      wrong.update(self.prepare(params, memory, batch["forget"]))
+    gone, tokens, kept = self._student(params, memory, wrong, batch, drop)
+    teacher = self.taught(params, memory, wrong)
+    fit, parts = self.problem.loss(gone, wrong)
+    maps = (
+      losses.attention_map(tokens),
+      jax.lax.stop_gradient(wrong["teacher_map"]),
+    )
+    attention = jnp.mean((maps[0] - maps[1]) ** 2)
+    goes, stays = self._columns(memory)
+    distill = self.mixed * self._distance(gone, teacher, stays)
+    retain, right = self.problem.loss(kept, batch["retain"])
+    total = (
+      (1 - self.mixed) * fit
+      - self.attention * attention
+      + self.distill * distill
+      + self.retain * retain
+    )
+    told = {
+      "forget": fit,
+      "attention": attention,
+      "distill": distill,
+      "retain": retain,
+      "train_accuracy_relabelled": parts["train_accuracy"],
+      "train_accuracy_retain": right["train_accuracy"],
+    }
+    if self.deposit:
+      low = paths.update(params, params["deposit"])
+      found = self.outputs(low, memory, wrong, more)
+      lost, _ = self.problem.loss(found, wrong)
+      told["deposit"] = self.mixed * self._distance(found, teacher, goes)
+      told["deposit"] += (1 - self.mixed) * lost
+      total = total + self.deposit * told["deposit"]
+    return total, told
+
+  def _student(self, params, memory, wrong, batch, rng):
+    """Returns outputs on both batches, and tokens of what goes."""
+    first, second = (
+      {k: b[k] for k in ("image", "label")} for b in (wrong, batch["retain"])
+    )
+    inputs = pairing.join(first, second)
+    outputs, tokens = self.halfway(params, inputs, rng)
+    logits = losses.mask_logits(outputs["logits"], memory["known"])
+    found = {**outputs, "logits": logits, "tokens": tokens}
+    gone, kept = pairing.part(found, len(first["label"]), len(second["label"]))
+    return gone, gone["tokens"], kept
+
+  def _columns(self, memory):
+    """Returns which classes go and which stay, bool [C] each."""
+    goes = memory["forget"]
+    if self.by_position:
+      goes = jnp.arange(self.num_classes) < jnp.sum(goes)
+    return goes, memory["known"] & ~goes
+
+  def _distance(self, student, teacher, classes):
+    ours = losses.mask_logits(student["logits"], classes)
+    theirs = losses.mask_logits(teacher["logits"], classes)
+    return losses.distillation(ours, theirs, self.temperature)

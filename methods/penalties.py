@@ -1,0 +1,183 @@
+r"""L2, EWC and MAS: wrong labels, and weights held where they were.
+
+Images to forget, under wrong labels y', and images to retain come mixed:
+
+  CE + strength sum_k sum_i w_ki (theta_i - theta_ki)^2,
+
+where theta_k are the weights before request k and w_k what these weigh: 1 in
+L2, a proxy of the Fisher information in EWC (Kirkpatrick et al., PNAS 2017),
+the answers' sensitivity in MAS (Aljundi et al., ECCV 2018); both as the GS-LoRA
+code has them. A sum of quadratics is one quadratic: for any number of requests
+memory holds the weights' sum, their mean anchor, and a constant.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from libml import paths
+from methods import base
+from methods import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Penalty(unlearning.Relabelling):
+  """Trains on a mix of what goes and what stays.
+
+  Attributes:
+    strength: Of the penalty.
+    weigh_on: Role of the images that say what weights matter from the second
+      request on: "retain", or "retain_all" as in the released code, which then
+      reads all images and not the sample (scenario.whole_retain).
+  """
+
+  strength: float
+  weigh_on: str = "retain"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.weigh_on not in ("retain", "retain_all"):
+      raise ValueError(
+        f"method.weigh_on={self.weigh_on!r} must be 'retain' or 'retain_all'."
+      )
+
+  def check(self, scenario):
+    """The images that are to be weighed on are there."""
+    for stage in scenario.stages[1:]:
+      if self.weigh_on not in stage.train:
+        raise ValueError(
+          f"method.weigh_on={self.weigh_on!r}, and stage {stage.index + 1} has "
+          f"only {sorted(stage.train)}; set scenario.whole_retain=True."
+        )
+
+  def init_memory(self, params, trainable):
+    """Holds no anchor yet."""
+    leaves = unlearning.trained(params, trainable)
+    return {
+      **super().init_memory(params, trainable),
+      "weights": self.no_weights(leaves),
+      "anchor": {name: jnp.zeros_like(leaf) for name, leaf in leaves.items()},
+      "constant": jnp.zeros(()),
+    }
+
+  def no_weights(self, leaves: dict[str, Any]) -> dict[str, Any]:
+    """Returns zeros of the weights' shapes."""
+    return {name: jnp.zeros_like(leaf) for name, leaf in leaves.items()}
+
+  def before_stage(self, state, stage, data):
+    """Adds an anchor at the present weights."""
+    state = super().before_stage(state, stage, data)
+    role = self.weigh_on if stage.index else "retain"
+    seen = data.accumulate("weigh", self.weigh, state, role)
+    batches = -(-len(data.subset((role,))) // data.batch_size)
+    add = data.compiled("add_anchor", self.add_anchor)
+    memory = add(state.memory, state.params, seen, batches)
+    return state.replace(memory=memory)
+
+  def weigh(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
+    """Returns what one batch adds to the weights, times their number."""
+    raise NotImplementedError
+
+  def add_anchor(
+    self, memory: Any, params: Any, seen: dict[str, Any], batches: Any
+  ) -> dict[str, Any]:
+    """Returns the memory with one more quadratic in the sum."""
+    flat = paths.flatten(params)
+    weights, anchor, constant = {}, {}, memory["constant"]
+    for name, old in memory["weights"].items():
+      new = seen[name] / batches
+      weights[name] = old + new
+      share = jnp.where(weights[name] > 0, new / weights[name], 0.0)
+      gap = flat[name] - memory["anchor"][name]
+      anchor[name] = memory["anchor"][name] + share * gap
+      constant = constant + jnp.sum(old * share * gap**2)
+    changed = {"weights": weights, "anchor": anchor, "constant": constant}
+    return {**memory, **changed}
+
+  def penalty(self, params: Any, memory: Any) -> jax.Array:
+    """Returns the sum over all anchors, without its strength."""
+    flat = paths.flatten(params)
+    return memory["constant"] + sum(
+      jnp.sum(weight * (flat[name] - memory["anchor"][name]) ** 2)
+      for name, weight in memory["weights"].items()
+    )
+
+  def roles(self, stage):
+    """What goes and what stays make an epoch."""
+    del stage
+    return ("forget", "retain")
+
+  def rounds(self, stage, data):
+    """One round of the mix."""
+    roles, steps = self.roles(stage), self.steps_per_epoch(stage, data)
+    streams = {"train": roles}
+    return (base.Round("train", self.loss, streams, self.epochs * steps),)
+
+  def loss(self, params, memory, batch, rng):
+    """Cross entropy with wrong labels among the right, and the penalty."""
+    draw, drop = jax.random.split(rng)
+    rows = self.wrong(memory, batch["train"], draw)
+    outputs = self.outputs(params, memory, rows, drop)
+    fit, parts = self.problem.loss(outputs, rows)
+    penalty = self.penalty(params, memory)
+    return fit + self.strength * penalty, {**parts, "penalty": penalty}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class L2(Penalty):
+  """All weights matter alike."""
+
+  strength: float = 0.1
+
+  def no_weights(self, leaves):
+    """One number a tensor says it."""
+    return {name: jnp.zeros(()) for name in leaves}
+
+  def weigh(self, params, memory, batch):
+    """1 a batch."""
+    del params, batch
+    return {name: jnp.ones(()) for name in memory["weights"]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EWC(Penalty):
+  """Elastic weight consolidation.
+
+  A batch of B images adds B times the square of the mean loss's gradient.
+  """
+
+  strength: float = 10.0
+
+  def weigh(self, params, memory, batch):
+    """The batch's gradient squared, times its size."""
+    size = jnp.sum(batch["mask"])
+    rows = jnp.where(batch["mask"], 1 / size, 0.0)
+    names = memory["weights"]
+    grads = self.gradient(params, memory, batch, names=names, weights=rows)
+    return jax.tree.map(lambda g: size * g**2, grads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MAS(Penalty):
+  """Memory aware synapses.
+
+  A batch adds the magnitude of the gradient of its mean squared logit.
+  """
+
+  strength: float = 0.005
+
+  def weigh(self, params, memory, batch):
+    """How much the logits hang on each weight."""
+    rows = jnp.where(batch["mask"], 1 / jnp.sum(batch["mask"]), 0.0)
+    known = memory["known"][None]
+
+    def mean_square(leaves):
+      outputs = self.apply(paths.update(params, leaves), batch)
+      squares = jnp.where(known, outputs["logits"] ** 2, 0.0)
+      return jnp.sum(rows * (jnp.sum(squares, axis=-1) / jnp.sum(known)))
+
+    flat = paths.flatten(params)
+    leaves = {name: flat[name] for name in memory["weights"]}
+    return jax.tree.map(jnp.abs, jax.grad(mean_square)(leaves))

@@ -1,0 +1,56 @@
+"""Random labels, alone and on the weights that matter (SalUn).
+
+Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (random
+labels); Fan et al., "SalUn", ICLR 2024, equations 4 and 5:
+CE(x_f, y') + retain CE(x_r), y' a label of another class.
+"""
+
+import dataclasses
+
+import jax
+
+from methods import base
+from methods import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomLabels(unlearning.Relabelling):
+  """Learns wrong labels for what goes, beside the right ones of what stays.
+
+  Attributes:
+    retain: Weight of the latter.
+  """
+
+  retain: float = 1.0
+
+  def roles(self, stage):
+    """The images to retain make an epoch."""
+    del stage
+    return ("retain",)
+
+  def rounds(self, stage, data):
+    """One round of both streams."""
+    steps = self.epochs * self.steps_per_epoch(stage, data)
+    streams = {"forget": ("forget",), "retain": ("retain",)}
+    return (base.Round("train", self.loss, streams, steps),)
+
+  def loss(self, params, memory, batch, rng):
+    """Both cross entropies."""
+    draw, drop = jax.random.split(rng)
+    wrong = self.wrong(memory, batch["forget"], draw)
+    gone, kept = self.both(params, memory, wrong, batch["retain"], drop)
+    forget, lost = self.problem.loss(gone, wrong)
+    retain, right = self.problem.loss(kept, batch["retain"])
+    return forget + self.retain * retain, {
+      "forget": forget,
+      "retain": retain,
+      "train_accuracy_relabelled": lost["train_accuracy"],
+      "train_accuracy_retain": right["train_accuracy"],
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SalUn(RandomLabels):
+  """Random labels on half of the weights."""
+
+  saliency: float | None = 0.5

@@ -1,0 +1,153 @@
+"""SCRUB and SCRUB-S: away from a teacher on what goes, towards it on the rest.
+
+Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023; SCRUB-S
+("smoothing") as the GS-LoRA code has it. With s the student, t the teacher and
+KD(s, t) = T^2 KL(t || s) at temperature T:
+
+  max step, images to forget:  -KD(s, t) + D
+  min step, images to retain:  gamma CE + alpha KD(s, t) + D
+  D = smoothing sum over tensors of ||theta - average||
+
+An epoch has ten rounds; the first five pass over the images to forget and then
+over those to retain, the others over those to retain alone.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from libml import losses
+from libml import paths
+from methods import base
+from methods import teaching
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scrub(teaching.Taught):
+  """Passes of max steps and of min steps, in turn.
+
+  Attributes:
+    retain: gamma, weight of the cross entropy.
+    distill: alpha, weight of the distance to the teacher on what stays.
+    temperature: T.
+    smoothing: Of SCRUB-S; 0: SCRUB.
+    average_decay: Of the averaged weights, which an epoch's end moves; the
+      first one copies the weights.
+    max_rounds: Rounds of an epoch with a pass of max steps.
+    min_rounds: Rounds of an epoch, all with a pass of min steps.
+  """
+
+  retain: float = 0.99
+  distill: float = 0.001
+  temperature: float = 2.0
+  smoothing: float = 0.0
+  average_decay: float = 0.9
+  max_rounds: int = 5
+  min_rounds: int = 10
+
+  prepared = ("forget", "retain")
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.max_rounds <= self.min_rounds or not self.min_rounds:
+      raise ValueError(
+        f"method.max_rounds={self.max_rounds} must be 0 to min_rounds="
+        f"{self.min_rounds}, and that 1 or more."
+      )
+    if self.smoothing < 0:
+      raise ValueError(f"method.smoothing={self.smoothing} must be 0 or more.")
+
+  def init_memory(self, params, trainable):
+    """Holds the averaged weights, where they are wanted."""
+    memory = super().init_memory(params, trainable)
+    if self.smoothing:
+      copies = {name: jnp.array(x) for name, x in memory["teacher"].items()}
+      memory.update(average=copies, averaged=jnp.zeros((), jnp.int32))
+    return memory
+
+  def roles(self, stage):
+    """The images of both kinds."""
+    del stage
+    return ("forget", "retain")
+
+  def steps_per_epoch(self, stage, data):
+    """Returns the steps of all rounds of an epoch."""
+    del stage
+    forget, retain = (data.steps_per_epoch((r,)) for r in ("forget", "retain"))
+    return self.max_rounds * forget + self.min_rounds * retain
+
+  def rounds(self, stage, data):
+    """Returns the passes of all epochs."""
+    del stage
+    kinds = {"max": (self.max_loss, "forget"), "min": (self.min_loss, "retain")}
+    passes = {
+      name: base.Round(
+        name, loss, {role: (role,)}, data.steps_per_epoch((role,))
+      )
+      for name, (loss, role) in kinds.items()
+    }
+    epoch = [passes["max"], passes["min"]] * self.max_rounds
+    epoch += [passes["min"]] * (self.min_rounds - self.max_rounds)
+    if self.smoothing:
+
+      def finish(state):
+        average = data.compiled("average", self.average)
+        return state.replace(memory=average(state.memory, state.params))
+
+      epoch[-1] = dataclasses.replace(epoch[-1], finish=finish)
+    return tuple(epoch) * self.epochs
+
+  def average(self, memory, params):
+    """Returns the memory after an epoch."""
+    flat, first = paths.flatten(params), memory["averaged"] == 0
+    decay = jnp.where(first, 0.0, self.average_decay)
+    average = {
+      name: decay * old + (1 - decay) * flat[name]
+      for name, old in memory["average"].items()
+    }
+    averaged = memory["averaged"] + 1
+    return {**memory, "average": average, "averaged": averaged}
+
+  def max_loss(self, params, memory, batch, rng):
+    """Away from the teacher."""
+    rows = batch["forget"]
+    outputs = self.outputs(params, memory, rows, rng)
+    distance = self.distance(params, memory, rows, outputs)
+    smooth = self.smooth(params, memory)
+    return smooth - distance, {"forget_distill": distance}
+
+  def min_loss(self, params, memory, batch, rng):
+    """Towards labels and teacher."""
+    rows = batch["retain"]
+    outputs = self.outputs(params, memory, rows, rng)
+    retain, parts = self.problem.loss(outputs, rows)
+    distance = self.distance(params, memory, rows, outputs)
+    total = self.retain * retain + self.distill * distance
+    return total + self.smooth(params, memory), {
+      "retain": retain,
+      "retain_distill": distance,
+      "train_accuracy_retain": parts["train_accuracy"],
+    }
+
+  def distance(self, params, memory, batch, outputs):
+    """Returns KD(s, t) of a batch."""
+    teacher = self.taught(params, memory, batch)
+    return losses.distillation(
+      outputs["logits"], teacher["logits"], self.temperature
+    )
+
+  def smooth(self, params, memory):
+    """Returns D, 0 without smoothing."""
+    if not self.smoothing:
+      return jnp.zeros(())
+    flat = paths.flatten(params)
+    return self.smoothing * sum(
+      losses.norm(flat[name] - old) for name, old in memory["average"].items()
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScrubS(Scrub):
+  """SCRUB with smoothing; faces' value for four requests."""
+
+  smoothing: float = 0.1
