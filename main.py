@@ -26,11 +26,11 @@ import jax
 import numpy as np
 from absl import app
 from absl import flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from ml_collections import config_flags
 
 from libml import class_map
+from libml import console
 from libml import datasets
 from libml import experiment
 from libml import optim
@@ -64,6 +64,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where a run writes.")
 _EXP_ID = flags.DEFINE_string("exp_id", None, "Folder in the workdir.")
+_AUDIT = flags.DEFINE_bool(
+  "audit", False, "Ask a finished run what its model still knows."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Find the run's other processes: TPU pods, SLURM."
 )
@@ -200,7 +203,10 @@ def upstream(name: str, should_stop: Callable[[], bool]) -> str:
   """
   module, _, arg = name.partition(":")
   config = importlib.import_module(f"configs.{module}").get_config(arg)
-  key = f"{zlib.crc32(config.to_json(sort_keys=True).encode()):08x}"
+  settings = json.loads(config.to_json())
+  del settings["audit"]  # weights are the same, whatever is asked of them
+  text = json.dumps(settings, sort_keys=True)
+  key = f"{zlib.crc32(text.encode()):08x}"
   folder = CACHE / f"{module}-{key}"
   processes.check_shared(folder)
   params, note = folder / "params.npz", folder / "params.sha256"
@@ -301,6 +307,13 @@ def execute(
   lora.check_trained(optimizer.groups.trainable(params))
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
+  trainable = optimizer.groups.trainable(state.params)
+  sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
+  trained = jax.tree.map(lambda size, on: size * on, sizes, trainable)
+  parameters = {
+    "total": sum(jax.tree.leaves(sizes)),
+    "trainable": sum(jax.tree.leaves(trained)),
+  }
   facts = {
     "name": config.name,
     "global_batch_size": config.batch_size,
@@ -309,6 +322,7 @@ def execute(
     "data": {**source.description, "holdout": config.holdout},
     "scenario": dict(scenario.description),
     "classes": list(scenario.class_names),
+    "parameters": parameters,
     "versions": results.versions(),
     "devices": results.devices(mesh),
     "config": plain_config,
@@ -338,31 +352,10 @@ def execute(
   return record
 
 
-class Lines(logging.Handler):
-  """Prints to what sys.stderr is at the time: above a progress bar."""
-
-  def emit(self, record: logging.LogRecord) -> None:
-    """Prints one line."""
-    print(self.format(record), file=sys.stderr, flush=True)
-
-
-def parse(argv: list[str]) -> list[str]:
-  """Reads the flags; a config that cannot be read is one line, no traceback."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (ValueError, OSError, LookupError, AttributeError, TypeError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-
-
 def main(argv: list[str]) -> None:
   """Reads the flags and runs."""
   del argv
-  absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every file
-  _LOG.setLevel(logging.INFO)
-  _LOG.propagate = False
-  lines = Lines()
-  lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-  _LOG.addHandler(lines)
+  console.start(_LOG)
   cache = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla" / platform.node())
   )
@@ -393,4 +386,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["my_config", "workdir"])
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=console.parse)

@@ -57,6 +57,18 @@ def get_config() -> ml_collections.ConfigDict:
         "root": config_dict.placeholder(str),
         "folds": 10,
       },
+      # What a model still knows of what it forgot, after "none", the "last" or
+      # "all" requests.
+      "audit": {
+        "stages": "none",
+        # Images a class to learn it again from, steps at most, and the rate.
+        "shots": 16,
+        "max_steps": 100,
+        "lr": 1e-3,
+        # Workdir of a finished run of the method "retrain" on all images.
+        "retrained": config_dict.placeholder(str),
+        "seed": 0,
+      },
       # Fields of Preprocess; the size is the model's.
       "preprocess": {
         "train": "random_resized_crop",

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from libml import checkpoint
+from libml import compatibility
 from libml import evaluation
 from libml import paths
 from libml import processes
@@ -58,37 +59,22 @@ class Run:
     rules: sharding.Rules,
     should_stop: Callable[[], bool],
     mixing: Any = None,
+    audit: Callable[..., dict[str, Any]] | None = None,
   ):
-    ways = mesh.shape["data"]
-    if settings.batch_size % ways:
-      raise ValueError(
-        f"batch_size={settings.batch_size} does not divide among the {ways} "
-        f"devices along the batch; take a multiple of {ways}, or set "
-        "per_device_batch_size."
-      )
-    sharding.batch_part(mesh)  # processes must be able to divide it, too
-    for stage in scenario.stages:
-      if stage.goal not in method.goals:
-        raise ValueError(
-          f"Stage {stage.index + 1} of the scenario is to {stage.goal}, and "
-          f"{type(method).__name__} can only {' or '.join(method.goals)}; take "
-          "another method or scenario.name."
-        )
-    mixed = mixing is not None and mixing.is_on
-    if mixed and not (method.mixes and getattr(method.model, "mixes", True)):
-      raise ValueError(
-        f"{type(method).__name__} on {type(method.model).__name__} takes one "
-        "class an image, and config.mixing makes labels probabilities; set "
-        "mixup, cutmix and label_smoothing to 0."
-      )
-    method.check(scenario)
-    _check_sizes(scenario, settings.batch_size)
+    compatibility.check(
+      method,
+      scenario,
+      batch_size=settings.batch_size,
+      mesh=mesh,
+      mixes=mixing is not None and mixing.is_on,
+    )
     self.method = method
     self.scenario = scenario
     self.optimizer = optimizer
     self.settings = settings
     self._preprocess = preprocess
     self._mixing = mixing
+    self._audit = audit
     self._mesh = mesh
     self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
     self._should_stop = processes.agree(should_stop, mesh)
@@ -199,6 +185,7 @@ class Run:
         row, observed = self._probe(
           evaluator, state, stage.probes, data, saver, progress
         )
+        audit = self._ask(state, stage, data, saver, progress)
         progress = progress.to(
           stage=stage.index + 1,
           begun=False,
@@ -208,6 +195,7 @@ class Run:
           rows=(*progress.rows, row),
           observed=(*progress.observed, observed),
           reports=(*progress.reports, self.method.report(state)),
+          audits=(*progress.audits, audit),
           stage_seconds=(*progress.stage_seconds, progress.seconds["stage"]),
           seconds={**progress.seconds, "stage": 0.0},
         )
@@ -223,6 +211,47 @@ class Run:
     except stage_data.Stopped:
       self._save(saver, state, progress)
       raise Interrupted(f"after step {progress.steps}") from None
+
+  def _ask(self, state, stage, data, saver, progress) -> dict[str, Any]:
+    if self._audit is None:
+      return {}
+    try:
+      return self._audit(state, stage, data)
+    except stage_data.Stopped:
+      self._save(saver, state, progress)
+      raise Interrupted(f"after step {progress.steps}") from None
+
+  def audit(
+    self, state: TrainState, workdir: pathlib.Path, facts: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """Audits the last stage of a finished run again; returns the results.
+
+    Args:
+      state: From `start`.
+      workdir: Of the finished run, whose results are written anew.
+      facts: As in `walk`.
+
+    Raises:
+      ValueError: The run is not finished.
+      Interrupted: It was asked to stop; nothing is changed.
+    """
+    with checkpoint.Saver(
+      workdir / "checkpoints", keep=self.settings.checkpoint_keep
+    ) as saver:
+      state, progress = self._resume(state, saver, facts)
+    if progress.stage < len(self.scenario.stages):
+      raise ValueError(
+        f"{workdir} holds {progress.stage} of {len(self.scenario.stages)} "
+        "stages; finish the run (the same command without --audit), then audit."
+      )
+    self._began = time.time() - progress.seconds["run"]
+    stage = self.scenario.stages[-1]
+    try:
+      audit = self._audit(state, stage, self.data(stage))
+    except stage_data.Stopped:
+      raise Interrupted("in the audit; nothing is changed") from None
+    progress = progress.to(audits=(*progress.audits[:-1], audit))
+    return self._write(workdir, progress, facts)
 
   def _write(self, workdir, progress, facts) -> dict[str, Any]:
     record = results.assemble(self.scenario, progress, facts)
@@ -369,15 +398,3 @@ class Run:
       seconds["timed_batches"] += steps_timed * len(round_.streams)
       progress = progress.to(seconds=seconds)
     return state, progress
-
-
-def _check_sizes(scenario: scenarios.Scenario, batch_size: int) -> None:
-  """Raises ValueError where a request has fewer images than a batch."""
-  for stage in scenario.stages:
-    for role, images in stage.train.items():
-      if stage.goal == "forget" and len(images) < batch_size:
-        raise ValueError(
-          f"batch_size={batch_size} is larger than the {len(images)} images of "
-          f"{role!r} in stage {stage.index + 1}; set it to {len(images)} or "
-          "less, or keep more images (scenario.ratio, scenario.shots)."
-        )

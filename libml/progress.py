@@ -21,6 +21,7 @@ class Progress:
       the scenario has some, lead.
     observed: Counts, in the same order.
     reports: What the method says of each finished stage.
+    audits: What is still known after each finished stage; {}: not asked.
     compiled: Compilations of each function.
     data: Checksum of what the results say of the images.
     frozen: Checksum of the weights that no checkpoint holds.
@@ -39,6 +40,7 @@ class Progress:
   rows: tuple[Any, ...] = ()
   observed: tuple[Any, ...] = ()
   reports: tuple[Any, ...] = ()
+  audits: tuple[Any, ...] = ()
   stage_seconds: tuple[float, ...] = ()
   compiled: Mapping[str, int] = dataclasses.field(default_factory=dict)
   data: int = 0

@@ -162,7 +162,9 @@ class Reporter:
         self._writer.write_images(step, {name: pictures.pixels(drawing)})
       else:
         scalars[name] = values
-    self._writer.write_scalars(step, {**scalars, **summaries})
+    audit = record["audits"][-1] if step and record["audits"] else {}
+    audits = {k: v for k, v in _flat(audit, "audit/").items() if _is_number(v)}
+    self._writer.write_scalars(step, {**scalars, **summaries, **audits})
     for probe, counts in record["observed"][-1].items():
       for name, values in counts.items():
         ids = np.repeat(np.arange(len(values)), values)
@@ -186,6 +188,10 @@ class Reporter:
       self._bar.stop()
     if self._writer:
       self._writer.close()
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _parted(

@@ -106,6 +106,7 @@ def assemble(
     "probes": list(rows),
     "observed": list(progress.observed),
     "reports": list(progress.reports),
+    "audits": list(progress.audits),
     "stage_seconds": [round(s, 1) for s in progress.stage_seconds],
     "train_steps": progress.steps,
     "compiled_steps": dict(progress.compiled),

@@ -8,8 +8,9 @@ from typing import Any
 
 from libml import processes
 
-# Where arrays lie, not what is computed: a run may go on elsewhere.
-_PLACEMENT = ("mesh", "sharding")
+# Where arrays lie and what is asked of them, not what they are: a run may go on
+# elsewhere, and answer more.
+_FREE = ("mesh", "sharding", "audit")
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -25,8 +26,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   traces = [*workdir.glob("checkpoints/*"), *workdir.glob("results.json")]
   if path.exists() and traces:
     theirs = json.loads(path.read_text())
-    placed = {key: config[key] for key in _PLACEMENT}
-    changes = differences({**theirs, **placed}, config)
+    free = {key: config.get(key) for key in _FREE}
+    changes = differences({**theirs, **free}, {**config, **free})
     if changes:
       raise ValueError(
         f"{workdir} holds a run of another config: {'; '.join(changes)}. "

@@ -11,6 +11,7 @@ import jax
 from absl import app
 
 import main
+from libml import console
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 100
@@ -64,7 +65,7 @@ def _live(target, args, log, devices, cwd, cache):
 def command_line(*arguments):
   """Is `python main.py ARGUMENTS`."""
   sys.argv = ["main.py", *map(str, arguments)]  # config_flags reads it, too
-  app.run(main.main, flags_parser=main.parse)
+  app.run(main.main, flags_parser=console.parse)
 
 
 def pair(workdir, *arguments, logs, own=((), ()), cwds=(ROOT, ROOT)):
