@@ -3,6 +3,7 @@
 python main.py --my_config configs/digits_l2p.py --workdir ./digits
 """
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -29,10 +30,12 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections import config_flags
 
+from libml import audits
 from libml import class_map
 from libml import console
 from libml import datasets
 from libml import experiment
+from libml import made_once
 from libml import optim
 from libml import processes
 from libml import registry
@@ -98,7 +101,7 @@ def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
     MODELS, "model", **plain(config.model), num_classes=num_classes
   )
   problem = registry.build(PROBLEMS, "problem", **plain(config.problem))
-  method = registry.build(
+  return registry.build(
     METHODS,
     "method",
     **plain(config.method),
@@ -109,13 +112,6 @@ def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
     epochs=config.epochs,
     rehearsal=Rehearsal(**plain(config.rehearsal)),
   )
-  if method.rehearsal.per_class and not method.rehearses:
-    able = sorted(name for name, row in METHODS.items() if row.rehearses)
-    raise ValueError(
-      f"Method {config.method.name!r} takes no exemplars; set "
-      f"rehearsal.per_class=0, or take one of {able}."
-    )
-  return method
 
 
 def build_optimizer(config: ConfigDict, method: Any) -> optim.Optimizer:
@@ -165,8 +161,8 @@ def initial_params(
     should_stop: Asked while weights are made.
     class_names: One name a column of the head, for config.init_head_names.
   """
-  size = config.model.image_size
-  inputs = {"image": np.zeros((1, size, size, 3), np.float32)}
+  shape = (1, config.model.image_size, config.model.image_size, 3)
+  inputs = {"image": np.zeros(shape, np.float32)}
   init = functools.partial(model.init, jax.random.key(config.seed))
   path, prefix = config.init_checkpoint, ""
   if path is None and config.pretrain:
@@ -175,9 +171,8 @@ def initial_params(
     template = jax.eval_shape(init, inputs)["params"]
     base, adapters = lora.split(template)
     rng = jax.random.key(config.seed)
-    rows = None
-    if config.init_head_names is not None:
-      rows = class_map.head_rows(config.init_head_names, class_names)
+    names = config.init_head_names
+    rows = names and class_map.head_rows(names, class_names)
     loaded = pretrained.load(path, base, head=config.init_head, rows=rows)
     params = lora.join(loaded, jax.device_get(lora.restart(adapters, rng)))
     name = prefix + pathlib.Path(path).name
@@ -197,9 +192,7 @@ def initial_params(
 def upstream(name: str, should_stop: Callable[[], bool]) -> str:
   """Returns the weights that a pretraining config makes, from the cache.
 
-  They are made on first use, by all processes together; where their checksum
-  is not the one that was written beside them, they are written again from that
-  run's checkpoint.
+  They are made on first use.
   """
   module, _, arg = name.partition(":")
   config = importlib.import_module(f"configs.{module}").get_config(arg)
@@ -207,28 +200,48 @@ def upstream(name: str, should_stop: Callable[[], bool]) -> str:
   del settings["audit"]  # weights are the same, whatever is asked of them
   text = json.dumps(settings, sort_keys=True)
   key = f"{zlib.crc32(text.encode()):08x}"
+
+  def make(workdir: pathlib.Path) -> None:
+    _LOG.info("Making the weights of configs/%s.py, once.", name)
+    # The weights must not depend on the devices, so batch_size stands.
+    ways = math.gcd(config.batch_size, jax.device_count())
+    mesh = sharding.make_mesh(ways, jax.device_count() // ways)
+    execute(config, workdir, should_stop, mesh=mesh)
+
   folder = CACHE / f"{module}-{key}"
-  processes.check_shared(folder)
-  params, note = folder / "params.npz", folder / "params.sha256"
+  return made_once.weights(folder, make, pretrained.checksum)
 
-  def is_sound() -> bool:
-    known = note.read_text() if note.exists() and params.exists() else None
-    return known is not None and known == pretrained.checksum(params)
 
-  def publish() -> bool:
-    os.replace(folder / "run" / "export" / "params.npz", params)
-    note.write_text(pretrained.checksum(params))
-    return True
+def build_audit(
+  config: ConfigDict,
+  run: experiment.Run,
+  state: Any,
+  mesh: jax.sharding.Mesh,
+  *,
+  again: bool,
+) -> Callable[..., dict[str, Any]]:
+  """Returns (state, stage, data) -> what a finished stage's model still knows.
 
-  with processes.lock(folder / "lock"):  # two first uses at a time
-    if not processes.first_says(is_sound):
-      _LOG.info("Making the weights of configs/%s.py, once.", name)
-      # The weights must not depend on the devices, so batch_size stands.
-      ways = math.gcd(config.batch_size, jax.device_count())
-      mesh = sharding.make_mesh(ways, jax.device_count() // ways)
-      execute(config, folder / "run", should_stop, mesh=mesh)
-      processes.first_says(publish)
-  return str(params)
+  Args:
+    config: From a config file.
+    run: Its method and scenario.
+    state: From `start`: the first model.
+    mesh: Where it lies.
+    again: Whether a finished run is audited, whatever the config says.
+  """
+  settings = plain(config.audit)
+  folder, stages = settings.pop("retrained"), settings.pop("stages")
+  stages = "last" if again and stages == "none" else stages
+  asked = audits.Audits(**settings, stages=stages)
+  if asked.stages != "none":
+    template, _ = lora.split(jax.eval_shape(lambda: state.params))
+    forgotten = run.scenario.forgotten
+    asked = dataclasses.replace(
+      asked,
+      first=sharding.to_host(state.params, mesh),
+      retrained=folder and models_export.retrained(folder, template, forgotten),
+    )
+  return functools.partial(asked.ask, run.method, run.scenario)
 
 
 def execute(
@@ -237,6 +250,7 @@ def execute(
   should_stop: Callable[[], bool] = lambda: False,
   *,
   mesh: jax.sharding.Mesh | None = None,
+  audit: bool = False,
 ) -> dict[str, Any]:
   """Runs a config to its end, or goes on where it stopped.
 
@@ -245,6 +259,7 @@ def execute(
     workdir: Where checkpoints, results and curves are.
     should_stop: Asked after each step.
     mesh: Takes the place of the config's.
+    audit: Whether to audit a finished run instead.
 
   Returns:
     The results; in a run of several processes, what process 0 returns counts.
@@ -261,7 +276,7 @@ def execute(
     done = record is not None and record["finished"]
     return done and (export is None or (export / "params.npz").exists())
 
-  if processes.first_says(is_finished):
+  if not audit and processes.first_says(is_finished):
     _LOG.info("%s is finished; nothing is trained.", workdir)
     return record or {}  # the file may come later to other hosts
   # These pull in TensorFlow, which takes seconds.
@@ -307,13 +322,6 @@ def execute(
   lora.check_trained(optimizer.groups.trainable(params))
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
-  trainable = optimizer.groups.trainable(state.params)
-  sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
-  trained = jax.tree.map(lambda size, on: size * on, sizes, trainable)
-  parameters = {
-    "total": sum(jax.tree.leaves(sizes)),
-    "trainable": sum(jax.tree.leaves(trained)),
-  }
   facts = {
     "name": config.name,
     "global_batch_size": config.batch_size,
@@ -322,7 +330,7 @@ def execute(
     "data": {**source.description, "holdout": config.holdout},
     "scenario": dict(scenario.description),
     "classes": list(scenario.class_names),
-    "parameters": parameters,
+    "parameters": optimizer.groups.sizes(state.params),
     "versions": results.versions(),
     "devices": results.devices(mesh),
     "config": plain_config,
@@ -331,13 +339,15 @@ def execute(
     "weights, data or packages",
     {key: facts[key] for key in ("weights", "data", "versions")},
   )
+  ask = build_audit(config, run, state, mesh, again=audit)
+  if audit:
+    return run.audit(state, workdir, facts, ask)
   reporter = reporting.Reporter(workdir, total_stages=len(scenario.stages))
   try:
-    reporter.hparams(facts["config"])
-    state, record = run.walk(state, workdir, facts, reporter)
+    reporter.hparams(plain_config)
+    state, record = run.walk(state, workdir, facts, reporter, audit=ask)
   finally:
     reporter.close()
-  stages = [s for s in scenario.stages if s.goal == "forget"]
   if export:
     params = sharding.to_host(state.params, mesh)
     if processes.is_first():
@@ -347,7 +357,7 @@ def execute(
         params=params,
         config=plain_config,
         classes=scenario.class_names or None,
-        forgotten={s.index: s.classes["forget"] for s in stages},
+        forgotten=scenario.forgotten,
       )
   return record
 
@@ -372,7 +382,8 @@ def main(argv: list[str]) -> None:
     )
     # After join, which has a handler of its own.
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-    record = execute(_CONFIG.value, workdir, lambda: bool(stopped))
+    stop = functools.partial(bool, stopped)
+    record = execute(_CONFIG.value, workdir, stop, audit=_AUDIT.value)
   except experiment.Interrupted as stop:
     _LOG.info("Stopped and saved; the same command goes on %s.", stop)
     return

@@ -12,7 +12,7 @@ from configs import smoke
 
 _TAUGHT = {"saliency": config_dict.placeholder(float)}
 _RELABELLED = {**_TAUGHT, "relabel": "kept"}
-_PENALTY = {**_RELABELLED, "weigh_on": "retain"}
+_WEIGHING = {**_RELABELLED, "weigh_on": "retain"}
 _SCRUB = {
   **_TAUGHT,
   "retain": 0.99,
@@ -25,9 +25,9 @@ _SCRUB = {
 
 # Method -> options.
 OPTIONS = {
-  "l2": {**_PENALTY, "strength": 0.1},
-  "ewc": {**_PENALTY, "strength": 10.0},
-  "mas": {**_PENALTY, "strength": 0.005},
+  "l2": {**_RELABELLED, "strength": 0.1},
+  "ewc": {**_WEIGHING, "strength": 10.0},
+  "mas": {**_WEIGHING, "strength": 0.005},
   "lwf": {
     **_RELABELLED,
     "distill": 0.5,
@@ -59,7 +59,7 @@ OPTIONS = {
   "bad_teacher": {**_TAUGHT, "temperature": 1.0, "draw": 0},
   "ssd": {
     **_TAUGHT,
-    "select": 10.0,
+    "select": 1.0,
     "dampen": 1.0,
     "layers": r"(?!head/).*",
   },
@@ -68,7 +68,6 @@ OPTIONS = {
 
 # What the released code does differently.
 PARITY = {
-  "l2": {"weigh_on": "retain_all"},
   "ewc": {"weigh_on": "retain_all"},
   "mas": {"weigh_on": "retain_all"},
   "lwf": {"dead": True},
@@ -87,6 +86,7 @@ def adapt(
   arg: ml_collections.ConfigDict,
   *,
   lr: float | None = None,
+  min_lr: float | None = None,
   blocks: int = 12,
   **changes,
 ) -> None:
@@ -97,6 +97,7 @@ def adapt(
     arg: With method, a row of OPTIONS, and perhaps parity: as the released code
       has it.
     lr: Peak rate; None: the scripts'.
+    min_lr: Lowest rate; None: a tenth of the peak.
     blocks: Of the network.
     **changes: Of the method's options.
 
@@ -120,6 +121,9 @@ def adapt(
   rate = lr or RATES.get(name, 1e-4)
   blocks = smoke.BASELINE_BLOCKS if arg.smoke else blocks
   KINDS.get(name, whole)(config, rate, blocks)
+  for group, _ in config.optimizer.groups:
+    if config.optimizer[group] and min_lr is not None:
+      config.optimizer[group].min_lr = min_lr
 
 
 def whole(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
@@ -170,7 +174,8 @@ def everything(
 ) -> None:
   """Trains all weights, the head's, too, after a warm-up."""
   whole(config, lr, blocks)
-  config.optimizer.head = {**config.optimizer.backbone}
+  config.optimizer.groups = config.optimizer.groups[1:]
+  del config.optimizer["head"]
   for group, _ in config.optimizer.groups:
     config.optimizer[group].warmup_epochs = min(5.0, config.epochs / 4)
 

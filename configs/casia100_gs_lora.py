@@ -124,6 +124,32 @@ def adapt(config, arg, run, plus):
   config.init_head = "keep"
 
 
+def scenario(arg):
+  """Returns a config with the requests and the network, without a method.
+
+  Raises:
+    ValueError: A single request of another size than the published ones.
+  """
+  if arg.single not in (0, 5, 10, 50, 90):
+    raise ValueError(
+      f"single={arg.single} must be 5, 10, 50 or 90, or left out: four "
+      "requests of 20. Other numbers are --my_config.scenario's."
+    )
+  config = base.get_config()
+  config.batch_size = 4 if arg.shots else 48
+  casia100_pretrain.faces(config, arg)
+  config.scenario = common.forgetting(
+    order=casia100.ORDER,
+    num_requests=1 if arg.single else 4,
+    classes_per_request=arg.single or 20,
+    missing=5 if arg.missing else 0,
+    missing_from="end" if arg.single else "start",
+    shots=arg.shots or None,
+    redraw=arg.parity,
+  )
+  return config
+
+
 def get_config(arg=None):
   """Returns a published run, or our reading of it."""
   arg = common.parse_arg(
@@ -139,13 +165,8 @@ def get_config(arg=None):
     attention=False,
     parity=False,
   )
-  if arg.single not in (0, 5, 10, 50, 90):
-    raise ValueError(
-      f"single={arg.single} must be 5, 10, 50 or 90, or left out: four "
-      "requests of 20. Other numbers are --my_config.scenario's."
-    )
+  config = scenario(arg)
   run = published(arg)
-  config = base.get_config()
   config.name = common.title(
     "casia100_gs_lora",
     arg,
@@ -156,19 +177,8 @@ def get_config(arg=None):
     "attention",
     "parity",
   )
-  config.batch_size = 4 if arg.shots else 48
-  casia100_pretrain.faces(config, arg)
   config.model.lora = common.ffn_lora(rank=8)
   if arg.attention:
     config.model.lora["layers"] = r".*/(query|key|value)"
-  config.scenario = common.forgetting(
-    order=casia100.ORDER,
-    num_requests=1 if arg.single else 4,
-    classes_per_request=arg.single or 20,
-    missing=5 if arg.missing else 0,
-    missing_from="end" if arg.single else "start",
-    shots=arg.shots or None,
-    redraw=arg.parity,
-  )
   adapt(config, arg, RUNS[run], PLUS.get(run, {}))
   return common.finish(config, arg)

@@ -14,29 +14,9 @@ from configs import cifar10_deit_l2p
 from configs import common
 
 
-def get_config(arg=None):
-  """Returns requests from truck and ship to deer and cat."""
-  arg = common.parse_arg(
-    arg,
-    plus=False,
-    subgradient=False,
-    shots=0,
-    missing=False,
-    measure=False,
-    tune=False,
-    data=cifar10_deit_l2p.DATA,
-    size=112,
-  )
+def scenario(arg):
+  """Returns a config with the requests and the network, without a method."""
   config = base.get_config()
-  config.name = common.title(
-    "cifar10_deit_gs_lora",
-    arg,
-    "plus",
-    "subgradient",
-    "shots",
-    "missing",
-    "measure",
-  )
   cifar10_deit_l2p.stream(config, arg)
   config.batch_size = 4 if arg.shots else 16
   config.epochs = 8
@@ -53,6 +33,32 @@ def get_config(arg=None):
     shots=arg.shots or None,
   )
   config.preprocess.train = "none"
+  return config
+
+
+def get_config(arg=None):
+  """Returns requests from truck and ship to bird and cat."""
+  arg = common.parse_arg(
+    arg,
+    plus=False,
+    subgradient=False,
+    shots=0,
+    missing=False,
+    measure=False,
+    tune=False,
+    data=cifar10_deit_l2p.DATA,
+    size=112,
+  )
+  config = scenario(arg)
+  config.name = common.title(
+    "cifar10_deit_gs_lora",
+    arg,
+    "plus",
+    "subgradient",
+    "shots",
+    "missing",
+    "measure",
+  )
   config.model.lora = common.ffn_lora()
   method = common.gs_lora_plus if arg.plus else common.gs_lora
   config.method = method(bound=30.0, beta=(0.5,) * 4, alpha=0.1, alpha_epoch=3)

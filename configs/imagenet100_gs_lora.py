@@ -31,24 +31,18 @@ RUN = {**casia100_gs_lora.CONTINUAL, "beta": (0.2, 0.25, 0.25, 0.25)}
 PLUS = {"proto_forget": (0.05,) * 4, "average_epoch": 30}
 
 
-def get_config(arg=None):
-  """Returns the published run, or our reading of it."""
-  arg = common.parse_arg(
-    arg,
-    folder="imagenet100",
-    others="",
-    names="",
-    tune=False,
-    plus=False,
-    parity=False,
-  )
+def scenario(arg):
+  """Returns a config with the requests and the network, without a method.
+
+  Raises:
+    ValueError: Further classes, and no names to find the head's columns by.
+  """
   if arg.others and not arg.names:
     raise ValueError(
       f"others={arg.others!r} makes a head of all classes, and the file's rows "
       "must be found by name: give names=FILE, the names of its 1000 classes."
     )
   config = base.get_config()
-  config.name = common.title("imagenet100_gs_lora", arg, "plus", "parity")
   config.batch_size = 48
   config.holdout = 0.2 if arg.tune else 0.0
   config.dataset = {
@@ -66,9 +60,25 @@ def get_config(arg=None):
   config.preprocess.mean = common.IMAGENET_MEAN
   config.preprocess.std = common.IMAGENET_STD
   config.model.gelu = "erf"
-  config.model.lora = common.ffn_lora(rank=8)
   config.scenario = common.forgetting(
     order=casia100.ORDER, ratio=0.05, redraw=arg.parity
   )
+  return config
+
+
+def get_config(arg=None):
+  """Returns the published run, or our reading of it."""
+  arg = common.parse_arg(
+    arg,
+    folder="imagenet100",
+    others="",
+    names="",
+    tune=False,
+    plus=False,
+    parity=False,
+  )
+  config = scenario(arg)
+  config.name = common.title("imagenet100_gs_lora", arg, "plus", "parity")
+  config.model.lora = common.ffn_lora(rank=8)
   casia100_gs_lora.adapt(config, arg, RUN, PLUS)
   return common.finish(config, arg)

@@ -46,6 +46,11 @@ def check(
       "class an image, and config.mixing makes labels probabilities; set "
       "mixup, cutmix and label_smoothing to 0."
     )
+  if method.rehearsal.per_class and not method.rehearses:
+    raise ValueError(
+      f"{type(method).__name__} takes no exemplars; set rehearsal.per_class=0, "
+      "or take a method that does, such as finetune or l2p."
+    )
   method.check(scenario)
   _check_sizes(scenario, batch_size)
 

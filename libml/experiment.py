@@ -59,7 +59,6 @@ class Run:
     rules: sharding.Rules,
     should_stop: Callable[[], bool],
     mixing: Any = None,
-    audit: Callable[..., dict[str, Any]] | None = None,
   ):
     compatibility.check(
       method,
@@ -74,7 +73,6 @@ class Run:
     self.settings = settings
     self._preprocess = preprocess
     self._mixing = mixing
-    self._audit = audit
     self._mesh = mesh
     self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
     self._should_stop = processes.agree(should_stop, mesh)
@@ -139,6 +137,8 @@ class Run:
     workdir: pathlib.Path,
     facts: Mapping[str, Any],
     reporter: Any,
+    *,
+    audit: Callable[..., dict[str, Any]] = lambda *_: {},
   ) -> tuple[TrainState, dict[str, Any]]:
     """Goes through all stages that are left; returns last state and results.
 
@@ -147,6 +147,7 @@ class Run:
       workdir: Where checkpoints and results go, and come from.
       facts: Joins the results: config, weights, versions.
       reporter: Shows people what goes on.
+      audit: (state, stage, data) -> what a finished stage's model still knows.
 
     Raises:
       Interrupted: It was asked to stop.
@@ -185,7 +186,7 @@ class Run:
         row, observed = self._probe(
           evaluator, state, stage.probes, data, saver, progress
         )
-        audit = self._ask(state, stage, data, saver, progress)
+        found = self._ask(audit, state, stage, data, saver, progress)
         progress = progress.to(
           stage=stage.index + 1,
           begun=False,
@@ -195,7 +196,7 @@ class Run:
           rows=(*progress.rows, row),
           observed=(*progress.observed, observed),
           reports=(*progress.reports, self.method.report(state)),
-          audits=(*progress.audits, audit),
+          audits=(*progress.audits, found),
           stage_seconds=(*progress.stage_seconds, progress.seconds["stage"]),
           seconds={**progress.seconds, "stage": 0.0},
         )
@@ -212,45 +213,42 @@ class Run:
       self._save(saver, state, progress)
       raise Interrupted(f"after step {progress.steps}") from None
 
-  def _ask(self, state, stage, data, saver, progress) -> dict[str, Any]:
-    if self._audit is None:
-      return {}
+  def _ask(self, audit, state, stage, data, saver, progress):
     try:
-      return self._audit(state, stage, data)
+      return audit(state, stage, data)
     except stage_data.Stopped:
       self._save(saver, state, progress)
       raise Interrupted(f"after step {progress.steps}") from None
 
   def audit(
-    self, state: TrainState, workdir: pathlib.Path, facts: Mapping[str, Any]
+    self,
+    state: TrainState,
+    workdir: pathlib.Path,
+    facts: Mapping[str, Any],
+    audit: Callable[..., dict[str, Any]],
   ) -> dict[str, Any]:
-    """Audits the last stage of a finished run again; returns the results.
+    """Audits a finished run's last stage, and writes the results anew.
 
-    Args:
-      state: From `start`.
-      workdir: Of the finished run, whose results are written anew.
-      facts: As in `walk`.
+    The arguments are those of `walk`.
 
     Raises:
       ValueError: The run is not finished.
       Interrupted: It was asked to stop; nothing is changed.
     """
-    with checkpoint.Saver(
-      workdir / "checkpoints", keep=self.settings.checkpoint_keep
-    ) as saver:
+    folder, keep = workdir / "checkpoints", self.settings.checkpoint_keep
+    with checkpoint.Saver(folder, keep=keep) as saver:
       state, progress = self._resume(state, saver, facts)
-    if progress.stage < len(self.scenario.stages):
-      raise ValueError(
-        f"{workdir} holds {progress.stage} of {len(self.scenario.stages)} "
-        "stages; finish the run (the same command without --audit), then audit."
-      )
-    self._began = time.time() - progress.seconds["run"]
     stage = self.scenario.stages[-1]
+    if progress.stage <= stage.index:
+      raise ValueError(
+        f"{workdir} holds {progress.stage} of {stage.index + 1} stages; finish "
+        "the run (the same command without --audit) first."
+      )
     try:
-      audit = self._audit(state, stage, self.data(stage))
+      found = audit(state, stage, self.data(stage))
     except stage_data.Stopped:
-      raise Interrupted("in the audit; nothing is changed") from None
-    progress = progress.to(audits=(*progress.audits[:-1], audit))
+      raise Interrupted("the audit; nothing is changed") from None
+    progress = progress.to(audits=(*progress.audits[:-1], found))
     return self._write(workdir, progress, facts)
 
   def _write(self, workdir, progress, facts) -> dict[str, Any]:
@@ -325,8 +323,9 @@ class Run:
     total, before = sum(r.steps for r in rounds), 0
     for number, round_ in enumerate(rounds):
       if number >= progress.round:
+        batches = data.batches(rounds, number, progress.step)
         state, progress = self._train_round(
-          state, stage, data, saver, progress, round_, (before, total)
+          state, stage, batches, saver, progress, round_, (before, total)
         )
         state = self._place(round_.finish(state))
         progress = progress.to(round=number + 1, step=0)
@@ -357,7 +356,7 @@ class Run:
       begin(state, np.int32(stage.index + 2), np.int32(per_epoch), self._rng)
     )
 
-  def _train_round(self, state, stage, data, saver, progress, round_, span):
+  def _train_round(self, state, stage, batches, saver, progress, round_, span):
     before, total = span  # steps of the stage's earlier rounds, and of all
     step_fn = self._compiled(
       f"train/{round_.name}",
@@ -371,7 +370,6 @@ class Run:
       ),
     )
     window = reporting.Window(stage.index)
-    batches = data.stream(round_.streams, progress.round, progress.step)
     timer, timed_from = None, 0
     for step in range(progress.step, round_.steps):
       state, metrics = step_fn(state, next(batches))

@@ -175,6 +175,13 @@ class Groups:
     """Returns the tree of booleans: whether a leaf is trained."""
     return jax.tree.map(lambda g: g not in self.frozen, self.labels(params))
 
+  def sizes(self, params: Any) -> dict[str, int]:
+    """Returns the number of weights: "total" and "trainable"."""
+    sizes = jax.tree.map(lambda leaf: leaf.size, params)
+    trained = jax.tree.map(lambda s, on: s * on, sizes, self.trainable(params))
+    total, trainable = (sum(jax.tree.leaves(t)) for t in (sizes, trained))
+    return {"total": total, "trainable": trainable}
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:

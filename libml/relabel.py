@@ -34,7 +34,8 @@ def shifted(
   """Returns the released GS-LoRA code's labels, int32 [B].
 
   (y + u) mod P for P classes to forget and u from 1 to 100, and (y + 1) mod P
-  where that is y again: ids 0 to P - 1, kept classes and forgotten ones.
+  where that is y again: ids 0 to P - 1, kept classes and forgotten ones. With
+  P = 1 all labels are 0, right ones included.
   """
   del retain
   size = jnp.sum(forget, dtype=label.dtype)

@@ -54,6 +54,9 @@ class StageData:
     default_factory=dict
   )
 
+  # Streams that later rounds go on with.
+  _open: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
+
   def subset(self, roles: Sequence[str]) -> datasets.Subset:
     """Returns the images of some roles, one after the other."""
     return functools.reduce(operator.add, (self.train[r] for r in roles))
@@ -64,6 +67,26 @@ class StageData:
     if given:
       return max(given)
     return max(1, len(self.subset(roles)) // self.batch_size)
+
+  def batches(
+    self, rounds: Sequence[Any], number: int, start: int
+  ) -> Iterator[dict[str, Any]]:
+    """Returns the batches of round `number` of a stage from step `start` on.
+
+    Args:
+      rounds: Of the stage: name, streams, steps, continues.
+      number: Position among them.
+      start: Steps of the round to leave out.
+    """
+    name = rounds[number].name
+    alike = [i for i, r in enumerate(rounds) if r.name == name]
+    if not rounds[number].continues:
+      return self.stream(rounds[number].streams, number, start)
+    if name not in self._open:
+      done = sum(rounds[i].steps for i in alike if i < number)
+      streams = rounds[number].streams
+      self._open[name] = self.stream(streams, alike[0], done + start)
+    return self._open[name]
 
   def stream(
     self, streams: Mapping[str, Sequence[str]], number: int, start: int

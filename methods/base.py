@@ -39,6 +39,8 @@ class Round:
     streams: Name in the batch -> roles whose data are mixed into it.
     steps: Number of steps.
     finish: Applied to the state after the last step.
+    continues: Whether its images go on where those of the stage's last round of
+      this name stopped, instead of a new order.
   """
 
   name: str
@@ -46,6 +48,7 @@ class Round:
   streams: Mapping[str, tuple[str, ...]]
   steps: int
   finish: Callable[[TrainState], TrainState] = lambda state: state
+  continues: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

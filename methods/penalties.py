@@ -28,29 +28,9 @@ class Penalty(unlearning.Relabelling):
 
   Attributes:
     strength: Of the penalty.
-    weigh_on: Role of the images that say what weights matter from the second
-      request on: "retain", or "retain_all" as in the released code, which then
-      reads all images and not the sample (scenario.whole_retain).
   """
 
   strength: float
-  weigh_on: str = "retain"
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.weigh_on not in ("retain", "retain_all"):
-      raise ValueError(
-        f"method.weigh_on={self.weigh_on!r} must be 'retain' or 'retain_all'."
-      )
-
-  def check(self, scenario):
-    """The images that are to be weighed on are there."""
-    for stage in scenario.stages[1:]:
-      if self.weigh_on not in stage.train:
-        raise ValueError(
-          f"method.weigh_on={self.weigh_on!r}, and stage {stage.index + 1} has "
-          f"only {sorted(stage.train)}; set scenario.whole_retain=True."
-        )
 
   def init_memory(self, params, trainable):
     """Holds no anchor yet."""
@@ -69,25 +49,25 @@ class Penalty(unlearning.Relabelling):
   def before_stage(self, state, stage, data):
     """Adds an anchor at the present weights."""
     state = super().before_stage(state, stage, data)
-    role = self.weigh_on if stage.index else "retain"
-    seen = data.accumulate("weigh", self.weigh, state, role)
-    batches = -(-len(data.subset((role,))) // data.batch_size)
+    seen, count = self.importance(state, stage, data)
     add = data.compiled("add_anchor", self.add_anchor)
-    memory = add(state.memory, state.params, seen, batches)
+    memory = add(state.memory, state.params, seen, count)
     return state.replace(memory=memory)
 
-  def weigh(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
-    """Returns what one batch adds to the weights, times their number."""
+  def importance(
+    self, state: Any, stage: Any, data: Any
+  ) -> tuple[dict[str, Any], int]:
+    """Returns sums of the new anchor's weights, and of how many they are."""
     raise NotImplementedError
 
   def add_anchor(
-    self, memory: Any, params: Any, seen: dict[str, Any], batches: Any
+    self, memory: Any, params: Any, seen: dict[str, Any], count: Any
   ) -> dict[str, Any]:
     """Returns the memory with one more quadratic in the sum."""
     flat = paths.flatten(params)
     weights, anchor, constant = {}, {}, memory["constant"]
     for name, old in memory["weights"].items():
-      new = seen[name] / batches
+      new = seen[name] / count
       weights[name] = old + new
       share = jnp.where(weights[name] > 0, new / weights[name], 0.0)
       gap = flat[name] - memory["anchor"][name]
@@ -135,14 +115,53 @@ class L2(Penalty):
     """One number a tensor says it."""
     return {name: jnp.zeros(()) for name in leaves}
 
-  def weigh(self, params, memory, batch):
-    """1 a batch."""
-    del params, batch
-    return {name: jnp.ones(()) for name in memory["weights"]}
+  def importance(self, state, stage, data):
+    """1, which no image has a say in."""
+    del stage, data
+    return {name: 1.0 for name in state.memory["weights"]}, 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EWC(Penalty):
+class Weighing(Penalty):
+  """Images say what weights matter.
+
+  Attributes:
+    weigh_on: Role of these images from the second request on: "retain", or
+      "retain_all" as in the released code, which then reads all images and not
+      the sample (scenario.whole_retain).
+  """
+
+  weigh_on: str = "retain"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.weigh_on not in ("retain", "retain_all"):
+      raise ValueError(
+        f"method.weigh_on={self.weigh_on!r} must be 'retain' or 'retain_all'."
+      )
+
+  def check(self, scenario):
+    """The images that are to be weighed on are there."""
+    for stage in scenario.stages[1:]:
+      if self.weigh_on not in stage.train:
+        raise ValueError(
+          f"method.weigh_on={self.weigh_on!r}, and stage {stage.index + 1} has "
+          f"only {sorted(stage.train)}; set scenario.whole_retain=True."
+        )
+
+  def importance(self, state, stage, data):
+    """The sum over the batches of a sweep, and their number."""
+    role = self.weigh_on if stage.index else "retain"
+    seen = data.accumulate("weigh", self.weigh, state, role)
+    return seen, -(-len(data.subset((role,))) // data.batch_size)
+
+  def weigh(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
+    """Returns what one batch adds."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EWC(Weighing):
   """Elastic weight consolidation.
 
   A batch of B images adds B times the square of the mean loss's gradient.
@@ -160,7 +179,7 @@ class EWC(Penalty):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MAS(Penalty):
+class MAS(Weighing):
   """Memory aware synapses.
 
   A batch adds the magnitude of the gradient of its mean squared logit.

@@ -8,11 +8,13 @@ KD(s, t) = T^2 KL(t || s) at temperature T:
   min step, images to retain:  gamma CE + alpha KD(s, t) + D
   D = smoothing sum over tensors of ||theta - average||
 
-An epoch has ten rounds; the first five pass over the images to forget and then
-over those to retain, the others over those to retain alone.
+where query, key and value are one tensor, as there. An epoch has ten rounds;
+the first five pass over the images to forget and then over those to retain, the
+others over those to retain alone.
 """
 
 import dataclasses
+import re
 
 import jax.numpy as jnp
 
@@ -82,7 +84,11 @@ class Scrub(teaching.Taught):
     kinds = {"max": (self.max_loss, "forget"), "min": (self.min_loss, "retain")}
     passes = {
       name: base.Round(
-        name, loss, {role: (role,)}, data.steps_per_epoch((role,))
+        name,
+        loss,
+        {role: (role,)},
+        data.steps_per_epoch((role,)),
+        continues=True,
       )
       for name, (loss, role) in kinds.items()
     }
@@ -92,21 +98,22 @@ class Scrub(teaching.Taught):
 
       def finish(state):
         average = data.compiled("average", self.average)
-        return state.replace(memory=average(state.memory, state.params))
+        parts = {key: state.memory[key] for key in ("average", "averaged")}
+        moved = average(parts, state.params)
+        return state.replace(memory={**state.memory, **moved})
 
       epoch[-1] = dataclasses.replace(epoch[-1], finish=finish)
     return tuple(epoch) * self.epochs
 
   def average(self, memory, params):
-    """Returns the memory after an epoch."""
+    """Returns what an epoch's end changes in the memory."""
     flat, first = paths.flatten(params), memory["averaged"] == 0
     decay = jnp.where(first, 0.0, self.average_decay)
     average = {
-      name: decay * old + (1 - decay) * flat[name]
+      name: (decay * old + (1 - decay) * flat[name]).astype(old.dtype)
       for name, old in memory["average"].items()
     }
-    averaged = memory["averaged"] + 1
-    return {**memory, "average": average, "averaged": averaged}
+    return {"average": average, "averaged": memory["averaged"] + 1}
 
   def max_loss(self, params, memory, batch, rng):
     """Away from the teacher."""
@@ -140,10 +147,12 @@ class Scrub(teaching.Taught):
     """Returns D, 0 without smoothing."""
     if not self.smoothing:
       return jnp.zeros(())
-    flat = paths.flatten(params)
-    return self.smoothing * sum(
-      losses.norm(flat[name] - old) for name, old in memory["average"].items()
-    )
+    flat, tensors = paths.flatten(params), {}
+    for name, old in memory["average"].items():
+      tensor = re.sub(r"/(query|key|value)/", "/qkv/", name)
+      tensors.setdefault(tensor, []).append(losses.norm(flat[name] - old))
+    norms = [losses.norm(jnp.stack(parts)) for parts in tensors.values()]
+    return self.smoothing * sum(norms)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

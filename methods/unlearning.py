@@ -47,9 +47,15 @@ class Unlearning(base.Method):
       "retain": jnp.ones(self.num_classes, bool),
     }
     if self.saliency is not None:
+      leaves = trained(params, trainable)
+      if not leaves:
+        raise ValueError(
+          f"method.saliency={self.saliency} confines what is trained, and "
+          "nothing is; set it to None, or give a group of the optimizer "
+          "settings."
+        )
       memory["salient"] = {
-        name: jnp.ones(leaf.shape, bool)
-        for name, leaf in trained(params, trainable).items()
+        name: jnp.ones(leaf.shape, bool) for name, leaf in leaves.items()
       }
     return memory
 

@@ -123,6 +123,39 @@ def read(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
   return model, pretrained.load(path, _template(model), head="keep")
 
 
+def retrained(
+  workdir: str | os.PathLike[str],
+  template: Any,
+  forgotten: Mapping[int, Sequence[int]],
+) -> Any:
+  """Returns the parameters of a run that never saw what others forgot.
+
+  Args:
+    workdir: Of a finished run of the method "retrain".
+    template: Shapes of the parameters.
+    forgotten: Request -> class ids that it must have been asked to forget.
+
+  Raises:
+    ValueError: There is no export, or of a run that forgot other classes.
+  """
+  folder = pathlib.Path(workdir) / "export"
+  if not (folder / "params.npz").is_file():
+    raise ValueError(
+      f"audit.retrained={str(workdir)!r} has no export of a finished run; run "
+      "the method 'retrain' there first, on all images (scenario.ratio=1.0)."
+    )
+  told = json.loads((folder / "classes.json").read_text())["forgotten"]
+  ours = {
+    str(request): list(map(int, ids)) for request, ids in forgotten.items()
+  }
+  if told != ours:
+    raise ValueError(
+      f"audit.retrained={str(workdir)!r} forgot {told}, and this run forgets "
+      f"{ours}, by request; retrain in the same scenario."
+    )
+  return pretrained.load(folder / "params.npz", template, head="keep")
+
+
 def save_torch(
   path: str | os.PathLike[str], model: nn.Module, params: Mapping[str, Any]
 ) -> None:

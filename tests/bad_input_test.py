@@ -237,7 +237,7 @@ LORA_CASES = {
   ),
   "rehearsal": (
     {"rehearsal__per_class": 2},
-    r"'lora_sub' takes no exemplars; set rehearsal.per_class=0",
+    r"LoraSub takes no exemplars; set rehearsal.per_class=0",
   ),
 }
 

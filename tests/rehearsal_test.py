@@ -309,11 +309,11 @@ def test_more_exemplars_than_images(scenario):
     rehearsal.Rehearsal(per_class=20).extend(scenario, 0)
 
 
-def test_method_without_a_use_for_exemplars():
+def test_method_without_a_use_for_exemplars(tmp_path):
   config = reference("nearest_mean")
   config.rehearsal.per_class = 2
-  with pytest.raises(ValueError, match="'nearest_mean' takes no exemplars"):
-    main.build_method(config, CLASSES, 3)
+  with pytest.raises(ValueError, match="NearestMean takes no exemplars"):
+    main.execute(config, tmp_path)
 
 
 def test_unknown_preset():

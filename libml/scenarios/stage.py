@@ -87,6 +87,12 @@ class Scenario:
   class_names: tuple[str, ...] = ()
   before: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
 
+  @property
+  def forgotten(self) -> dict[int, tuple[int, ...]]:
+    """Classes that stages forget, by the stage's number."""
+    stages = (s for s in self.stages if s.goal == "forget")
+    return {s.index: s.classes["forget"] for s in stages}
+
   def measured_probes(self, rows: Sequence[Row]) -> tuple[str, ...]:
     """Returns the probes of the matrix that were measured so far."""
     return tuple(p for p in self.probes if any(p in row for row in rows))

@@ -1,6 +1,7 @@
 """The tiny Face Transformer of tests/golden/gslora under our names."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def inputs(file, dtype, prefix="in/"):
   }
 
 
+@functools.cache
 def template(module):
   size = module.image_size
   image = {"image": jnp.zeros((1, size, size, 3))}

@@ -1,0 +1,30 @@
+"""What else forgets CIFAR-10 classes, beside configs/cifar10_deit_gs_lora.py.
+
+  python main.py --my_config configs/cifar10_deit_baselines.py:method=ewc \
+      --workdir ./ewc
+
+":method=" is a row of configs/baselines.py; ":shots=4", ":missing", ":data=",
+":size=" and ":tune" are those of configs/cifar10_deit_gs_lora.py.
+"""
+
+from configs import baselines
+from configs import cifar10_deit_gs_lora
+from configs import cifar10_deit_l2p
+from configs import common
+
+
+def get_config(arg=None):
+  """Returns requests from truck and ship to bird and cat."""
+  arg = common.parse_arg(
+    arg,
+    method="ewc",
+    shots=0,
+    missing=False,
+    tune=False,
+    data=cifar10_deit_l2p.DATA,
+    size=112,
+  )
+  config = cifar10_deit_gs_lora.scenario(arg)
+  config.name = common.title(arg.method, arg, "shots", "missing")
+  baselines.adapt(config, arg)
+  return common.finish(config, arg)

@@ -1,0 +1,115 @@
+"""Audits as a text table, with what each row means."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich import console
+from rich import table
+
+# Row -> what it means, in a line. Figures are in %, of test images of the classes
+# forgotten so far, where nothing else is said.
+MEANINGS = {
+  "probe, new head": "accuracy when the head alone is made anew, of all classes",
+  "probe, forgotten only": "accuracy of a linear classifier of these classes",
+  "left, new head": "that above retrained (or a guess); 100 is all, 0 is none",
+  "left, forgotten only": "the same of the other probe",
+  "steps to relearn": "from a few images to 90 % of before; few: only hidden",
+  "membership, test": "AUC, training from test images (95 %); 50: no trace",
+  "membership, held out": "AUC, training images from test images of kept classes",
+  "membership, kept": "control: AUC, training from test images, kept classes",
+  "average gap": "mean difference of accuracy from retrained",
+  "tug-of-war": "product of 1 - difference; 100 is as good as retrained",
+  "KL, forgotten": "nats of its answers from those of retrained",
+  "KL, kept": "the same on test images of kept classes",
+  "drift, cosine": "of kept classes' features with the first model's; 1: none",
+  "drift, class means": "move of kept classes' mean features over their length",
+}
+
+MODELS = ("before", "after", "retrained")
+
+
+_INTERVAL = ("auc", "low", "high")
+
+
+def _percent(value: float | None) -> str:
+  return "" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+  return "" if value is None else f"{value:.3f}"
+
+
+def _area(found: Mapping[str, Any] | None) -> str:
+  if found is None:
+    return ""
+  area, low, high = (f"{100 * found[name]:.0f}" for name in _INTERVAL)
+  return f"{area} ({low}-{high})"
+
+
+def _steps(taught: Mapping[str, Any], most: int) -> str:
+  return f">{most}" if taught["steps"] is None else str(taught["steps"])
+
+
+def rows(audit: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+  """Returns {row: {model: cell}}; rows and cells without a figure are left out.
+
+  Args:
+    audit: What `Audits.run` returned.
+  """
+  cells: dict[str, dict[str, str]] = {name: {} for name in MEANINGS}
+  kinds = {"head": "new head", "fresh": "forgotten only"}
+  for kind, words in kinds.items():
+    probe = audit["linear_probe"][kind] or {}
+    for model in MODELS:
+      if model in probe:
+        accuracy = probe[model]["forget"]
+        cells[f"probe, {words}"][model] = _percent(accuracy)
+    cells[f"left, {words}"]["after"] = _percent(probe.get("left"))
+  relearning = audit["relearning"]
+  for model in MODELS:
+    if model in relearning:
+      steps = _steps(relearning[model], relearning["max_steps"])
+      cells["steps to relearn"][model] = steps
+      for attack, found in audit["membership"][model].items():
+        row = cells[f"membership, {attack.replace('_', ' ')}"]
+        row[model] = _area(found)
+  for model, found in audit.get("distance", {}).items():
+    cells["average gap"][model] = _percent(found["average_gap"])
+    cells["tug-of-war"][model] = _percent(found["tug_of_war"])
+    cells["KL, forgotten"][model] = _number(found["kl"]["forget"])
+    cells["KL, kept"][model] = _number(found["kl"]["retain"])
+  cells["drift, cosine"]["after"] = _number(audit["drift"]["cosine"])
+  cells["drift, class means"]["after"] = _number(audit["drift"]["mean_change"])
+  return {name: row for name, row in cells.items() if any(row.values())}
+
+
+def audit_table(audit: Mapping[str, Any], title: str) -> console.Group:
+  """Returns what one stage's audits found; below, what each row means.
+
+  Args:
+    audit: What `Audits.run` returned; not {}.
+    title: Such as the run's name.
+  """
+  out, legend = (
+    table.Table(
+      title=words,
+      title_style="bold",
+      title_justify="left",
+      box=style,
+      padding=(0, 1, 0, 0),
+    )
+    for words, style in (
+      (f"{title}: what the model still knows (%)", box.SIMPLE_HEAD),
+      (None, None),
+    )
+  )
+  models = [model for model in MODELS if model in audit["relearning"]]
+  out.add_column("audit", no_wrap=True)
+  for model in models:
+    out.add_column(model, justify="right", no_wrap=True)
+  legend.show_header = False
+  for name, row in rows(audit).items():
+    out.add_row(name, *(row.get(model, "") for model in models))
+    legend.add_row(f" {name}", MEANINGS[name])
+  return console.Group(out, legend)

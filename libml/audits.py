@@ -1,0 +1,295 @@
+"""Audits: does a model still know what it was asked to forget?
+
+Each asks the model as it is after a stage ("after"), the first one ("before")
+and, where there is one, a model that never saw the classes ("retrained").
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from libml import answers
+from libml import datasets
+from libml import distances
+from libml import membership
+from libml import paths
+from libml import probing
+from libml import relearning
+from libml import scenarios
+from libml import sharding
+from libml import stage_data
+
+STAGES = ("none", "last", "all")
+# Training images of a class that probes and attacks see, at most.
+MOST_A_CLASS = 100
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Audits:
+  """What is asked, and when.
+
+  Attributes:
+    first: The parameters before the first stage, on the host or the mesh; the
+      loop gives a state's buffers away, so they must be a copy.
+    stages: After which stages: "none", "last", "all".
+    shots: Images of each forgotten class that it is taught again with.
+    max_steps: Of teaching.
+    lr: Of teaching.
+    retrained: Parameters of a model trained on all images but the forgotten
+      ones; None: there is none.
+    seed: Draws images and folds.
+  """
+
+  first: Any = None
+  stages: str = "none"
+  shots: int = 16
+  max_steps: int = 100
+  lr: float = 1e-3
+  retrained: Any = None
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.stages not in STAGES:
+      raise ValueError(
+        f"audit.stages={self.stages!r} must be one of {STAGES}."
+      )
+    for name in ("shots", "max_steps"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"audit.{name}={getattr(self, name)} must be 1 or more."
+        )
+    if not self.lr > 0:
+      raise ValueError(f"audit.lr={self.lr} must be above 0.")
+
+  def due(self, stage: scenarios.Stage, total: int) -> bool:
+    """Whether a stage of `total` is one of those to ask after.
+
+    Raises:
+      ValueError: It forgets nothing.
+    """
+    last = stage.index + 1 == total
+    asked = self.stages == "all" or (self.stages == "last" and last)
+    if asked and not stage.classes.get("forget"):
+      raise ValueError(
+        f"audit.stages={self.stages!r} asks what is left of forgotten classes, "
+        f"and stage {stage.index + 1} forgets none; set it to 'none'."
+      )
+    return asked
+
+  def ask(
+    self,
+    method: Any,
+    scenario: scenarios.Scenario,
+    state: Any,
+    stage: scenarios.Stage,
+    data: stage_data.StageData,
+  ) -> dict[str, Any]:
+    """Returns `run`'s findings on a finished stage; {} where it is not due."""
+    if not self.due(stage, len(scenario.stages)):
+      return {}
+    return self.run(
+      method=method,
+      params=state.params,
+      memory=state.memory,
+      stage=stage,
+      probes=scenario.before,
+      data=data,
+      earlier=scenario.stages[: stage.index],
+    )
+
+  def run(
+    self,
+    *,
+    method: Any,
+    params: Any,
+    memory: Any,
+    stage: scenarios.Stage,
+    probes: Mapping[str, scenarios.Probe],
+    data: stage_data.StageData,
+    earlier: Sequence[scenarios.Stage] = (),
+  ) -> dict[str, Any]:
+    """Returns what each audit finds, as JSON can hold it; see audit_table.MEANINGS.
+
+    All processes must ask; nothing given is changed.
+
+    Args:
+      method: Of the run.
+      params: On the mesh.
+      memory: Of the method.
+      stage: The finished one.
+      probes: The scenario's `before`: the test images.
+      data: Of the stage.
+      earlier: The stages before it, whose classes are forgotten, too.
+
+    Raises:
+      ValueError: First or retrained parameters of another network, or of
+        another number of classes.
+      stage_data.Stopped: The process was asked to stop.
+    """
+    images = _images(stage, probes, earlier, self.seed)
+    forgotten, retained = (
+      tuple(np.unique(images[role].labels).tolist())
+      for role in ("forget", "retain")
+    )
+    known = stage.classes.get("known", (*forgotten, *retained))
+    tests = images["forget_test"]
+    most = min(relearning.MOST_TESTED, len(tests))
+    train = relearning.lesson(
+      images["forget"], images["retain"], self.shots, self.seed
+    )
+    teaching = relearning.Relearning(
+      method=method,
+      data=dataclasses.replace(
+        data, train=train, seed=self.seed, mixing=None, tables={}
+      ),
+      tests=tests.take(most, self.seed),
+      num_classes=method.num_classes,
+      forgotten=forgotten,
+      retained=retained,
+      known=known,
+      lr=self.lr,
+      max_steps=self.max_steps,
+    )
+    found, taught, target = {}, {}, 0.0
+    for name, tree in self._models(params):
+      tree = _placed(tree, params, data.mesh)
+      found[name] = {
+        role: answers.collect(method, data, tree, memory, subset)
+        for role, subset in images.items()
+      }
+      if name == "before":
+        there = answers.accuracy(found[name]["forget_test"], known)
+        target = relearning.SHARE * there
+      taught[name] = teaching.curve(tree, memory, target)
+    return {
+      "classes": [int(c) for c in forgotten],
+      "images": {role: len(subset) for role, subset in images.items()},
+      "linear_probe": probing.linear_probe(found),
+      "relearning": {
+        "target": target,
+        "shots": self.shots,
+        "max_steps": self.max_steps,
+        **taught,
+      },
+      "membership": _membership(found, known, self.seed),
+      **_distance(found, known),
+      "drift": distances.drift(
+        found["before"]["retain_test"], found["after"]["retain_test"]
+      ),
+    }
+
+  def _models(self, params: Any) -> Iterable[tuple[str, Any]]:
+    """Yields the models to ask, the first one first."""
+    _check_alike(self.first, params, "first")
+    yield "before", self.first
+    yield "after", params
+    if self.retrained is not None:
+      yield "retrained", _complete(self.retrained, params)
+
+
+def _images(
+  stage: scenarios.Stage,
+  probes: Mapping[str, scenarios.Probe],
+  earlier: Sequence[scenarios.Stage],
+  seed: int,
+) -> dict[str, datasets.Subset]:
+  """Returns the training images at hand and the test images, by what goes."""
+  stages = (*earlier, stage)
+  gone = {c for s in stages for c in s.classes.get("forget", ())}
+  kept = set(stage.classes["retain"]) - gone
+  tests = [
+    probe.subset
+    for probe in probes.values()
+    if probe.problem is None and not probe.augment
+  ]
+  pool = datasets.Subset(())
+  for subset in tests:  # probes may share images
+    pool += subset.without(pool)
+  trained = [s.train["forget"] for s in stages if "forget" in s.train]
+  forget = functools.reduce(operator.add, trained)
+  return {
+    "forget": relearning.few(forget, MOST_A_CLASS, seed),
+    "retain": relearning.few(stage.train["retain"], MOST_A_CLASS, seed),
+    "forget_test": pool.select(sorted(gone)),
+    "retain_test": pool.select(sorted(kept)),
+  }
+
+
+def _membership(found, known, seed):
+  scores = {
+    name: {
+      role: membership.scores(
+        answers.probabilities(part["logits"], known), part["label"]
+      )
+      for role, part in parts.items()
+    }
+    for name, parts in found.items()
+  }
+  return {
+    name: membership.membership(parts, seed=seed)
+    for name, parts in scores.items()
+  }
+
+
+def _distance(found, known):
+  if "retrained" not in found:
+    return {}
+  retrained = found["retrained"]
+  return {
+    "distance": {
+      name: distances.to_retrained(found[name], retrained, known)
+      for name in ("before", "after")
+    }
+  }
+
+
+def _check_alike(tree: Any, params: Any, what: str) -> None:
+  """Raises ValueError where parameters are those of another network."""
+  theirs, ours = (
+    {name: leaf.shape for name, leaf in paths.flatten(t).items()}
+    for t in (tree, params)
+  )
+  other = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+  for name in other:
+    if name.startswith("head/") and name in ours and name in theirs:
+      raise ValueError(
+        f"The {what} model has {theirs[name][-1]} classes, and this one "
+        f"{ours[name][-1]} ({name}); give audit.retrained a run on the same "
+        "data."
+      )
+  if other:
+    name = other[0]
+    raise ValueError(
+      f"The {what} model is another network: {name} is {theirs.get(name)} there "
+      f"and {ours.get(name)} here, and {len(other) - 1} more differ; give "
+      "audit.retrained a run with the same config.model."
+    )
+
+
+def _complete(tree: Any, params: Any) -> Any:
+  """Returns parameters with the adapters of `params`, which add nothing."""
+  flat = paths.flatten(tree)
+  adapters = {
+    name: np.zeros(leaf.shape, leaf.dtype)
+    for name, leaf in paths.flatten(params).items()
+    if name.endswith(("/lora_a", "/lora_b")) and name not in flat
+  }
+  leaves = {**flat, **adapters}
+  _check_alike(leaves, params, "retrained")
+  return paths.update(params, leaves)
+
+
+def _placed(tree: Any, like: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Puts parameters where those of the run lie."""
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
+  if all(getattr(x, "sharding", None) == p.sharding for x, p in pairs):
+    return tree
+  tree = sharding.place(tree, (), mesh)
+  return jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), tree, like)
