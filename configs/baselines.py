@@ -10,11 +10,9 @@ from ml_collections import config_dict
 from configs import common
 from configs import smoke
 
-_TAUGHT = {"saliency": config_dict.placeholder(float)}
-_RELABELLED = {**_TAUGHT, "relabel": "kept"}
+_RELABELLED = {"relabel": "kept"}
 _WEIGHING = {**_RELABELLED, "weigh_on": "retain"}
 _SCRUB = {
-  **_TAUGHT,
   "retain": 0.99,
   "distill": 0.001,
   "temperature": 2.0,
@@ -50,20 +48,19 @@ OPTIONS = {
     "deposit": 0.0,
     "by_position": False,
   },
-  "retrain": _TAUGHT,
-  "finetune_retain": _TAUGHT,
-  "gradient_ascent": _TAUGHT,
-  "neg_grad": {**_TAUGHT, "weight": 0.95},
+  "retrain": {},
+  "finetune_retain": {},
+  "gradient_ascent": {},
+  "neg_grad": {"weight": 0.95},
   "random_labels": {**_RELABELLED, "retain": 1.0},
   "salun": {**_RELABELLED, "retain": 1.0, "saliency": 0.5},
-  "bad_teacher": {**_TAUGHT, "temperature": 1.0, "draw": 0},
+  "bad_teacher": {"temperature": 1.0, "draw": 0},
   "ssd": {
-    **_TAUGHT,
     "select": 1.0,
     "dampen": 1.0,
     "layers": r"(?!head/).*",
   },
-  "hide_head": _TAUGHT,
+  "hide_head": {},
 }
 
 # What the released code does differently.
@@ -107,7 +104,9 @@ def adapt(
   name, parity = arg.method, arg.get("parity", False)
   if name not in OPTIONS:
     raise ValueError(f"method={name!r} must be one of {sorted(OPTIONS)}.")
-  options = {**OPTIONS[name], **changes}
+  # A placeholder is one object: one that all configs had would tie them.
+  saliency = config_dict.placeholder(float)
+  options = {"saliency": saliency, **OPTIONS[name], **changes}
   if parity:
     options.update(PARITY.get(name, {}))
     if "relabel" in options:

@@ -1,5 +1,7 @@
 """What a model says of images: features and logits, on the host."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -45,30 +47,44 @@ def collect(
   data: stage_data.StageData,
   params: Any,
   memory: Any,
-  subset: datasets.Subset,
-) -> dict[str, np.ndarray]:
+  images: Mapping[str, datasets.Subset],
+) -> dict[str, dict[str, np.ndarray]]:
   """Returns "features" [N, D], "logits" [N, C] and "label" [N] of images.
 
   What is not a number is 0, so a network that broke down knows nothing.
+
+  Args:
+    method: Of the run.
+    data: Reads images.
+    params: On the mesh.
+    memory: Of the method.
+    images: By role, as the result.
 
   Raises:
     stage_data.Stopped: The process was asked to stop.
   """
   parts = []
-  for batch in data.sweep(subset):
+  whole = functools.reduce(operator.add, images.values())
+  for batch in data.sweep(whole):
     batch = sharding.place_batch(batch, data.mesh)
     found = ask(method, data, params, memory, batch)
     parts.append(jax.device_get(found))
     if data.should_stop():
       raise stage_data.Stopped
+  found = {
+    name: np.nan_to_num(np.concatenate([part[name] for part in parts]))
+    for name in parts[0]
+  }
+  ends = np.cumsum([len(subset) for subset in images.values()])
   return {
-    "label": subset.labels,
-    **{
-      name: np.nan_to_num(np.concatenate([part[name] for part in parts]))[
-        : len(subset)
-      ].astype(np.float64)
-      for name in parts[0]
-    },
+    role: {
+      "label": subset.labels,
+      **{
+        name: rows[end - len(subset) : end].astype(np.float64)
+        for name, rows in found.items()
+      },
+    }
+    for (role, subset), end in zip(images.items(), ends, strict=True)
   }
 
 

@@ -7,16 +7,16 @@ from rich import box
 from rich import console
 from rich import table
 
-# Row -> what it means, in a line. Figures are in %, of test images of the classes
-# forgotten so far, where nothing else is said.
+# Row -> what it means, in a line. Where nothing else is said, figures are in %
+# and of test images of the classes forgotten so far.
 MEANINGS = {
-  "probe, new head": "accuracy when the head alone is made anew, of all classes",
+  "probe, new head": "accuracy when the head alone is made anew, all classes",
   "probe, forgotten only": "accuracy of a linear classifier of these classes",
   "left, new head": "that above retrained (or a guess); 100 is all, 0 is none",
   "left, forgotten only": "the same of the other probe",
   "steps to relearn": "from a few images to 90 % of before; few: only hidden",
   "membership, test": "AUC, training from test images (95 %); 50: no trace",
-  "membership, held out": "AUC, training images from test images of kept classes",
+  "membership, held out": "AUC, training images from test images of kept ones",
   "membership, kept": "control: AUC, training from test images, kept classes",
   "average gap": "mean difference of accuracy from retrained",
   "tug-of-war": "product of 1 - difference; 100 is as good as retrained",

@@ -7,7 +7,6 @@ and, where there is one, a model that never saw the classes ("retrained").
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -57,9 +56,7 @@ class Audits:
 
   def __post_init__(self):
     if self.stages not in STAGES:
-      raise ValueError(
-        f"audit.stages={self.stages!r} must be one of {STAGES}."
-      )
+      raise ValueError(f"audit.stages={self.stages!r} must be one of {STAGES}.")
     for name in ("shots", "max_steps"):
       if getattr(self, name) < 1:
         raise ValueError(
@@ -115,9 +112,10 @@ class Audits:
     data: stage_data.StageData,
     earlier: Sequence[scenarios.Stage] = (),
   ) -> dict[str, Any]:
-    """Returns what each audit finds, as JSON can hold it; see audit_table.MEANINGS.
+    """Returns what each audit finds, as JSON can hold it.
 
-    All processes must ask; nothing given is changed.
+    audit_table.MEANINGS says what it means. All processes must ask; nothing
+    given is changed.
 
     Args:
       method: Of the run.
@@ -133,6 +131,7 @@ class Audits:
         another number of classes.
       stage_data.Stopped: The process was asked to stop.
     """
+    models = self._models(params)
     images = _images(stage, probes, earlier, self.seed)
     forgotten, retained = (
       tuple(np.unique(images[role].labels).tolist())
@@ -158,12 +157,9 @@ class Audits:
       max_steps=self.max_steps,
     )
     found, taught, target = {}, {}, 0.0
-    for name, tree in self._models(params):
+    for name, tree in models.items():
       tree = _placed(tree, params, data.mesh)
-      found[name] = {
-        role: answers.collect(method, data, tree, memory, subset)
-        for role, subset in images.items()
-      }
+      found[name] = answers.collect(method, data, tree, memory, images)
       if name == "before":
         there = answers.accuracy(found[name]["forget_test"], known)
         target = relearning.SHARE * there
@@ -185,13 +181,13 @@ class Audits:
       ),
     }
 
-  def _models(self, params: Any) -> Iterable[tuple[str, Any]]:
-    """Yields the models to ask, the first one first."""
+  def _models(self, params: Any) -> dict[str, Any]:
+    """Returns the models to ask, the first one first."""
     _check_alike(self.first, params, "first")
-    yield "before", self.first
-    yield "after", params
+    models = {"before": self.first, "after": params}
     if self.retrained is not None:
-      yield "retrained", _complete(self.retrained, params)
+      models["retrained"] = _complete(self.retrained, params)
+    return models
 
 
 def _images(
@@ -267,9 +263,9 @@ def _check_alike(tree: Any, params: Any, what: str) -> None:
   if other:
     name = other[0]
     raise ValueError(
-      f"The {what} model is another network: {name} is {theirs.get(name)} there "
-      f"and {ours.get(name)} here, and {len(other) - 1} more differ; give "
-      "audit.retrained a run with the same config.model."
+      f"The {what} model is another network: {name} is {theirs.get(name)} "
+      f"there and {ours.get(name)} here, and {len(other) - 1} more differ; "
+      "give audit.retrained a run with the same config.model."
     )
 
 

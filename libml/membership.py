@@ -54,9 +54,9 @@ def auc(
   share of its fold's others that a member exceeds (ties half), and g the share
   of members that exceed one of the others, the variance is var(f) / M +
   var(g) / N about each fold's own area (DeLong et al., Biometrics 1988; LeDell
-  et al., Electronic Journal of Statistics 2015). K folds' fits share images, for
-  which it is taken 1 + K / (K - 1) times (Nadeau and Bengio, Machine Learning
-  2003). The interval ends at 0 and 1.
+  et al., Electronic Journal of Statistics 2015). The fits of K folds share
+  images, so it is taken 1 + K / (K - 1) times (Nadeau and Bengio, Machine
+  Learning 2003). The interval ends at 0 and 1.
 
   Args:
     score: [N], larger for what looks like a member.
@@ -121,7 +121,8 @@ def attack(
   )
   asked, fold = np.zeros(len(y)), np.zeros(len(y), int)
   for number, (fitted, held_out) in enumerate(folds.split(x, y)):
-    probe = probing.fit(x[fitted], y[fitted])
+    # Of three columns this solver needs a few steps, lbfgs dozens.
+    probe = probing.fit(x[fitted], y[fitted], solver="newton-cholesky")
     asked[held_out] = probe.decision_function(x[held_out])
     fold[held_out] = number
   return {

@@ -11,7 +11,7 @@ Found = Mapping[str, np.ndarray]
 _LEAST = 0.05
 
 
-def fit(features: np.ndarray, label: np.ndarray) -> Any:
+def fit(features: np.ndarray, label: np.ndarray, **options: Any) -> Any:
   """Returns a logistic regression on standardized features.
 
   Its penalty is scikit-learn's own (C=1); features of any scale are alike.
@@ -19,6 +19,7 @@ def fit(features: np.ndarray, label: np.ndarray) -> Any:
   Args:
     features: [N, D].
     label: [N], at least two classes.
+    **options: Of LogisticRegression.
   """
   from sklearn import linear_model  # takes seconds
   from sklearn import pipeline
@@ -26,7 +27,7 @@ def fit(features: np.ndarray, label: np.ndarray) -> Any:
 
   return pipeline.make_pipeline(
     preprocessing.StandardScaler(),
-    linear_model.LogisticRegression(max_iter=10_000),
+    linear_model.LogisticRegression(max_iter=10_000, **options),
   ).fit(features, label)
 
 

@@ -1,8 +1,8 @@
 """Relearning: how soon some images bring a forgotten class back."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,9 +116,7 @@ class Relearning:
   lr: float
   max_steps: int
 
-  def curve(
-    self, params: Any, memory: Any, target: float
-  ) -> dict[str, Any]:
+  def curve(self, params: Any, memory: Any, target: float) -> dict[str, Any]:
     """Fine-tunes a copy of all weights until the forgotten classes are back.
 
     Batches hold the lesson's images, both kinds mixed. Accuracy is measured
@@ -151,14 +149,13 @@ class Relearning:
     )
     roles = {"train": ("forgotten", "kept")}
     batches = data.stream(roles, _ROUND, 0)
-    tests = answers.placed(data, self.tests)
-    curve = [[0, self._accuracy(state["params"], memory, tests)]]
+    curve = [[0, self._accuracy(state["params"], memory)]]
     for step in range(1, self.max_steps + 1):
       if curve[-1][1] >= target:
         break
       state = step_fn(state, next(batches)["train"], masks[2])
       if step == self.max_steps or step % max(1, step // 10) == 0:
-        accuracy = self._accuracy(state["params"], memory, tests)
+        accuracy = self._accuracy(state["params"], memory)
         curve.append([step, accuracy])
       if data.should_stop():
         raise stage_data.Stopped
@@ -206,13 +203,18 @@ class Relearning:
 
     return step
 
-  def _accuracy(self, params, memory, tests: Sequence[Mapping[str, Any]]):
+  @functools.cached_property
+  def _tests(self):
+    return answers.placed(self.data, self.tests)
+
+  def _accuracy(self, params, memory):
     parts = [
-      jax.device_get(
-        answers.ask(self.method, self.data, params, memory, batch)["logits"]
-      )
-      for batch in tests
+      jax.device_get(answers.ask(self.method, self.data, params, memory, batch))
+      for batch in self._tests
     ]
-    logits = np.concatenate(parts)[: len(self.tests)]
-    found = {"logits": np.nan_to_num(logits), "label": self.tests.labels}
+    logits = np.concatenate([part["logits"] for part in parts])
+    found = {
+      "logits": np.nan_to_num(logits)[: len(self.tests)],
+      "label": self.tests.labels,
+    }
     return answers.accuracy(found, self.known)

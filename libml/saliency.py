@@ -39,7 +39,7 @@ def keep_salient() -> optax.GradientTransformationExtraArgs:
 
   References:
     Fan et al., `SalUn: Empowering Machine Unlearning via Gradient-based Weight
-    Saliency <https://arxiv.org/abs/2310.12508>`_, ICLR 2024, equation 4
+    Saliency <https://arxiv.org/abs/2310.12508>`_, ICLR 2024
   """
 
   def update(updates, state, params=None, *, salient=None, **extra):

@@ -1,8 +1,9 @@
 """Gradient ascent on what goes, alone or beside descent on what stays.
 
-Thudi et al., "Unrolling SGD", EuroS&P 2022, and Graves et al., "Amnesiac
-Machine Learning", AAAI 2021, have the first; the sum is NegGrad+ of Kurmanji et
-al., NeurIPS 2023, equation 6: weight CE_r - (1 - weight) CE_f.
+The first is commonly cited with Thudi et al., "Unrolling SGD", EuroS&P 2022,
+and Graves et al., "Amnesiac Machine Learning", AAAI 2021; the sum is NegGrad+
+of Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023:
+weight CE_r - (1 - weight) CE_f.
 """
 
 import dataclasses

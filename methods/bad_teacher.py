@@ -1,7 +1,7 @@
 """Bad teacher: an incompetent teacher on what goes, the given one elsewhere.
 
-Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, equation 3:
-the mean over both kinds of images of KL(teacher || student).
+Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023: the mean
+over both kinds of images of KL(teacher || student), here times T^2.
 """
 
 import dataclasses

@@ -79,23 +79,24 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     if not self.deposit:
       return params
     flat = paths.flatten(params)
-    copies = {n: jnp.array(x) for n, x in flat.items() if self._is_low(n)}
+    copies = {n: jnp.array(x) for n, x in flat.items() if self.is_low(n)}
     return {**params, "deposit": copies}
 
-  def _is_low(self, name):
+  def is_low(self, name: str) -> bool:
+    """Returns whether a parameter lies below the cut."""
     return bool(re.fullmatch(self.lower, name))
 
   def init_memory(self, params, trainable):
     """Holds the teacher's lower half."""
     for name in unlearning.trained(params, trainable):
-      if not self._is_low(name) and not name.startswith("deposit/"):
+      if not self.is_low(name) and not name.startswith("deposit/"):
         raise ValueError(
           f"LIRF trains the lower half of the network, and the optimizer "
           f"trains {name!r}; put a group with the pattern {self.lower!r} first "
           "in optimizer.groups and set the others to None."
         )
     memory = super().init_memory(params, trainable)
-    low = {n: x for n, x in memory["teacher"].items() if self._is_low(n)}
+    low = {n: x for n, x in memory["teacher"].items() if self.is_low(n)}
     return {**memory, "teacher": low}
 
   def roles(self, stage):
@@ -136,15 +137,15 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     wrong = self.wrong(memory, batch["forget"], draw)
     if "teacher" not in wrong:
       wrong.update(self.prepare(params, memory, batch["forget"]))
-    gone, tokens, kept = self._student(params, memory, wrong, batch, drop)
+    gone, kept = self._student(params, memory, wrong, batch["retain"], drop)
     teacher = self.taught(params, memory, wrong)
     fit, parts = self.problem.loss(gone, wrong)
     maps = (
-      losses.attention_map(tokens),
+      losses.attention_map(gone["tokens"]),
       jax.lax.stop_gradient(wrong["teacher_map"]),
     )
     attention = jnp.mean((maps[0] - maps[1]) ** 2)
-    goes, stays = self._columns(memory)
+    goes, stays = self.columns(memory)
     distill = self.mixed * self._distance(gone, teacher, stays)
     retain, right = self.problem.loss(kept, batch["retain"])
     total = (
@@ -170,19 +171,15 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
       total = total + self.deposit * told["deposit"]
     return total, told
 
-  def _student(self, params, memory, wrong, batch, rng):
-    """Returns outputs on both batches, and tokens of what goes."""
-    first, second = (
-      {k: b[k] for k in ("image", "label")} for b in (wrong, batch["retain"])
-    )
-    inputs = pairing.join(first, second)
-    outputs, tokens = self.halfway(params, inputs, rng)
+  def _student(self, params, memory, first, second, rng):
+    """Returns the outputs of two batches, with the tokens at the cut."""
+    inputs = ({k: b[k] for k in ("image", "label")} for b in (first, second))
+    outputs, tokens = self.halfway(params, pairing.join(*inputs), rng)
     logits = losses.mask_logits(outputs["logits"], memory["known"])
     found = {**outputs, "logits": logits, "tokens": tokens}
-    gone, kept = pairing.part(found, len(first["label"]), len(second["label"]))
-    return gone, gone["tokens"], kept
+    return pairing.part(found, len(first["label"]), len(second["label"]))
 
-  def _columns(self, memory):
+  def columns(self, memory):
     """Returns which classes go and which stay, bool [C] each."""
     goes = memory["forget"]
     if self.by_position:

@@ -69,7 +69,8 @@ class Penalty(unlearning.Relabelling):
     for name, old in memory["weights"].items():
       new = seen[name] / count
       weights[name] = old + new
-      share = jnp.where(weights[name] > 0, new / weights[name], 0.0)
+      # Exactly 1 where it is the first: there nothing must pull.
+      share = jnp.where(old > 0, new / weights[name], 1.0)
       gap = flat[name] - memory["anchor"][name]
       anchor[name] = memory["anchor"][name] + share * gap
       constant = constant + jnp.sum(old * share * gap**2)

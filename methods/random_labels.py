@@ -1,7 +1,7 @@
 """Random labels, alone and on the weights that matter (SalUn).
 
 Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (random
-labels); Fan et al., "SalUn", ICLR 2024, equations 4 and 5:
+labels); Fan et al., "SalUn", ICLR 2024, which has it so:
 CE(x_f, y') + retain CE(x_r), y' a label of another class.
 """
 

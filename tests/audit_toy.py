@@ -86,10 +86,11 @@ def trained(train, *, steps_taken=1500):
 
   every = np.arange(len(labels))
   kept = np.resize(np.flatnonzero(train.labels < 4), len(labels))
-  both = jax.device_get(jax.jit(lambda r: jax.lax.map(fit, r))(
-    jnp.stack([every, kept])
-  ))
-  return [jax.tree.map(lambda leaf: leaf[i], both) for i in (0, 1)]
+  both = jax.device_get(
+    jax.jit(lambda r: jax.lax.map(fit, r))(jnp.stack([every, kept]))
+  )
+  first = jax.tree.map(lambda leaf: leaf[0], both)
+  return first, jax.tree.map(lambda leaf: leaf[1], both)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,16 +138,21 @@ class World:
     )
 
 
-def world():
-  """Returns the task with both networks trained."""
-  source = datasets.Source(
+def source():
+  """Returns the images."""
+  return datasets.Source(
     name="parities",
     class_names=tuple("abcdef"),
     splits={"train": split(400, 0), "test": split(50, 1)},
     origin="drawn here",
   )
-  scenario = scenarios.forgetting(source, requests=((4, 5),), ratio=0.1)
-  first, retrained = trained(source.splits["train"])
+
+
+def world():
+  """Returns the task with both networks trained."""
+  images = source()
+  scenario = scenarios.forgetting(images, requests=((4, 5),), ratio=0.1)
+  first, retrained = trained(images.splits["train"])
   return World(
     first=first,
     retrained=retrained,
@@ -161,7 +167,7 @@ def world():
       train=scenario.stages[0].train,
       stage=0,
       preprocess=preprocess.Preprocess(size=8, train="none", eval="native"),
-      batch_size=64,
+      batch_size=128,
       seed=0,
       mesh=sharding.make_mesh(),
       compiled=steps.Compiled(),

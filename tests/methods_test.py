@@ -7,11 +7,13 @@ import re
 
 import jax
 import jax.numpy as jnp
+import nowhere
 import numpy as np
 import pytest
 import walks
 
 import main
+from configs import baselines
 from configs import common
 from libml import paths
 from libml import reporting
@@ -24,7 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def smoke_config(name):
   """Returns the smoke run of the first config that names a method."""
   arguments = ["smoke", "smoke,plus", "smoke,measure"]
-  arguments += [f"smoke,method={m}" for m in common.REFERENCES]
+  methods = [*common.REFERENCES, *baselines.OPTIONS]
+  arguments += [f"smoke,method={m}" for m in methods]
   for path in sorted((ROOT / "configs").glob("[a-z]*_*.py")):
     get_config = importlib.import_module(f"configs.{path.stem}").get_config
     for argument in arguments:
@@ -64,7 +67,8 @@ def alone(run, tmp_path_factory):
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
     devices=jax.devices()[:1],
   )
-  return watch(run.name, tmp_path_factory.mktemp(f"{run.name}_1"), mesh)
+  with nowhere.leave_nothing():
+    return watch(run.name, tmp_path_factory.mktemp(f"{run.name}_1"), mesh)
 
 
 def may_change(run):

@@ -11,6 +11,7 @@ from baselines_toy import tiny
 from walks import watch
 
 import main
+from libml import stage_data
 from libml import steps
 from methods import penalties
 
@@ -157,19 +158,18 @@ def test_anchors_are_weighed_on_the_role(run, stage, role):
   assert differ > len(wanted) / 2
 
 
-def test_sample_is_the_default(run):
+def test_sample_is_the_default(run, monkeypatch):
   method = dataclasses.replace(run.run.method, weigh_on="retain")
-  data = run.run.data(stage := run.run.scenario.stages[1])
-  data = dataclasses.replace(data, compiled=steps.Compiled())
-  asked = []
+  stage, asked = run.run.scenario.stages[1], []
+  data = dataclasses.replace(run.run.data(stage), compiled=steps.Compiled())
+  accumulate = stage_data.StageData.accumulate
 
-  class Data(type(data)):
-    def accumulate(self, name, fn, state, *roles, **options):
-      asked.append(roles)
-      return super().accumulate(name, fn, state, *roles, **options)
+  def watched(self, name, fn, state, *roles, **options):
+    asked.append(roles)
+    return accumulate(self, name, fn, state, *roles, **options)
 
-  fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-  method.before_stage(run.state, stage, Data(**fields))
+  monkeypatch.setattr(stage_data.StageData, "accumulate", watched)
+  method.before_stage(run.state, stage, data)
   assert asked == [("retain",)]
 
 

@@ -49,8 +49,8 @@ def watch(config, workdir, should_stop=lambda: False):
       seen.trained.append(host(state))
       return state, progress
 
-    def walk(self, *given):
-      seen.state, record = super().walk(*given)
+    def walk(self, *given, **options):
+      seen.state, record = super().walk(*given, **options)
       return seen.state, record
 
   class Evaluator(evaluation.Evaluator):

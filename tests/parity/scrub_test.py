@@ -145,9 +145,7 @@ def walk(file, name, dtype):
   for epoch in (0, 7):
     state = state.replace(step=jnp.asarray(epoch * STEPS, jnp.int32))
     for round_ in passes[15 * epoch : 15 * (epoch + 1)]:
-      step = steps.make_train_step(
-        round_.loss, method.extra_args, optimizer
-      )
+      step = steps.make_train_step(round_.loss, method.extra_args, optimizer)
       step = data.compiled(f"train/{round_.name}", step)
       ((role, _),) = round_.streams.items()
       seen.kinds.append(role)
