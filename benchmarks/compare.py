@@ -131,9 +131,7 @@ def _folder(name: str) -> str:
   return re.sub(r"[^\w.,=-]", "_", name)
 
 
-def execute(
-  runs: Sequence[Run], flags: Sequence[str], jobs: int
-) -> list[Run]:
+def execute(runs: Sequence[Run], flags: Sequence[str], jobs: int) -> list[Run]:
   """Starts all runs, some at a time; returns those that fail.
 
   A finished one is started, too: main.py sees that it is, and that its workdir
@@ -209,7 +207,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     SystemExit: With the runs that are not finished.
   """
   args = parse(argv)
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
   try:
     runs = plan(args)
   except ValueError as error:
@@ -229,4 +226,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
   main()

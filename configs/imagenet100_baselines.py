@@ -13,13 +13,15 @@ EWC recognizes 78.55 % of those still to be kept and 0.10 % of the forgotten
 pretrained attention, by mistake; ours from nothing.
 """
 
+from typing import Any
+
 from configs import baselines
 from configs import casia100_baselines
 from configs import common
 from configs import imagenet100_gs_lora
 
 # What the scripts have differently from those for faces.
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
   "l2": {"strength": 0.05},
   "ewc": {"strength": 3.0},
   "mas": {"strength": 0.002},

@@ -6,6 +6,7 @@ from typing import Any
 from rich import box
 from rich import console
 from rich import table
+from rich import text
 
 # Row -> what it means, in a line. Where nothing else is said, figures are in %
 # and of test images of the classes forgotten so far.
@@ -91,18 +92,10 @@ def audit_table(audit: Mapping[str, Any], title: str) -> console.Group:
     audit: What `Audits.run` returned; not {}.
     title: Such as the run's name.
   """
+  heading = f"{title}: what the model still knows (%)"
   out, legend = (
-    table.Table(
-      title=words,
-      title_style="bold",
-      title_justify="left",
-      box=style,
-      padding=(0, 1, 0, 0),
-    )
-    for words, style in (
-      (f"{title}: what the model still knows (%)", box.SIMPLE_HEAD),
-      (None, None),
-    )
+    table.Table(box=style, padding=(0, 1, 0, 0))
+    for style in (box.SIMPLE_HEAD, None)
   )
   models = [model for model in MODELS if model in audit["relearning"]]
   out.add_column("audit", no_wrap=True)
@@ -112,4 +105,4 @@ def audit_table(audit: Mapping[str, Any], title: str) -> console.Group:
   for name, row in rows(audit).items():
     out.add_row(name, *(row.get(model, "") for model in models))
     legend.add_row(f" {name}", MEANINGS[name])
-  return console.Group(out, legend)
+  return console.Group(text.Text(heading, style="bold"), out, legend)

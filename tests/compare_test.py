@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from benchmarks import compare
@@ -199,10 +200,9 @@ def test_all_are_run_and_faults_are_said_at_the_end(
 
 
 def test_a_real_run_is_a_row(tmp_path, monkeypatch, capsys):
-  import conftest
-
   monkeypatch.chdir(ROOT)
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(conftest._CACHE))
+  cache = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
   given = [
     "--root",
     str(tmp_path),

@@ -100,15 +100,11 @@ def whole(tmp_path_factory):
 
 # Where, in which request, at which batch, and the steps done until then.
 STOPS = [
-  ("tabulate", 0, 5, 0),
   ("_train_round", 0, 1, 1),  # in a pass of max steps
   ("_train_round", 0, 1, 2),  # at its end
-  ("_train_round", 0, 5, 7),  # in a pass of min steps
-  ("_train_round", 0, 15, 22),  # at the end of an epoch, before the average
+  ("_train_round", 0, 20, 22),  # at the end of an epoch, before the average
   ("tabulate", 1, 3, FIRST),
-  ("_train_round", 1, 27, FIRST + 27),
-  ("tabulate", 1, 1, FIRST + 27),  # the teacher is asked again
-  ("_train_round", 1, 9, FIRST + SECOND),
+  ("_train_round", 1, 5, FIRST + 5),  # in a pass of min steps
 ]
 
 
@@ -120,7 +116,7 @@ def test_stopped_anywhere_it_ends_bit_for_bit(tmp_path, whole):
     assert len(seen.metrics) == steps - done, "no step is taken twice"
     done = steps
   seen = go(tmp_path)
-  assert not seen.metrics
+  assert len(seen.metrics) == FIRST + SECOND - done
   figures, leaves = ends(seen, tmp_path)
   for made in (figures, whole[1]):
     # Each process compiles anew, and what it does not need not at all.
