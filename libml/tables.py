@@ -10,6 +10,7 @@ from rich import box
 from rich import console
 from rich import table
 
+from libml import audit_table
 from libml import results
 
 # Wider than this the columns of tasks no longer fit a terminal's line.
@@ -171,9 +172,14 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
-  """Prints the first run in full, and all of them beside each other."""
+  """Prints the first run in full, all audits, and all runs beside each other."""
   out = console.Console(width=None if sys.stdout.isatty() else 100)
   out.print(run_table(records[0]))
+  for record in records:
+    audit = record["audits"][-1] if record.get("audits") else {}
+    if audit:
+      title = f"{record['name']}: what is still known"
+      out.print(audit_table.audit_table(audit, title))
   if len(records) > 1:
     out.print(summary_table(records))
 

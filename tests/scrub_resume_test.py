@@ -101,8 +101,7 @@ def whole(tmp_path_factory):
 # Where, in which request, at which batch, and the steps done until then.
 STOPS = [
   ("_train_round", 0, 1, 1),  # in a pass of max steps
-  ("_train_round", 0, 1, 2),  # at its end
-  ("_train_round", 0, 20, 22),  # at the end of an epoch, before the average
+  ("_train_round", 0, 21, 22),  # at the end of an epoch, before the average
   ("tabulate", 1, 3, FIRST),
   ("_train_round", 1, 5, FIRST + 5),  # in a pass of min steps
 ]

@@ -141,7 +141,7 @@ def walk(file, name, dtype):
     state = state.replace(memory={**state.memory, "average": average})
   passes = method.rounds(None, data)
   assert len(passes) == 15 * EPOCHS
-  seen = types.SimpleNamespace(kinds=[], metrics=[], after=[])
+  seen = types.SimpleNamespace(kinds=[], metrics=[], after={})
   for epoch in (0, 7):
     state = state.replace(step=jnp.asarray(epoch * STEPS, jnp.int32))
     for round_ in passes[15 * epoch : 15 * (epoch + 1)]:
@@ -154,7 +154,7 @@ def walk(file, name, dtype):
         state, metrics = step(state, {role: batch})
         seen.metrics.append(metrics)
       state = round_.finish(state)
-    seen.after.append(paths.flatten(state.params))
+    seen.after[epoch] = paths.flatten(state.params)
   seen.model, seen.memory = method.model, state.memory
   return seen
 
@@ -173,8 +173,9 @@ def test_two_epochs(file, dtype, name):
   found = {"loss": np.stack([metrics["loss"] for metrics in run.metrics])}
   stored = {"loss": file[f"out/{name}/step_total"]}
   toy.check_leaves(found, stored, dtype=dtype, float32=OUT)
-  ends = {0: run.after[0]} if name == "scrub" else dict(zip((0, 7), run.after))
-  for epoch, found in ends.items():
+  for epoch, found in run.after.items():
+    if (epoch, name) == (7, "scrub"):
+      continue  # not stored
     stored = toy.leaves(file, f"after_super{epoch}/{name}/", run.model)
     assert found.keys() - stored.keys() == {"head/kernel"}
     toy.check_leaves(found, stored, dtype=dtype, float32=AFTER, absolute=True)
