@@ -172,7 +172,7 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
-  """Prints the first run in full, all audits, and all runs beside each other."""
+  """Prints the first run in full, audits, and all runs beside each other."""
   out = console.Console(width=None if sys.stdout.isatty() else 100)
   out.print(run_table(records[0]))
   for record in records:
