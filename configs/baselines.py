@@ -106,13 +106,14 @@ def adapt(
     raise ValueError(f"method={name!r} must be one of {sorted(OPTIONS)}.")
   # A placeholder is one object: one that all configs had would tie them.
   saliency = config_dict.placeholder(float)
-  options = {"saliency": saliency, **OPTIONS[name], **changes}
+  options = {"saliency": saliency, **OPTIONS[name]}
   if parity:
     options.update(PARITY.get(name, {}))
     if "relabel" in options:
       options["relabel"] = "shifted"
     config.scenario.whole_retain = options.get("weigh_on") == "retain_all"
     config.scenario.redraw = True
+  options.update(changes)
   config.method = {"name": name, "restart_optimizer": True, **options}
   config.model.lora = None
   config.init_head = "keep"
