@@ -8,7 +8,6 @@ weight CE_r - (1 - weight) CE_f.
 
 import dataclasses
 
-from methods import base
 from methods import unlearning
 
 
@@ -16,16 +15,8 @@ from methods import unlearning
 class GradientAscent(unlearning.Unlearning):
   """Raises the cross entropy of the images to forget, without a bound."""
 
-  def roles(self, stage):
-    """The images to forget make an epoch."""
-    del stage
-    return ("forget",)
-
-  def rounds(self, stage, data):
-    """One round of the images to forget."""
-    steps = self.epochs * self.steps_per_epoch(stage, data)
-    streams = {"forget": ("forget",)}
-    return (base.Round("train", self.loss, streams, steps),)
+  epoch = ("forget",)
+  streams = {"forget": ("forget",)}
 
   def loss(self, params, memory, batch, rng):
     """The cross entropy, turned around."""
@@ -48,17 +39,6 @@ class NegGrad(unlearning.Unlearning):
     super().__post_init__()
     if not 0 <= self.weight <= 1:
       raise ValueError(f"method.weight={self.weight} must lie in 0 to 1.")
-
-  def roles(self, stage):
-    """The images to retain make an epoch."""
-    del stage
-    return ("retain",)
-
-  def rounds(self, stage, data):
-    """One round of both streams."""
-    steps = self.epochs * self.steps_per_epoch(stage, data)
-    streams = {"forget": ("forget",), "retain": ("retain",)}
-    return (base.Round("train", self.loss, streams, steps),)
 
   def loss(self, params, memory, batch, rng):
     """The weighted difference of cross entropies."""

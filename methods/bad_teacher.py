@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from libml import losses
-from methods import base
 from methods import masking
 from methods import teaching
 
@@ -30,17 +29,6 @@ class BadTeacher(teaching.Taught):
   draw: int = 0
 
   prepared = ("forget", "retain")
-
-  def roles(self, stage):
-    """The images to retain make an epoch."""
-    del stage
-    return ("retain",)
-
-  def rounds(self, stage, data):
-    """One round of both streams."""
-    steps = self.epochs * self.steps_per_epoch(stage, data)
-    streams = {"forget": ("forget",), "retain": ("retain",)}
-    return (base.Round("train", self.loss, streams, steps),)
 
   def bad(self, batch):
     """Returns the bad teacher's logits [B, C]."""

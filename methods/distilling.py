@@ -36,19 +36,7 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
 
   distill: float
 
-  def roles(self, stage):
-    """The images to forget make an epoch."""
-    del stage
-    return ("forget",)
-
-  def streams(self) -> dict[str, tuple[str, ...]]:
-    """Returns the streams of a step."""
-    return {"forget": ("forget",), "retain": ("retain",)}
-
-  def rounds(self, stage, data):
-    """One round of both streams."""
-    steps = self.epochs * self.steps_per_epoch(stage, data)
-    return (base.Round("train", self.loss, self.streams(), steps),)
+  epoch = ("forget",)
 
   def loss(self, params, memory, batch, rng):
     """Wrong labels for what goes, the teacher's answers for what stays."""
@@ -78,6 +66,15 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
     del params, memory, batch, kept, rng
     return 0.0, {}
 
+  def fit(
+    self, outputs: base.Outputs, batch: Any, weight: float
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the weighted cross entropy to retain, and its parts."""
+    retain, parts = self.problem.loss(outputs, batch)
+    accuracy = parts["train_accuracy"]
+    told = {"retain": retain, "train_accuracy_retain": accuracy}
+    return weight * retain, told
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LwF(Distilling):
@@ -106,12 +103,7 @@ class LwF(Distilling):
   def further(self, params, memory, batch, kept, rng):
     """Cross entropy to retain."""
     del params, memory, rng
-    retain, parts = self.problem.loss(kept, batch["retain"])
-    accuracy = parts["train_accuracy"]
-    return self.retain * retain, {
-      "retain": retain,
-      "train_accuracy_retain": accuracy,
-    }
+    return self.fit(kept, batch["retain"], self.retain)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,20 +128,13 @@ class DERPlus(DER):
   distill: float = 0.005
   retain: float = 0.005
 
-  def streams(self):
-    """The images to retain come twice, in two orders."""
-    return {**super().streams(), "again": ("retain",)}
+  streams = {**Distilling.streams, "again": ("retain",)}
 
   def further(self, params, memory, batch, kept, rng):
     """Cross entropy to retain."""
     del kept
     outputs = self.outputs(params, memory, batch["again"], rng)
-    retain, parts = self.problem.loss(outputs, batch["again"])
-    accuracy = parts["train_accuracy"]
-    return self.retain * retain, {
-      "retain": retain,
-      "train_accuracy_retain": accuracy,
-    }
+    return self.fit(outputs, batch["again"], self.retain)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

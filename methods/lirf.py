@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from libml import losses
 from libml import paths
-from methods import base
 from methods import pairing
 from methods import teaching
 from methods import unlearning
@@ -50,6 +49,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
   by_position: bool = False
 
   prepared = ("forget",)
+  epoch = ("forget",)
 
   def __post_init__(self):
     super().__post_init__()
@@ -98,17 +98,6 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     memory = super().init_memory(params, trainable)
     low = {n: x for n, x in memory["teacher"].items() if self.is_low(n)}
     return {**memory, "teacher": low}
-
-  def roles(self, stage):
-    """The images to forget make an epoch."""
-    del stage
-    return ("forget",)
-
-  def rounds(self, stage, data):
-    """One round of both streams."""
-    steps = self.epochs * self.steps_per_epoch(stage, data)
-    streams = {"forget": ("forget",), "retain": ("retain",)}
-    return (base.Round("train", self.loss, streams, steps),)
 
   def halfway(self, params, inputs, rng=None):
     """Returns the outputs, and the tokens [B, T, D] at the cut."""

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from libml import paths
-from methods import base
 from methods import unlearning
 
 
@@ -31,6 +30,9 @@ class Penalty(unlearning.Relabelling):
   """
 
   strength: float
+
+  epoch = ("forget", "retain")
+  streams = {"train": epoch}
 
   def init_memory(self, params, trainable):
     """Holds no anchor yet."""
@@ -84,17 +86,6 @@ class Penalty(unlearning.Relabelling):
       jnp.sum(weight * (flat[name] - memory["anchor"][name]) ** 2)
       for name, weight in memory["weights"].items()
     )
-
-  def roles(self, stage):
-    """What goes and what stays make an epoch."""
-    del stage
-    return ("forget", "retain")
-
-  def rounds(self, stage, data):
-    """One round of the mix."""
-    roles, steps = self.roles(stage), self.steps_per_epoch(stage, data)
-    streams = {"train": roles}
-    return (base.Round("train", self.loss, streams, self.epochs * steps),)
 
   def loss(self, params, memory, batch, rng):
     """Cross entropy with wrong labels among the right, and the penalty."""

@@ -9,7 +9,6 @@ import dataclasses
 
 import jax
 
-from methods import base
 from methods import unlearning
 
 
@@ -22,17 +21,6 @@ class RandomLabels(unlearning.Relabelling):
   """
 
   retain: float = 1.0
-
-  def roles(self, stage):
-    """The images to retain make an epoch."""
-    del stage
-    return ("retain",)
-
-  def rounds(self, stage, data):
-    """One round of both streams."""
-    steps = self.epochs * self.steps_per_epoch(stage, data)
-    streams = {"forget": ("forget",), "retain": ("retain",)}
-    return (base.Round("train", self.loss, streams, steps),)
 
   def loss(self, params, memory, batch, rng):
     """Both cross entropies."""

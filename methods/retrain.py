@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from libml import paths
-from methods import base
 from methods import unlearning
 
 
@@ -18,16 +17,7 @@ class FinetuneRetain(unlearning.Unlearning):
   it as a baseline.
   """
 
-  def roles(self, stage):
-    """The images to retain make an epoch."""
-    del stage
-    return ("retain",)
-
-  def rounds(self, stage, data):
-    """One round of the images to retain."""
-    steps = self.epochs * self.steps_per_epoch(stage, data)
-    streams = {"retain": ("retain",)}
-    return (base.Round("train", self.loss, streams, steps),)
+  streams = {"retain": ("retain",)}
 
   def loss(self, params, memory, batch, rng):
     """Cross entropy to retain."""
@@ -40,7 +30,7 @@ class Retrain(FinetuneRetain):
   """Draws a new network at each request: what never saw a class.
 
   It sees the images that the scenario leaves. With all of them
-  (scenario.ratio=None) it is the yardstick of exact unlearning; with a sample
+  (scenario.ratio=1.0) it is the yardstick of exact unlearning; with a sample
   it is none, and no upper bound either.
   """
 

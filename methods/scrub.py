@@ -48,6 +48,7 @@ class Scrub(teaching.Taught):
   min_rounds: int = 10
 
   prepared = ("forget", "retain")
+  epoch = ("forget", "retain")
 
   def __post_init__(self):
     super().__post_init__()
@@ -66,11 +67,6 @@ class Scrub(teaching.Taught):
       copies = {name: jnp.array(x) for name, x in memory["teacher"].items()}
       memory.update(average=copies, averaged=jnp.zeros((), jnp.int32))
     return memory
-
-  def roles(self, stage):
-    """The images of both kinds."""
-    del stage
-    return ("forget", "retain")
 
   def steps_per_epoch(self, stage, data):
     """Returns the steps of all rounds of an epoch."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from libml import losses
 from libml import paths
 from libml import relabel
 from libml import saliency
+from libml.scenarios import Stage
+from libml.stage_data import StageData
 from methods import base
 from methods import pairing
 
@@ -31,6 +34,12 @@ class Unlearning(base.Method):
 
   goals = ("forget",)
   mixes = False
+  # Roles whose images make an epoch, and the streams of a step.
+  epoch: ClassVar[tuple[str, ...]] = ("retain",)
+  streams: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    "forget": ("forget",),
+    "retain": ("retain",),
+  }
 
   def __post_init__(self):
     if self.saliency is not None and not 0 < self.saliency <= 1:
@@ -75,6 +84,16 @@ class Unlearning(base.Method):
       "largest", lambda leaves: saliency.largest(leaves, self.saliency)
     )
     return state.replace(memory={**state.memory, "salient": largest(grads)})
+
+  def roles(self, stage):
+    """Those of the method."""
+    del stage
+    return self.epoch
+
+  def rounds(self, stage: Stage, data: StageData) -> tuple[base.Round, ...]:
+    """One round of all epochs."""
+    steps = self.epochs * self.steps_per_epoch(stage, data)
+    return (base.Round("train", self.loss, self.streams, steps),)
 
   def salience(self, params, memory, batch):
     """Returns the gradient of the cross entropy, summed over a batch."""

@@ -120,7 +120,7 @@ def test_two_steps(golden, dtype, name):
       "retain": toy.batch(file, "remain", first, dtype),
       "again": toy.batch(file, "remain", second, dtype),
     }
-    data = {key: data[key] for key in method.streams()}
+    data = {key: data[key] for key in method.streams}
     state, metrics = step(state, data)
     wanted = {"loss": "total", "forget": "ce", "distill": PARTS[name]}
     wanted |= {"retain": "remain"} if name == "lwf" else {}
