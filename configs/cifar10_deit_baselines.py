@@ -12,6 +12,17 @@ from configs import cifar10_deit_gs_lora
 from configs import cifar10_deit_l2p
 from configs import common
 
+# Where the authors' values for faces are not taken. The rate is theirs for
+# ImageNet, the others are those of configs/digits_baselines.py, and nothing was
+# tuned here.
+SETTINGS = {
+  "der": {"lr": 1e-4},
+  "der_plus": {"lr": 1e-4},
+  "fdr": {"lr": 1e-4, "distill": 2.0},
+  "scrub": {"epochs": 2},
+  "scrub_s": {"epochs": 2, "smoothing": 0.01},
+}
+
 
 def get_config(arg=None):
   """Returns requests from truck and ship to bird and cat."""
@@ -26,5 +37,7 @@ def get_config(arg=None):
   )
   config = cifar10_deit_gs_lora.scenario(arg)
   config.name = common.title(arg.method, arg, "shots", "missing")
-  baselines.adapt(config, arg)
+  settings = {**SETTINGS.get(arg.method, {})}
+  config.epochs = settings.pop("epochs", config.epochs)
+  baselines.adapt(config, arg, **settings)
   return common.finish(config, arg)
