@@ -37,12 +37,14 @@ from libml import datasets
 from libml import experiment
 from libml import made_once
 from libml import optim
+from libml import paths
 from libml import processes
 from libml import registry
 from libml import results
 from libml import scenarios
 from libml import settings as settings_lib
 from libml import sharding
+from libml import steps
 from libml import tables
 from libml import verification
 from libml import workdirs
@@ -227,14 +229,16 @@ def build_audit(
     run: Its method and scenario.
     state: From `start`: the first model.
     mesh: Where it lies.
-    again: Whether a finished run is audited, whatever the config says.
+    again: Whether to audit a finished run, whatever the config says.
   """
   settings = plain(config.audit)
   folder, stages = settings.pop("retrained"), settings.pop("stages")
   stages = "last" if again and stages == "none" else stages
   asked = audits.Audits(**settings, stages=stages)
+  asked.check(run.scenario)
   if asked.stages != "none":
-    template, _ = lora.split(jax.eval_shape(lambda: state.params))
+    own = paths.without(state.params, run.method.private)
+    template, _ = lora.split(jax.eval_shape(lambda: own))
     forgotten = run.scenario.forgotten
     asked = dataclasses.replace(
       asked,
@@ -268,17 +272,16 @@ def execute(
   config = with_global_batch(config, mesh)
   plain_config = json.loads(config.to_json())
   processes.check_same("config", plain_config)
+  record = workdirs.finished(workdir, exported=config.export)
+  if audit and record is None:
+    raise ValueError(
+      f"{workdir} holds no finished run to audit; first leave --audit out."
+    )
   workdirs.claim(workdir, plain_config)
-  record = results.read(workdir / "results.json")
-  export = workdir / "export" if config.export else None
-
-  def is_finished() -> bool:
-    done = record is not None and record["finished"]
-    return done and (export is None or (export / "params.npz").exists())
-
-  if not audit and processes.first_says(is_finished):
+  audit |= config.audit.stages != "none" and workdirs.lacks_audits(record)
+  if record is not None and not audit:
     _LOG.info("%s is finished; nothing is trained.", workdir)
-    return record or {}  # the file may come later to other hosts
+    return record
   # These pull in TensorFlow, which takes seconds.
   from libml import mixing
   from libml import preprocess
@@ -348,11 +351,12 @@ def execute(
     state, record = run.walk(state, workdir, facts, reporter, audit=ask)
   finally:
     reporter.close()
-  if export:
-    params = sharding.to_host(state.params, mesh)
+  if config.export:
+    params = paths.without(state.params, method.private)
+    params = sharding.to_host(params, mesh)
     if processes.is_first():
       models_export.write(
-        export,
+        workdir / "export",
         model=method.model,
         params=params,
         config=plain_config,
@@ -366,11 +370,7 @@ def main(argv: list[str]) -> None:
   """Reads the flags and runs."""
   del argv
   console.start(_LOG)
-  cache = os.environ.get(
-    "JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla" / platform.node())
-  )
-  jax.config.update("jax_compilation_cache_dir", cache)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  steps.keep_compiled(CACHE / "xla" / platform.node())
   stopped = []
   workdir = pathlib.Path(_WORKDIR.value or "", _EXP_ID.value or "")
   try:

@@ -4,6 +4,8 @@ The values are those of the GS-LoRA authors' scripts for four requests on faces,
 where their code has the method; the others' are ours.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -85,7 +87,7 @@ def adapt(
   lr: float | None = None,
   min_lr: float | None = None,
   blocks: int = 12,
-  **changes,
+  **changes: Any,
 ) -> None:
   """Gives a config a baseline and its optimizer.
 
@@ -154,15 +156,13 @@ def lower(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
   low = _LOWER.format("|".join(map(str, range(blocks // 2))))
   vectors = {**config.optimizer.vectors}
   backbone = {**config.optimizer.backbone}
+  # The released code never trains the deposit.
+  trained = low if config.method.by_position else rf"(deposit/)?({low})"
   config.optimizer.groups = (
-    ("deposit", r"deposit/.*"),
-    ("vectors", rf"(?=.*(bias|scale))({low})"),
-    ("lower", low),
+    ("vectors", rf"(?=.*(bias|scale))({trained})"),
+    ("lower", trained),
     ("backbone", r".*"),
   )
-  # The released code never trains the deposit.
-  idle = config.method.by_position
-  config.optimizer.deposit = None if idle else backbone
   config.optimizer.vectors = vectors
   config.optimizer.lower = backbone
   config.optimizer.backbone = None

@@ -7,6 +7,8 @@
 ":size=" and ":tune" are those of configs/cifar10_deit_gs_lora.py.
 """
 
+from typing import Any
+
 from configs import baselines
 from configs import cifar10_deit_gs_lora
 from configs import cifar10_deit_l2p
@@ -15,7 +17,7 @@ from configs import common
 # Where the authors' values for faces are not taken. The rate is theirs for
 # ImageNet, the others are those of configs/digits_baselines.py, and nothing was
 # tuned here.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
   "der": {"lr": 1e-4},
   "der_plus": {"lr": 1e-4},
   "fdr": {"lr": 1e-4, "distill": 2.0},

@@ -7,13 +7,15 @@
 ":requests=" and ":tune" are those of configs/digits_gs_lora.py.
 """
 
+from typing import Any
+
 from configs import baselines
 from configs import common
 from configs import digits_gs_lora
 
 # Chosen on held-out digits, where the authors' values for faces do little or
 # too much: rates of 1e-4, 3e-4 and 1e-3, and what stands here.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
   "l2": {"lr": 3e-4},
   "mas": {"lr": 3e-4},
   "lwf": {"lr": 3e-4},

@@ -17,7 +17,7 @@ MEANINGS = {
   "left, forgotten only": "the same of the other probe",
   "steps to relearn": "from a few images to 90 % of before; few: only hidden",
   "membership, test": "AUC, training from test images (95 %); 50: no trace",
-  "membership, held out": "AUC, training images from test images of kept ones",
+  "membership, held out": "against kept classes' test images; see retrained",
   "membership, kept": "control: AUC, training from test images, kept classes",
   "average gap": "mean difference of accuracy from retrained",
   "tug-of-war": "product of 1 - difference; 100 is as good as retrained",

@@ -41,8 +41,8 @@ class Audits:
     shots: Images of each forgotten class that it is taught again with.
     max_steps: Of teaching.
     lr: Of teaching.
-    retrained: Parameters of a model trained on all images but the forgotten
-      ones; None: there is none.
+    retrained: Parameters of a model trained on all images but those of classes
+      that some stage forgets; None: there is none.
     seed: Draws images and folds.
   """
 
@@ -64,6 +64,11 @@ class Audits:
         )
     if not self.lr > 0:
       raise ValueError(f"audit.lr={self.lr} must be above 0.")
+
+  def check(self, scenario: scenarios.Scenario) -> None:
+    """Raises ValueError where a stage to ask after forgets nothing."""
+    for stage in scenario.stages:
+      self.due(stage, len(scenario.stages))
 
   def due(self, stage: scenarios.Stage, total: int) -> bool:
     """Whether a stage of `total` is one of those to ask after.
@@ -91,7 +96,10 @@ class Audits:
     """Returns `run`'s findings on a finished stage; {} where it is not due."""
     if not self.due(stage, len(scenario.stages)):
       return {}
-    return self.run(
+    last = stage.index + 1 == len(scenario.stages)
+    # A retrained model is there for the last stage; earlier ones kept more.
+    asked = self if last else dataclasses.replace(self, retrained=None)
+    return asked.run(
       method=method,
       params=state.params,
       memory=state.memory,
@@ -156,22 +164,26 @@ class Audits:
       lr=self.lr,
       max_steps=self.max_steps,
     )
-    found, taught, target = {}, {}, 0.0
+    found, taught = {}, {}
+    target: float | None = None
     for name, tree in models.items():
       tree = _placed(tree, params, data.mesh)
       found[name] = answers.collect(method, data, tree, memory, images)
       if name == "before":
         there = answers.accuracy(found[name]["forget_test"], known)
-        target = relearning.SHARE * there
+        # What was never known cannot come back.
+        target = relearning.SHARE * there if there > 1 / len(known) else None
       taught[name] = teaching.curve(tree, memory, target)
     return {
       "classes": [int(c) for c in forgotten],
+      "seed": self.seed,
       "images": {role: len(subset) for role, subset in images.items()},
       "linear_probe": probing.linear_probe(found),
       "relearning": {
         "target": target,
         "shots": self.shots,
         "max_steps": self.max_steps,
+        "lr": self.lr,
         **taught,
       },
       "membership": _membership(found, known, self.seed),
@@ -186,6 +198,7 @@ class Audits:
     _check_alike(self.first, params, "first")
     models = {"before": self.first, "after": params}
     if self.retrained is not None:
+      _check_apart(self.first, self.retrained)
       models["retrained"] = _complete(self.retrained, params)
     return models
 
@@ -269,15 +282,28 @@ def _check_alike(tree: Any, params: Any, what: str) -> None:
     )
 
 
+def _check_apart(first: Any, retrained: Any) -> None:
+  """Raises ValueError where a retrained model goes back to the first one."""
+  ours = paths.flatten(first)
+  for name, leaf in paths.flatten(retrained).items():
+    # What starts as a constant may be the same in both.
+    if leaf.ndim > 1 and np.array_equal(leaf, ours[name]):
+      raise ValueError(
+        f"The retrained model has the first model's weights in {name}, so it "
+        "saw what was forgotten; give audit.retrained a run of the method "
+        "'retrain'."
+      )
+
+
 def _complete(tree: Any, params: Any) -> Any:
-  """Returns parameters with the adapters of `params`, which add nothing."""
+  """Returns parameters with what a method adds; adapters add nothing."""
   flat = paths.flatten(tree)
-  adapters = {
-    name: np.zeros(leaf.shape, leaf.dtype)
+  added = {
+    name: np.zeros(leaf.shape, leaf.dtype) if "/lora_" in name else leaf
     for name, leaf in paths.flatten(params).items()
-    if name.endswith(("/lora_a", "/lora_b")) and name not in flat
+    if name not in flat
   }
-  leaves = {**flat, **adapters}
+  leaves = {**flat, **added}
   _check_alike(leaves, params, "retrained")
   return paths.update(params, leaves)
 

@@ -227,29 +227,29 @@ class Run:
     facts: Mapping[str, Any],
     audit: Callable[..., dict[str, Any]],
   ) -> dict[str, Any]:
-    """Audits a finished run's last stage, and writes the results anew.
+    """Audits a finished run's last stage; its results get the answers.
 
     The arguments are those of `walk`.
 
     Raises:
-      ValueError: The run is not finished.
       Interrupted: It was asked to stop; nothing is changed.
     """
     folder, keep = workdir / "checkpoints", self.settings.checkpoint_keep
+    path, stage = workdir / "results.json", self.scenario.stages[-1]
     with checkpoint.Saver(folder, keep=keep) as saver:
       state, progress = self._resume(state, saver, facts)
-    stage = self.scenario.stages[-1]
-    if progress.stage <= stage.index:
-      raise ValueError(
-        f"{workdir} holds {progress.stage} of {stage.index + 1} stages; finish "
-        "the run (the same command without --audit) first."
-      )
-    try:
-      found = audit(state, stage, self.data(stage))
-    except stage_data.Stopped:
-      raise Interrupted("the audit; nothing is changed") from None
-    progress = progress.to(audits=(*progress.audits[:-1], found))
-    return self._write(workdir, progress, facts)
+      self._began = time.time() - progress.seconds["run"]
+      try:
+        found = audit(state, stage, self.data(stage))
+      except stage_data.Stopped:
+        raise Interrupted("the audit; nothing is changed") from None
+      asked = [*progress.audits, *[{}] * len(self.scenario.stages)]
+      audits = (*asked[: stage.index], found)
+      self._save(saver, state, progress.to(audits=audits))
+    # The rest says how the run was made, which need not be here.
+    record = {**(results.read(path) or {}), "audits": list(audits)}
+    results.write(path, record)
+    return record
 
   def _write(self, workdir, progress, facts) -> dict[str, Any]:
     record = results.assemble(self.scenario, progress, facts)

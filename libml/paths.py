@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,11 @@ def flatten(tree: Any) -> dict[str, Any]:
   """Returns {name: leaf} in the tree's order."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {name(path): leaf for path, leaf in leaves}
+
+
+def without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+  """Returns a tree without its branches of these names."""
+  return {name: part for name, part in tree.items() if name not in names}
 
 
 def update(tree: Any, leaves: Mapping[str, Any]) -> Any:

@@ -116,7 +116,9 @@ class Relearning:
   lr: float
   max_steps: int
 
-  def curve(self, params: Any, memory: Any, target: float) -> dict[str, Any]:
+  def curve(
+    self, params: Any, memory: Any, target: float | None
+  ) -> dict[str, Any]:
     """Fine-tunes a copy of all weights until the forgotten classes are back.
 
     Batches hold the lesson's images, both kinds mixed. Accuracy is measured
@@ -126,7 +128,7 @@ class Relearning:
     Args:
       params: On the mesh; they stay as they are.
       memory: Of the method.
-      target: Accuracy at which they are back.
+      target: Accuracy at which they are back; None: no accuracy is enough.
 
     Returns:
       "steps" until then, None if not within max_steps; "curve": [steps,
@@ -151,7 +153,7 @@ class Relearning:
     batches = data.stream(roles, _ROUND, 0)
     curve = [[0, self._accuracy(state["params"], memory)]]
     for step in range(1, self.max_steps + 1):
-      if curve[-1][1] >= target:
+      if target is not None and curve[-1][1] >= target:
         break
       state = step_fn(state, next(batches)["train"], masks[2])
       if step == self.max_steps or step % max(1, step // 10) == 0:
@@ -160,7 +162,8 @@ class Relearning:
       if data.should_stop():
         raise stage_data.Stopped
     last, accuracy = curve[-1]
-    return {"steps": last if accuracy >= target else None, "curve": curve}
+    back = target is not None and accuracy >= target
+    return {"steps": last if back else None, "curve": curve}
 
   def _begin(self, params, tx, masks):
     def begin(params, goes, stays):

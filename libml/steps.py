@@ -1,6 +1,8 @@
 """The compiled functions of a run: each is compiled once, for all stages."""
 
 import collections
+import os
+import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +23,16 @@ def _count(event: str, duration_secs: float, **facts: Any) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def keep_compiled(folder: pathlib.Path) -> None:
+  """Keeps compiled programs, all of them, for later processes.
+
+  JAX_COMPILATION_CACHE_DIR takes the folder's place.
+  """
+  place = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder))
+  jax.config.update("jax_compilation_cache_dir", place)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 class Compiled:

@@ -178,8 +178,7 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
   for record in records:
     audit = record["audits"][-1] if record.get("audits") else {}
     if audit:
-      title = f"{record['name']}: what is still known"
-      out.print(audit_table.audit_table(audit, title))
+      out.print(audit_table.audit_table(audit, record["name"]))
   if len(records) > 1:
     out.print(summary_table(records))
 

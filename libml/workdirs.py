@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from libml import processes
+from libml import results
 
 # Where arrays lie and what is asked of them, not what they are: a run may go on
-# elsewhere, and answer more.
-_FREE = ("mesh", "sharding", "audit")
+# elsewhere, answer more, and be exported later.
+_FREE = ("mesh", "sharding", "audit", "export")
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -37,6 +38,32 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(draft, path)
+
+
+def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
+  """Returns the results of a finished run; None where there is none.
+
+  Where files come later to other hosts, these get {}.
+
+  Args:
+    workdir: Of the run.
+    exported: Whether an export belongs to it.
+  """
+  record = results.read(workdir / "results.json")
+
+  def is_there() -> bool:
+    weights = workdir / "export" / "params.npz"
+    done = record is not None and record["finished"]
+    return done and (not exported or weights.exists())
+
+  return (record or {}) if processes.first_says(is_there) else None
+
+
+def lacks_audits(record: Mapping[str, Any] | None) -> bool:
+  """Whether results of a finished run hold no audit."""
+  return processes.first_says(
+    lambda: record is not None and not any(record.get("audits", ()))
+  )
 
 
 def differences(theirs: Any, ours: Any, prefix: str = "") -> list[str]:

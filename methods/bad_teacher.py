@@ -28,6 +28,7 @@ class BadTeacher(teaching.Taught):
   temperature: float = 1.0
   draw: int = 0
 
+  positive = ("temperature",)
   prepared = ("forget", "retain")
 
   def bad(self, batch):

@@ -84,6 +84,8 @@ class Method:
   # Pattern of the memory's leaves that no stage changes. Checkpoints need not
   # hold them.
   constant: ClassVar[str] = r"(?!)"
+  # Parameters of the method's own that no export holds, by their first name.
+  private: ClassVar[tuple[str, ...]] = ()
   # Roles for whose images `prepare` is asked.
   prepared: ClassVar[tuple[str, ...]] = ()
   # What stages may be for.

@@ -38,13 +38,7 @@ class Dampening(unlearning.Unlearning):
   dampen: float = 1.0
   layers: str = r"(?!head/).*"
 
-  def __post_init__(self):
-    super().__post_init__()
-    for name in ("select", "dampen"):
-      if not getattr(self, name) > 0:
-        raise ValueError(
-          f"method.{name}={getattr(self, name)} must be above 0."
-        )
+  positive = ("select", "dampen")
 
   def check(self, scenario):
     """Some weight may matter that much more."""

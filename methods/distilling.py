@@ -36,6 +36,7 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
 
   distill: float
 
+  unsigned = ("distill",)
   epoch = ("forget",)
 
   def loss(self, params, memory, batch, rng):
@@ -92,6 +93,9 @@ class LwF(Distilling):
   retain: float = 10.0
   dead: bool = False
 
+  positive = ("temperature",)
+  unsigned = ("distill", "retain")
+
   def distance(self, student, teacher):
     """The divergence of the answers."""
     if self.dead:
@@ -128,6 +132,7 @@ class DERPlus(DER):
   distill: float = 0.005
   retain: float = 0.005
 
+  unsigned = ("distill", "retain")
   streams = {**Distilling.streams, "again": ("retain",)}
 
   def further(self, params, memory, batch, kept, rng):

@@ -48,11 +48,16 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
   deposit: float = 0.0
   by_position: bool = False
 
+  positive = ("temperature",)
+  unsigned = ("attention", "distill", "retain", "deposit")
   prepared = ("forget",)
   epoch = ("forget",)
+  private = ("deposit",)
 
   def __post_init__(self):
     super().__post_init__()
+    if not 0 <= self.mixed <= 1:
+      raise ValueError(f"method.mixed={self.mixed} must lie in 0 to 1.")
     if getattr(self.model, "depth", 0) < 2:
       raise ValueError(
         "LIRF cuts the network into a lower and an upper half of its blocks, "
@@ -173,7 +178,8 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     goes = memory["forget"]
     if self.by_position:
       goes = jnp.arange(self.num_classes) < jnp.sum(goes)
-    return goes, memory["known"] & ~goes
+      return goes, memory["known"] & ~goes
+    return goes, memory["known"] & ~goes & ~memory["old"]
 
   def _distance(self, student, teacher, classes):
     ours = losses.mask_logits(student["logits"], classes)

@@ -31,6 +31,7 @@ class Penalty(unlearning.Relabelling):
 
   strength: float
 
+  unsigned = ("strength",)
   epoch = ("forget", "retain")
   streams = {"train": epoch}
 

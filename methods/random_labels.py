@@ -22,6 +22,8 @@ class RandomLabels(unlearning.Relabelling):
 
   retain: float = 1.0
 
+  unsigned = ("retain",)
+
   def loss(self, params, memory, batch, rng):
     """Both cross entropies."""
     draw, drop = jax.random.split(rng)

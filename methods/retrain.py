@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from libml import paths
 from methods import unlearning
 
+# Folded into the last stage's key; no step has this number.
+_FRESH = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneRetain(unlearning.Unlearning):
@@ -53,6 +56,6 @@ class Retrain(FinetuneRetain):
       inputs = {"image": jnp.zeros((1, size, size, 3))}
       return self.model.init(rng, inputs)["params"]
 
-    rng = jax.random.fold_in(state.rng, stage.index)
+    rng = jax.random.fold_in(state.rng, _FRESH)
     params = data.compiled("draw", draw)(rng)
     return super().before_stage(state.replace(params=params), stage, data)

@@ -47,6 +47,8 @@ class Scrub(teaching.Taught):
   max_rounds: int = 5
   min_rounds: int = 10
 
+  positive = ("temperature",)
+  unsigned = ("retain", "distill", "smoothing")
   prepared = ("forget", "retain")
   epoch = ("forget", "retain")
 
@@ -57,8 +59,11 @@ class Scrub(teaching.Taught):
         f"method.max_rounds={self.max_rounds} must be 0 to min_rounds="
         f"{self.min_rounds}, and that 1 or more."
       )
-    if self.smoothing < 0:
-      raise ValueError(f"method.smoothing={self.smoothing} must be 0 or more.")
+    if not 0 <= self.average_decay < 1:
+      raise ValueError(
+        f"method.average_decay={self.average_decay} must be in 0 to 1, without "
+        "1."
+      )
 
   def init_memory(self, params, trainable):
     """Holds the averaged weights, where they are wanted."""

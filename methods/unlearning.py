@@ -1,6 +1,7 @@
 """What methods share that forget by training the network's own weights."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,9 @@ class Unlearning(base.Method):
 
   goals = ("forget",)
   mixes = False
+  # Options that must be above 0, and those that must be 0 or more.
+  positive: ClassVar[tuple[str, ...]] = ()
+  unsigned: ClassVar[tuple[str, ...]] = ()
   # Roles whose images make an epoch, and the streams of a step.
   epoch: ClassVar[tuple[str, ...]] = ("retain",)
   streams: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -47,6 +51,13 @@ class Unlearning(base.Method):
         f"method.saliency={self.saliency} must lie above 0 and not above 1, or "
         "be None for all weights."
       )
+    for name in (*self.positive, *self.unsigned):
+      value, zero = getattr(self, name), name in self.unsigned
+      if not (0 < value < math.inf or (zero and value == 0)):
+        raise ValueError(
+          f"method.{name}={value} must be a finite number, "
+          f"{'0 or more' if zero else 'above 0'}."
+        )
 
   def init_memory(self, params, trainable):
     """Holds the stage's classes, and which weights may move."""
@@ -54,6 +65,7 @@ class Unlearning(base.Method):
       "known": jnp.ones(self.num_classes, bool),
       "forget": jnp.zeros(self.num_classes, bool),
       "retain": jnp.ones(self.num_classes, bool),
+      "old": jnp.zeros(self.num_classes, bool),
     }
     if self.saliency is not None:
       leaves = trained(params, trainable)
@@ -72,9 +84,9 @@ class Unlearning(base.Method):
     """Writes down the classes, and finds the weights that matter."""
     classes = {
       role: jnp.asarray(
-        np.isin(np.arange(self.num_classes), stage.classes[role])
+        np.isin(np.arange(self.num_classes), stage.classes.get(role, ()))
       )
-      for role in ("known", "forget", "retain")
+      for role in ("known", "forget", "retain", "old")
     }
     state = state.replace(memory={**state.memory, **classes})
     if self.saliency is None:

@@ -142,7 +142,15 @@ def retrained(
   if not (folder / "params.npz").is_file():
     raise ValueError(
       f"audit.retrained={str(workdir)!r} has no export of a finished run; run "
-      "the method 'retrain' there first, on all images (scenario.ratio=1.0)."
+      "the method 'retrain' there, on all images (scenario.ratio=1.0), with "
+      "export=True."
+    )
+  asked = json.loads((pathlib.Path(workdir) / "config.json").read_text())
+  sample = {key: asked["scenario"].get(key) for key in ("ratio", "shots")}
+  if sample["ratio"] not in (None, 1.0) or sample["shots"] is not None:
+    raise ValueError(
+      f"audit.retrained={str(workdir)!r} saw a sample of the images, {sample}; "
+      "retrain on all of them, with scenario.ratio=1.0."
     )
   told = json.loads((folder / "classes.json").read_text())["forgotten"]
   ours = {

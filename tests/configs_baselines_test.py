@@ -1,5 +1,6 @@
 """Configs of forgetting's baselines: the authors' values, and ours beside."""
 
+import dataclasses
 import functools
 import importlib
 
@@ -102,7 +103,6 @@ RETRAIN = {
 LIRF = {
   **adamw("vectors", "lower", decayed=("lower",)),
   "optimizer.backbone": None,
-  "optimizer.deposit": None,
   "method.relabel": "shifted",
   "method.mixed": 0.1,
   "method.temperature": 10.0,
@@ -302,9 +302,9 @@ def test_options_are_those_of_the_classes(file, method):
     assert config.method.name == method
     assert (config.holdout > 0) == (argument == "tune")
     if argument is None:
-      options = set(built.__dataclass_fields__)
+      options = {field.name for field in dataclasses.fields(built)}
       preset = set(config.method) - {"name"}
-      shared = set(METHODS["frozen"].__dataclass_fields__)
+      shared = {f.name for f in dataclasses.fields(METHODS["frozen"])}
       assert options - shared <= preset, "each option stands in the preset"
 
 
