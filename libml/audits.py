@@ -139,7 +139,7 @@ class Audits:
         another number of classes.
       stage_data.Stopped: The process was asked to stop.
     """
-    models = self._models(params)
+    models = self._models(params, method.private)
     images = _images(stage, probes, earlier, self.seed)
     forgotten, retained = (
       tuple(np.unique(images[role].labels).tolist())
@@ -193,13 +193,13 @@ class Audits:
       ),
     }
 
-  def _models(self, params: Any) -> dict[str, Any]:
+  def _models(self, params: Any, private: Sequence[str]) -> dict[str, Any]:
     """Returns the models to ask, the first one first."""
     _check_alike(self.first, params, "first")
     models = {"before": self.first, "after": params}
     if self.retrained is not None:
       _check_apart(self.first, self.retrained)
-      models["retrained"] = _complete(self.retrained, params)
+      models["retrained"] = _complete(self.retrained, params, private)
     return models
 
 
@@ -295,14 +295,15 @@ def _check_apart(first: Any, retrained: Any) -> None:
       )
 
 
-def _complete(tree: Any, params: Any) -> Any:
+def _complete(tree: Any, params: Any, private: Sequence[str]) -> Any:
   """Returns parameters with what a method adds; adapters add nothing."""
   flat = paths.flatten(tree)
-  added = {
-    name: np.zeros(leaf.shape, leaf.dtype) if "/lora_" in name else leaf
-    for name, leaf in paths.flatten(params).items()
-    if name not in flat
-  }
+  added = {}
+  for name, leaf in paths.flatten(params).items():
+    if name not in flat and "/lora_" in name:
+      added[name] = np.zeros(leaf.shape, leaf.dtype)
+    elif name.partition("/")[0] in private:
+      added[name] = leaf
   leaves = {**flat, **added}
   _check_alike(leaves, params, "retrained")
   return paths.update(params, leaves)

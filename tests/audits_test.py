@@ -204,11 +204,11 @@ def test_a_retrained_model_gets_adapters_that_add_nothing():
   lora = {"lora_a": np.ones((3, 2)), "lora_b": np.ones((2, 3))}
   params = {"Dense_0": {"kernel": np.ones((3, 3)), **lora}}
   given = {"Dense_0": {"kernel": np.full((3, 3), 2.0)}}
-  found = audits._complete(given, params)["Dense_0"]
+  found = audits._complete(given, params, ())["Dense_0"]
   assert (found["kernel"] == 2).all()
   assert not found["lora_a"].any() and not found["lora_b"].any()
   with pytest.raises(ValueError, match="Dense_0/kernel is None there"):
-    audits._complete({}, params)
+    audits._complete({}, params, ())
 
 
 def test_columns_of_the_head_start_as_the_mean_of_those_kept():

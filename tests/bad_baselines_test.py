@@ -45,7 +45,7 @@ CASES = {
   "negative smoothing": (
     "scrub_s",
     {"method__smoothing": -0.1},
-    r"method.smoothing=-0.1 must be 0 or more",
+    r"method.smoothing=-0.1 must be a finite number, 0 or more",
   ),
   "a weight that is no share": (
     "neg_grad",
@@ -55,7 +55,7 @@ CASES = {
   "dampening that selects everything": (
     "ssd",
     {"method__select": 0.0},
-    r"method.select=0.0 must be above 0",
+    r"method.select=0.0 must be a finite number, above 0",
   ),
   "a network that cannot be cut": (
     "lirf",
