@@ -151,7 +151,7 @@ class Unlearning(base.Method):
     batch: Mapping[str, Any],
     rng: jax.Array | None = None,
   ) -> base.Outputs:
-    """Returns the model's outputs, classes of no request or stage masked."""
+    """Returns the outputs; columns of classes that no stage has are masked."""
     outputs = self.apply(params, batch, rng)
     logits = losses.mask_logits(outputs["logits"], memory["known"])
     return {**outputs, "logits": logits}

@@ -79,7 +79,7 @@ CASES = {
     r"prompt_key=False has none",
   ),
   "unknown dtype": ({"model__dtype": "bf16"}, r"'bf16'.*bfloat16"),
-  "unknown method": ({"method__name": "l2q"}, r"method 'l2q'.*mean 'l2p'"),
+  "unknown method": ({"method__name": "l2pp"}, r"method 'l2pp'.*mean 'l2p'"),
   "unknown model": ({"model__name": "vti"}, r"model 'vti'.*mean 'vit'"),
   "unknown variant": (
     {"model__variant": "ViT-B16"},

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import main
+from configs import baselines
 from configs import common
 from libml import datasets
 from libml import paths
@@ -30,12 +31,14 @@ def arguments(name):
   """Returns what a config's docstring says may stand after the colon."""
   text = importlib.import_module(f"configs.{name}").__doc__
   found = [None]
-  for name in ("paper", "shipped", "tune", "plus", "measure"):
-    if f'":{name}"' in text:
-      found.append(name)
+  for word in ("paper", "shipped", "tune", "plus", "measure"):
+    if f'":{word}"' in text:
+      found.append(word)
   found += re.findall(r'":((?:tasks|order)=\w+)"', text)
   if '":method="' in text:
-    found += [f"method={method}" for method in common.REFERENCES]
+    forgets = name.endswith("_baselines")
+    methods = baselines.OPTIONS if forgets else common.REFERENCES
+    found += [f"method={method}" for method in methods]
   return found
 
 
@@ -94,6 +97,8 @@ def test_every_method_has_a_config():
 def test_names_are_their_files(name):
   if name.endswith("_reference"):  # named by the method
     assert load(name, "method=joint").name == "joint"
+  elif name.endswith("_baselines"):
+    assert load(name, "method=ewc").name == "ewc"
   else:
     assert load(name).name == name
 

@@ -23,9 +23,9 @@ def execute(workdir, num_tasks=3, devices=2, should_stop=lambda: False):
   config.model.depth = 1
 
   class Run(experiment.Run):
-    def walk(self, *args):
+    def walk(self, *args, **options):
       seen.run = self
-      seen.state, seen.record = super().walk(*args)
+      seen.state, seen.record = super().walk(*args, **options)
       return seen.state, seen.record
 
   mesh = jax.make_mesh(
