@@ -67,9 +67,11 @@ def run(faces, tmp_path_factory):
   log = logging.getLogger("palimpsest")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(base.Method, "predict", watched)
-    patch.setattr(log, "level", logging.INFO)
     patch.setattr(log, "handlers", [handler])
+    level = log.level
+    log.setLevel(logging.INFO)  # unlike the attribute, it forgets its answers
     main.execute(config(faces), workdir, lambda: bool(calls.append(1)))
+    log.setLevel(level)
   return workdir, lines, inputs, len(calls)
 
 
