@@ -154,6 +154,7 @@ def initial_params(
   model: Any,
   should_stop: Callable[[], bool] = lambda: False,
   class_names: Sequence[str] = (),
+  new: int = 0,
 ) -> tuple[Any, dict[str, Any]]:
   """Returns the parameters on the host, and what the results say of them.
 
@@ -162,6 +163,7 @@ def initial_params(
     model: The module.
     should_stop: Asked while weights are made.
     class_names: One name a column of the head, for config.init_head_names.
+    new: Columns at its end that weights to load lack.
   """
   shape = (1, config.model.image_size, config.model.image_size, 3)
   inputs = {"image": np.zeros(shape, np.float32)}
@@ -174,8 +176,10 @@ def initial_params(
     base, adapters = lora.split(template)
     rng = jax.random.key(config.seed)
     names = config.init_head_names
-    rows = names and class_map.head_rows(names, class_names)
-    loaded = pretrained.load(path, base, head=config.init_head, rows=rows)
+    known = class_names[: len(class_names) - new]
+    rows = names and class_map.head_rows(names, known)
+    head = {"head": config.init_head, "rows": rows, "new": new}
+    loaded = pretrained.load(path, base, **head, seed=config.seed)
     params = lora.join(loaded, jax.device_get(lora.restart(adapters, rng)))
     name = prefix + pathlib.Path(path).name
     return params, {"name": name, "sha256": pretrained.checksum(path)}
@@ -319,25 +323,21 @@ def execute(
     rules=plain(config.sharding),
     should_stop=should_stop,
   )
+  names, new = scenario.class_names, scenario.new_classes
   params, weights = initial_params(
-    config, method.model, should_stop, scenario.class_names
+    config, method.model, should_stop, names, new
   )
   lora.check_trained(optimizer.groups.trainable(params))
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
-  facts = {
-    "name": config.name,
-    "global_batch_size": config.batch_size,
-    "seeds": {"run": config.seed, **scenario.seeds},
-    "weights": weights,
-    "data": {**source.description, "holdout": config.holdout},
-    "scenario": dict(scenario.description),
-    "classes": list(scenario.class_names),
-    "parameters": optimizer.groups.sizes(state.params),
-    "versions": results.versions(),
-    "devices": results.devices(mesh),
-    "config": plain_config,
-  }
+  facts = results.facts(
+    plain_config,
+    weights=weights,
+    data=source.description,
+    scenario=scenario,
+    parameters=optimizer.groups.sizes(state.params),
+    mesh=mesh,
+  )
   processes.check_same(
     "weights, data or packages",
     {key: facts[key] for key in ("weights", "data", "versions")},

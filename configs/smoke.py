@@ -31,6 +31,16 @@ _SMOKE = {
     {"num_requests": 3, "classes_per_request": 1, "missing": 1},
     _SYNTHETIC,
   ),
+  "swapping": (
+    {"spare": 1},
+    {
+      "name": "swap_classes",
+      "known": _SYNTHETIC,
+      "learn": (4, 5),
+      "forget": (2, 3),
+      "retain": (0, 1),
+    },
+  ),
 }
 
 
@@ -67,6 +77,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for option in ("alpha_epoch", "beta_decay_epoch", "average_epoch"):
       if config.method.get(option):
         config.method[option] = 1
+  if config.scenario.name == "swapping":
+    config.scenario.shots = 8
+    config.epochs = 2
   if "projection_dim" in config.method:
     # With more of them than images, one device and two end apart.
     config.method.projection_dim = min(8, config.method.projection_dim)

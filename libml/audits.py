@@ -66,24 +66,21 @@ class Audits:
       raise ValueError(f"audit.lr={self.lr} must be above 0.")
 
   def check(self, scenario: scenarios.Scenario) -> None:
-    """Raises ValueError where a stage to ask after forgets nothing."""
-    for stage in scenario.stages:
-      self.due(stage, len(scenario.stages))
-
-  def due(self, stage: scenarios.Stage, total: int) -> bool:
-    """Whether a stage of `total` is one of those to ask after.
-
-    Raises:
-      ValueError: It forgets nothing.
-    """
-    last = stage.index + 1 == total
-    asked = self.stages == "all" or (self.stages == "last" and last)
-    if asked and not stage.classes.get("forget"):
+    """Raises ValueError where none of the stages to ask after has forgotten."""
+    stages = scenario.stages
+    if self.stages != "none" and not any(
+      self.due(stage, len(stages)) for stage in stages
+    ):
       raise ValueError(
         f"audit.stages={self.stages!r} asks what is left of forgotten classes, "
-        f"and stage {stage.index + 1} forgets none; set it to 'none'."
+        "and none is forgotten by then; set it to 'none'."
       )
-    return asked
+
+  def due(self, stage: scenarios.Stage, total: int) -> bool:
+    """Whether a stage of `total` is one to ask after: some class is gone."""
+    last = stage.index + 1 == total
+    asked = self.stages == "all" or (self.stages == "last" and last)
+    return asked and bool(stage.classes.get("forget"))
 
   def ask(
     self,
@@ -216,7 +213,7 @@ def _images(
   tests = [
     probe.subset
     for probe in probes.values()
-    if probe.problem is None and not probe.augment
+    if probe.problem is None and not (probe.augment or probe.trained)
   ]
   pool = datasets.Subset(())
   for subset in tests:  # probes may share images

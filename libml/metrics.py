@@ -122,16 +122,14 @@ def pooled(accuracies: Sequence[float], counts: Sequence[int]) -> float:
   return float(np.sum(np.asarray(accuracies) * weights) / np.sum(weights))
 
 
-def h_mean(retain: float, drop: float) -> float:
-  """Returns the harmonic mean of what is kept and what was lost on purpose.
+def h_mean(*values: float) -> float:
+  """Returns the harmonic mean of accuracies and drops, n / sum(1 / v).
 
-  2 r d / (r + d) (GS-LoRA); 0 where either is not above 0, where the formula
-  would be negative, infinite or, for d < -r, positive.
-
-  Args:
-    retain: r, accuracy on classes to keep.
-    drop: d, accuracy on forgotten classes before less after.
+  2 r d / (r + d) for what is kept, r, and what was lost on purpose, d, the
+  accuracy on forgotten classes before less after (GS-LoRA). 0 where some value
+  is not above 0; there the formula would be negative, infinite or, for
+  d < -r, positive.
   """
-  if retain <= 0 or drop <= 0:
+  if min(values) <= 0:
     return 0.0
-  return 2 * retain * drop / (retain + drop)
+  return len(values) / sum(1 / value for value in values)

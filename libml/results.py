@@ -52,6 +52,40 @@ def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   }
 
 
+def facts(
+  config: Mapping[str, Any],
+  *,
+  weights: Mapping[str, Any],
+  data: Mapping[str, Any],
+  scenario: scenarios.Scenario,
+  parameters: Mapping[str, int],
+  mesh: jax.sharding.Mesh,
+) -> dict[str, Any]:
+  """Returns what is settled before the first step.
+
+  Args:
+    config: As plain data, batch_size that over all devices.
+    weights: Name and checksum of what the run starts from.
+    data: Name, origin, counts and checksums of the images.
+    scenario: What arrives when.
+    parameters: How many there are, and how many are trained.
+    mesh: What the run computes on.
+  """
+  return {
+    "name": config["name"],
+    "global_batch_size": config["batch_size"],
+    "seeds": {"run": config["seed"], **scenario.seeds},
+    "weights": weights,
+    "data": {**data, "holdout": config["holdout"]},
+    "scenario": dict(scenario.description),
+    "classes": list(scenario.class_names),
+    "parameters": parameters,
+    "versions": versions(),
+    "devices": devices(mesh),
+    "config": config,
+  }
+
+
 def assemble(
   scenario: scenarios.Scenario, progress: Any, facts: Mapping[str, Any]
 ) -> dict[str, Any]:

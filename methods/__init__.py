@@ -18,6 +18,7 @@ from methods import random_labels
 from methods import ranpac
 from methods import retrain
 from methods import scrub
+from methods import swapping
 
 METHODS = {
   "frozen": frozen.Frozen,
@@ -50,4 +51,5 @@ METHODS = {
   "bad_teacher": bad_teacher.BadTeacher,
   "ssd": dampening.Dampening,
   "hide_head": hiding.HideHead,
+  "swapping": swapping.Swapping,
 }

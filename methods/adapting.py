@@ -17,6 +17,8 @@ from models import lora
 
 # The dense layers that read a block's first norm.
 _READERS = ("query", "key", "value")
+# Pattern of groups: a block's parameters.
+_BLOCKS = r"(.*encoderblock_\d+)/.*"
 
 
 def check_model(
@@ -50,6 +52,15 @@ def check_trained(trainable: Any) -> None:
         "pattern '.*/lora_[ab]' first in optimizer.groups and set the "
         "backbone's to None."
       )
+
+
+def check_grouping(grouping: str) -> None:
+  """Raises ValueError for no row of group_lasso.GROUPINGS."""
+  if grouping not in group_lasso.GROUPINGS:
+    raise ValueError(
+      f"method.grouping={grouping!r} must be one of "
+      f"{sorted(group_lasso.GROUPINGS)}."
+    )
 
 
 def kernels(model: Any) -> str:
@@ -170,7 +181,7 @@ def report(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
 def _count(params, groups, scale):
   _, adapters = lora.split(params)
   changes = lora.deltas(params, scale)
-  blocks = group_lasso.by_pattern(r"(.*encoderblock_\d+)/.*")
+  blocks = group_lasso.by_pattern(_BLOCKS)
   return {
     "group_norm": group_lasso.norms(adapters, groups),
     "change_norm": group_lasso.norms(changes, blocks),
@@ -178,6 +189,31 @@ def _count(params, groups, scale):
     "touched": [jnp.any(c != 0) * c.size for c in jax.tree.leaves(changes)],
     "adapter": [jnp.sum(a != 0) for a in jax.tree.leaves(adapters)],
   }
+
+
+def moved(params: Any, start: Any, scale: float) -> dict[str, float]:
+  """Returns how far adapters have moved what each block computes.
+
+  Args:
+    params: With adapters.
+    start: The adapters before.
+    scale: Of the adapters.
+
+  Returns:
+    Block -> norm of scale (A B - A_0 B_0) over its layers.
+  """
+  found = jax.device_get(_moved(params, start, scale))
+  return {n.removeprefix("Transformer/"): float(v) for n, v in found.items()}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _moved(params, start, scale):
+  base, _ = lora.split(params)
+  now, before = (
+    lora.deltas(tree, scale) for tree in (params, lora.join(base, start))
+  )
+  changes = jax.tree.map(jnp.subtract, now, before)
+  return group_lasso.norms(changes, group_lasso.by_pattern(_BLOCKS))
 
 
 def edit(params: Any, groups: Groups, scale: float) -> dict[str, Any]:

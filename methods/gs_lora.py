@@ -72,11 +72,7 @@ class GsLora(base.Method):
 
   def __post_init__(self):
     adapting.check_model(self.model, r".*/MlpBlock_0/Dense_[01]", 8, 1.0)
-    if self.grouping not in group_lasso.GROUPINGS:
-      raise ValueError(
-        f"method.grouping={self.grouping!r} must be one of "
-        f"{sorted(group_lasso.GROUPINGS)}."
-      )
+    adapting.check_grouping(self.grouping)
     self._check_finite("bound", "alpha", "restart_slope")
     if not 0 <= self.average_decay < 1:
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Two streams through one forward pass."""
+"""Several streams through one forward pass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,39 +7,39 @@ import jax
 import jax.numpy as jnp
 
 
-def join(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns two batches as one, whose dropout masks are independent.
+def join(*batches: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns batches as one, whose dropout masks are independent.
 
   Batches of one size alternate, so that each device keeps its rows.
 
   Args:
-    first: Arrays [B, ...].
-    second: Arrays [B', ...] of the same names.
+    *batches: Arrays [B_i, ...] of the same names.
   """
 
-  def join_leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-    if len(a) != len(b):
-      return jnp.concatenate([a, b])
-    return jnp.stack([a, b], axis=1).reshape(2 * len(a), *a.shape[1:])
+  def join_leaf(*leaves: jax.Array) -> jax.Array:
+    if len({len(leaf) for leaf in leaves}) > 1:
+      return jnp.concatenate(leaves)
+    rows = len(leaves) * len(leaves[0])
+    return jnp.stack(leaves, axis=1).reshape(rows, *leaves[0].shape[1:])
 
-  return jax.tree.map(join_leaf, dict(first), dict(second))
+  return jax.tree.map(join_leaf, *map(dict, batches))
 
 
-def part(outputs: Any, first: int, second: int) -> tuple[Any, Any]:
-  """Returns the outputs of two batches that `join` made one.
+def part(outputs: Any, *sizes: int) -> tuple[Any, ...]:
+  """Returns the outputs of batches that `join` made one.
 
   Args:
-    outputs: Tree of arrays [B + B', ...].
-    first: B.
-    second: B'.
+    outputs: Tree of arrays [B_1 + B_2 + ..., ...].
+    *sizes: B_1, B_2, ...
   """
+  ends = [sum(sizes[:i]) for i in range(1, len(sizes))]
 
-  def part_leaf(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if first != second:
-      return x[:first], x[first:]
-    pairs = x.reshape(first, 2, *x.shape[1:])
-    return pairs[:, 0], pairs[:, 1]
+  def part_leaf(x: jax.Array) -> list[jax.Array]:
+    if len(set(sizes)) > 1:
+      return jnp.split(x, ends)
+    rows = x.reshape(sizes[0], len(sizes), *x.shape[1:])
+    return [rows[:, i] for i in range(len(sizes))]
 
   leaves, tree = jax.tree.flatten(outputs)
-  halves = zip(*map(part_leaf, leaves), strict=True)
-  return tuple(tree.unflatten(half) for half in halves)
+  parts = zip(*map(part_leaf, leaves), strict=True)
+  return tuple(tree.unflatten(leaf) for leaf in parts)

@@ -22,6 +22,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
+from models import expansion
 from models import layouts
 
 Flat = layouts.Flat
@@ -33,6 +34,8 @@ def load(
   *,
   head: Literal["fresh", "keep"] = "fresh",
   rows: Sequence[int] | None = None,
+  new: int = 0,
+  seed: int = 0,
   adapters: Literal["merged", "apart"] = "merged",
 ) -> dict[str, Any]:
   """Reads weights into a model's tree; all leaves must be there and fit.
@@ -47,6 +50,9 @@ def load(
       before it, and the tree's head is zero. "keep": the head is loaded.
     rows: With head="keep", the classes of the file's head that become ours, in
       our order: torch's rows, the columns of our kernel. None: all.
+    new: With head="keep", how many of the model's last classes the file's head
+      lacks; they are drawn, as in expansion.expand.
+    seed: Draws them.
     adapters: What a published Face Transformer's weights are to the LoRA
       beside them. "merged": they hold it already, and lora_A and lora_B are
       dropped: so are the files of GS-LoRA's tasks, written in evaluation mode,
@@ -75,7 +81,9 @@ def load(
     _read(path), expected, source=path, adapters=adapters
   )
   if rows is not None:
-    found |= _pick(path, found, expected, rows, head)
+    found |= _pick(path, found, expected, rows, head, new)
+  if new and head == "keep":
+    found = expansion.expand(found, expected, new, seed=seed, source=path)
   if head == "fresh":
     found = _with_fresh_head(path, found, expected)
   if layouts.POSITION in found and layouts.POSITION in expected:
@@ -111,6 +119,7 @@ def _pick(
   expected: Mapping[str, Any],
   rows: Sequence[int],
   head: str,
+  new: int,
 ) -> Flat:
   """Returns the leaves of the file's head with the chosen classes alone."""
   picked = [name for name in ("head/kernel", "head/bias") if name in found]
@@ -131,7 +140,7 @@ def _pick(
       f"rows={outside} are outside the head of {path}, whose {count} classes"
       f" are 0 to {count - 1}."
     )
-  classes = expected["head/kernel"].shape[-1]
+  classes = expected["head/kernel"].shape[-1] - new
   if len(rows) != classes:
     raise ValueError(
       f"{len(rows)} rows of the head of {path} were chosen for a model of"

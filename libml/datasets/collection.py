@@ -6,7 +6,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import TypeVar
 
 import numpy as np
 
@@ -54,12 +53,8 @@ class Collection:
     }
 
 
-Data = source_lib.Source | Collection
-DataT = TypeVar("DataT", bound=Data)
-
-
 def collection(
-  table: Mapping[str, Callable[..., Data]],
+  table: Mapping[str, Callable[..., Any]],
   /,
   *,
   order: Sequence[str],
@@ -141,38 +136,4 @@ def limit(whole: Collection, per_class: int) -> Collection:
       )
       for part in whole.parts
     ),
-  )
-
-
-def hold_out(data: DataT, fraction: float, seed: int) -> DataT:
-  """Returns data for tuning: their test split is part of the training split.
-
-  The true test split does not occur in the result, nor do test images of
-  further classes, so nothing that is chosen on it can have seen test images.
-
-  Args:
-    data: The whole source, or a collection, each part of which is divided.
-    fraction: Part of each class's training images that becomes the test split.
-    seed: Decides which images.
-
-  Returns:
-    What was given, a Source or a Collection.
-
-  Raises:
-    ValueError: As `stratify`.
-  """
-  if isinstance(data, Collection):
-    parts = tuple(hold_out(part, fraction, seed) for part in data.parts)
-    return dataclasses.replace(data, parts=parts)
-  train = data.splits["train"]
-  left, held = source_lib.stratify(
-    train.labels, fraction, source_lib.generator(seed)
-  )
-  return dataclasses.replace(
-    data,
-    splits={"train": train.rows(left), "test": train.rows(held)},
-    others=None,
-    other_names=(),
-    origin=f"{data.origin}; test held out of train: fraction {fraction}, "
-    f"seed {seed}",
   )

@@ -1,5 +1,6 @@
 """Sources that need no download: scikit-learn's digits, and made-up images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,12 @@ from libml.datasets import collection
 from libml.datasets import source
 
 
-def digits(*, test_fraction: float = 0.25, seed: int = 0) -> source.Source:
+def digits(
+  *,
+  test_fraction: float = 0.25,
+  seed: int = 0,
+  classes: Sequence[int] | None = None,
+) -> source.Source:
   """Returns scikit-learn's 1,797 handwritten digits, 8x8, in 10 classes.
 
   The grey levels 0 to 16 become 0 to 255 in three equal channels.
@@ -16,6 +22,7 @@ def digits(*, test_fraction: float = 0.25, seed: int = 0) -> source.Source:
   Args:
     test_fraction: Part of each class that is the test split.
     seed: Decides which images are.
+    classes: Digits to keep; they become 0, 1, ... in this order. None: all.
   """
   from sklearn import datasets
 
@@ -26,13 +33,14 @@ def digits(*, test_fraction: float = 0.25, seed: int = 0) -> source.Source:
   train, test = source.stratify(
     whole.labels, test_fraction, source.generator(seed)
   )
-  return source.Source(
+  found = source.Source(
     name="digits",
     class_names=tuple(map(str, range(10))),
     splits={"train": whole.rows(train), "test": whole.rows(test)},
     origin="scikit-learn digits (UCI optical recognition, Alpaydin and "
     f"Kaynak, 1998); test fraction {test_fraction}, seed {seed}",
   )
+  return found if classes is None else found.select(classes)
 
 
 def synthetic(

@@ -69,7 +69,7 @@ def npz(
   count = 1 + max(int(split.labels.max(initial=0)) for split in splits.values())
   names = tuple(map(str, arrays.get("class_names", range(count))))
   if classes is not None:
-    splits = {k: _keep(v, classes, len(names)) for k, v in splits.items()}
+    splits = {k: v.select(classes, len(names)) for k, v in splits.items()}
     names = tuple(names[label] for label in classes)
   return source.Source("npz", names, splits, origin=f"file {path.name}")
 
@@ -79,6 +79,8 @@ def folder(
   root: str | os.PathLike[str],
   train_list: str | None = None,
   test_list: str | None = None,
+  test_fraction: float | None = None,
+  seed: int = 0,
   domains: Sequence[str] = (),
   others: str | os.PathLike[str] | None = None,
   expected: Mapping[str, Any] | None = None,
@@ -87,13 +89,17 @@ def folder(
   """Returns images from root/train/CLASS/* and root/test/CLASS/*.
 
   With lists, all images are in root/CLASS/*, and the lists name those of each
-  split. Class ids are positions in the sorted folder names, where lists give
+  split; with a test_fraction they are there, too, and are divided at random.
+  Class ids are positions in the sorted folder names, where lists give
   none. Files with other suffixes than SUFFIXES are passed over.
 
   Args:
     root: Folder with the folders train and test, or with those of the classes.
     train_list: File that names the training images; see `lists.Lists`.
     test_list: File that names the test images; None: no lists.
+    test_fraction: Part of each class's images that is the test split, where
+      there are no folders train and test.
+    seed: Decides which images are.
     domains: Folders between root and those of the classes, with lists: images
       are in root/DOMAIN/CLASS/*, and a class is the same in all. (): none.
     others: Folder of test images of further classes, others/CLASS/*; None:
@@ -121,6 +127,14 @@ def folder(
     whole = _folder_split(parts, names)
     splits, names = chosen.divide(whole, whole.images.tolist(), names)
     origin += f", divided by {chosen}"
+  elif test_fraction is not None:
+    names = tuple(_folders(root, "root/CLASS/"))
+    whole = _folder_split([root], names)
+    train, test = source.stratify(
+      whole.labels, test_fraction, source.generator(seed)
+    )
+    splits = {"train": whole.rows(train), "test": whole.rows(test)}
+    origin += f"; test fraction {test_fraction}, seed {seed}"
   elif domains:
     raise ValueError(
       f"Domains {list(domains)} need lists; give train_list and test_list."
@@ -155,20 +169,6 @@ def _npz_split(
     return source.Split(images, labels.astype(np.int32))
   except ValueError as error:
     raise ValueError(f"{path}, x_{key}, y_{key}: {error}") from error
-
-
-def _keep(
-  split: source.Split, classes: Sequence[int], count: int
-) -> source.Split:
-  wrong = [label for label in classes if not 0 <= label < count]
-  if wrong or len(set(classes)) < len(classes):
-    raise ValueError(
-      f"Classes {list(classes)} must be different ids in 0 to {count - 1}."
-    )
-  ids = np.full(count, -1, np.int32)
-  ids[list(classes)] = np.arange(len(classes))
-  rows = np.flatnonzero(ids[split.labels] >= 0)
-  return source.Split(split.images[rows], ids[split.labels[rows]])
 
 
 def _train_classes(root: pathlib.Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,26 @@ class Split:
   def rows(self, rows: np.ndarray) -> "Split":
     """Returns a split of these rows, in their order."""
     return Split(self.images[rows], self.labels[rows], self.encoding)
+
+  def select(self, classes: Sequence[int], count: int) -> "Split":
+    """Returns some classes, which become 0, 1, ... in the order given.
+
+    Args:
+      classes: Their ids.
+      count: How many ids there are.
+
+    Raises:
+      ValueError: An id that does not exist or stands twice.
+    """
+    wrong = [label for label in classes if not 0 <= label < count]
+    if wrong or len(set(classes)) < len(classes):
+      raise ValueError(
+        f"Classes {list(classes)} must be different ids in 0 to {count - 1}."
+      )
+    ids = np.full(count, -1, np.int32)
+    ids[list(classes)] = np.arange(len(classes))
+    rows = np.flatnonzero(ids[self.labels] >= 0)
+    return Split(self.images[rows], ids[self.labels[rows]], self.encoding)
 
   @functools.cached_property
   def fingerprint(self) -> dict[str, int]:
@@ -165,6 +186,54 @@ class Source:
   def num_classes(self) -> int:
     """The number of classes."""
     return len(self.class_names)
+
+  def select(self, classes: Sequence[int]) -> "Source":
+    """Returns some classes, which become 0, 1, ... in the order given.
+
+    Raises:
+      ValueError: An id that does not exist or stands twice.
+    """
+    return dataclasses.replace(
+      self,
+      class_names=tuple(self.class_names[label] for label in classes),
+      splits={
+        key: split.select(classes, self.num_classes)
+        for key, split in self.splits.items()
+      },
+      others=None,
+      other_names=(),
+    )
+
+  def ids(self, names: Sequence[int | str], what: str) -> tuple[int, ...]:
+    """Returns the ids of classes given by id or name.
+
+    Args:
+      names: Ids, names, or both.
+      what: Where they stand, for the error.
+
+    Raises:
+      ValueError: No list, a class that does not exist, or one twice.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+      raise ValueError(
+        f"{names!r} of {what} must be a list of class ids or names, such as "
+        "(8, 9)."
+      )
+    by_name = {name: i for i, name in enumerate(self.class_names)}
+    found = []
+    for name in names:
+      label = by_name.get(name) if isinstance(name, str) else name
+      known = isinstance(label, int) and 0 <= label < self.num_classes
+      if not known:
+        some = ", ".join(self.class_names[:5])
+        raise ValueError(
+          f"Class {name!r} of {what} does not exist in {self.name!r}; classes "
+          f"are 0 to {self.num_classes - 1}, or names such as {some}."
+        )
+      found.append(label)
+    if len(set(found)) < len(found):
+      raise ValueError(f"A class stands twice in {what}: {found}.")
+    return tuple(found)
 
   @functools.cached_property
   def description(self) -> dict[str, Any]:

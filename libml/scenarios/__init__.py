@@ -13,6 +13,8 @@ from libml.scenarios.stage import Scenario
 from libml.scenarios.stage import Stage
 from libml.scenarios.stage import learn_in_order
 from libml.scenarios.stage import probe_matrix
+from libml.scenarios.swapping import summarize_swapping
+from libml.scenarios.swapping import swapping
 from libml.scenarios.task_free import gaussian
 from libml.scenarios.tasks import class_incremental
 from libml.scenarios.tasks import class_order
@@ -36,8 +38,10 @@ __all__ = [
   "learn_in_order",
   "probe_matrix",
   "summarize_forgetting",
+  "summarize_swapping",
   "summarize_tasks",
   "summarize_test",
+  "swapping",
   "task_matrix",
 ]
 
@@ -47,4 +51,5 @@ SCENARIOS: dict[str, Callable[..., Scenario]] = {
   "forgetting": forgetting,
   "gaussian": gaussian,
   "joined": joined,
+  "swapping": swapping,
 }

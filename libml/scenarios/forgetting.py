@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from libml import datasets
 from libml import metrics
+from libml.scenarios import sampling
 from libml.scenarios import stage as stage_lib
 
 Name = int | str
@@ -73,7 +74,7 @@ def forgetting(
     )
   if requests is None:
     requests = _from_order(order, num_requests, classes_per_request)
-  forget = [_ids(source, r, f"request {i}") for i, r in enumerate(requests)]
+  forget = [source.ids(r, f"request {i}") for i, r in enumerate(requests)]
   _check_requests(forget, len(known))
   gone = {c for request in forget for c in request}
   kept = tuple(c for c in order if c not in gone)
@@ -81,7 +82,9 @@ def forgetting(
   absent = tuple(c for c in kept if c not in trained)
   train, test = source.splits["train"], source.splits["test"]
   stage_lib.check_tested(test, source.class_names, source.name)
-  sample = _Sample(datasets.Subset.of(train), ratio, shots, redraw, sample_seed)
+  sample = sampling.Sample(
+    datasets.Subset.of(train), ratio, shots, redraw, sample_seed
+  )
   sample.draw(
     0, (*trained, *gone)
   )  # one draw serves all, if nothing is redrawn
@@ -192,67 +195,6 @@ def summarize_forgetting(
   return summary
 
 
-class _Sample:
-  """The training images that are still there."""
-
-  def __init__(
-    self,
-    images: datasets.Subset,
-    ratio: float | None,
-    shots: int | None,
-    redraw: bool,
-    seed: int,
-  ):
-    if ratio is not None and not 0 < ratio <= 1:
-      raise ValueError(
-        f"scenario.ratio={ratio} must lie above 0 and not above 1, or be None "
-        "for all images."
-      )
-    self._images, self._ratio, self._shots = images, ratio, shots
-    self._redraw, self._seed = redraw, seed
-    self._drawn: datasets.Subset | None = None
-
-  def draw(self, number: int, classes: Sequence[int]) -> datasets.Subset:
-    """Returns the sample of some classes; `number` seeds what is redrawn."""
-    if self._drawn is None:
-      self._drawn = self._take(self._images.select(classes), self._seed)
-    if self._redraw:
-      drawn = self._take(self._images.select(classes), self._seed + number)
-    else:
-      drawn = self._drawn.select(classes)
-    empty = sorted(set(classes) - set(drawn.labels.tolist()))
-    if empty:
-      raise ValueError(
-        f"scenario.ratio={self._ratio} leaves no image of the classes {empty}; "
-        "raise it, set scenario.shots, or leave these classes out."
-      )
-    return drawn
-
-  def _take(self, images: datasets.Subset, seed: int) -> datasets.Subset:
-    if self._shots is not None:
-      try:
-        return images.take_per_class(self._shots, seed)
-      except ValueError as error:
-        raise ValueError(f"scenario.shots={self._shots}: {error}") from None
-    if self._ratio is None:
-      return images
-    count = int(self._ratio * len(images))
-    if not count:
-      raise ValueError(
-        f"scenario.ratio={self._ratio} of {len(images)} images is none; raise "
-        "it, or set scenario.shots."
-      )
-    return images.take(count, seed)
-
-  def describe(self) -> str:
-    """Returns what is drawn, in words."""
-    if self._shots is not None:
-      size = f"{self._shots} images a class"
-    else:
-      size = "all images" if self._ratio is None else f"{self._ratio:g} of all"
-    return f"{size}, drawn {'for each request' if self._redraw else 'once'}"
-
-
 def _from_order(
   order: Sequence[int], count: int, size: int
 ) -> list[Sequence[int]]:
@@ -266,39 +208,8 @@ def _from_order(
   return [order[end - size : end] for end in ends]
 
 
-def _ids(
-  source: datasets.Source, names: Sequence[Name], what: str
-) -> tuple[int, ...]:
-  """Returns the ids of classes given by id or name."""
-  if isinstance(names, str) or not isinstance(names, Sequence):
-    raise ValueError(
-      f"{names!r} of {what} must be a list of class ids or names, such as "
-      "(8, 9); scenario.requests is a list of such lists: ((8, 9), (6,))."
-    )
-  by_name = {name: i for i, name in enumerate(source.class_names)}
-  found = []
-  for name in names:
-    label = by_name.get(name) if isinstance(name, str) else name
-    known = isinstance(label, int) and 0 <= label < source.num_classes
-    if not known:
-      some = ", ".join(source.class_names[:5])
-      raise ValueError(
-        f"Class {name!r} of {what} does not exist in {source.name!r}; classes "
-        f"are 0 to {source.num_classes - 1}, or names such as {some}."
-      )
-    found.append(label)
-  if len(set(found)) < len(found):
-    raise ValueError(f"A class stands twice in {what}: {found}.")
-  return tuple(found)
-
-
 def _shown(source: datasets.Source, classes: Sequence[int]) -> str:
-  names = [source.class_names[c] for c in classes]
-  return (
-    ", ".join(names)
-    if len(names) < 4
-    else f"{names[0]} and {len(names) - 1} more"
-  )
+  return stage_lib.shown([source.class_names[c] for c in classes])
 
 
 def _check_requests(requests: Sequence[Sequence[int]], total: int) -> None:
@@ -338,7 +249,7 @@ def _trained(
       f"scenario.missing_from={missing_from!r} must be 'start' or 'end'."
     )
   if retain is not None:
-    chosen = _ids(source, retain, "scenario.retain")
+    chosen = source.ids(retain, "scenario.retain")
     both = sorted(gone.intersection(chosen))
     if both or not chosen:
       raise ValueError(

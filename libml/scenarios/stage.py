@@ -28,12 +28,14 @@ class Probe:
     problem: What is measured; None: the method's. The model does not see the
       labels of another one, which are not classes. Problems of one type
       measure a batch in the same way.
+    trained: Whether these are images that stages train on.
   """
 
   subset: datasets.Subset
   classes: tuple[int, ...]
   augment: bool = False
   problem: Problem | None = None
+  trained: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Stage:
 
   Attributes:
     index: Number, from 0.
-    goal: "learn" or "forget".
+    goal: "learn", "forget" or "swap", which is both.
     train: Role -> data ("learn", "seen", "forget", "retain").
     probes: Name -> what to measure after the stage; empty: nothing.
     classes: Role -> class ids.
@@ -73,6 +75,7 @@ class Scenario:
     description: Plain facts for the results.
     seeds: What its draws came from.
     class_names: One a column of the head; (): the ids stand for themselves.
+    new_classes: The last columns of the head, which pretrained weights lack.
     before: What is measured before the first stage, a row of its own; empty:
       nothing.
   """
@@ -85,12 +88,13 @@ class Scenario:
   description: Mapping[str, object]
   seeds: Mapping[str, int | None]
   class_names: tuple[str, ...] = ()
+  new_classes: int = 0
   before: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
 
   @property
   def forgotten(self) -> dict[int, tuple[int, ...]]:
     """Classes that stages forget, by the stage's number."""
-    stages = (s for s in self.stages if s.goal == "forget")
+    stages = (s for s in self.stages if s.goal != "learn")
     return {s.index: s.classes["forget"] for s in stages}
 
   def measured_probes(self, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -179,6 +183,13 @@ def check_tested(
       f"{source!r} has no test image of the classes {names}; add some, or "
       "set holdout to test on a part of the training images."
     )
+
+
+def shown(names: Sequence[str]) -> str:
+  """Returns names of classes as text, shortened where they are many."""
+  if len(names) < 4:
+    return ", ".join(names)
+  return f"{names[0]} and {len(names) - 1} more"
 
 
 def single(data: datasets.Source | datasets.Collection) -> datasets.Source:

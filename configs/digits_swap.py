@@ -1,0 +1,45 @@
+"""Knowledge Swapping on scikit-learn's digits: learn 8 and 9, forget 6 and 7.
+
+  python main.py --my_config configs/digits_swap.py --workdir ./swap
+
+No download: a classifier of the digits 0 to 7 comes from
+configs/digits_pretrain.py, made on first use, and its head gets two columns.
+":order=" is a word of l (learn) and f (forget), or "joint"; what ":protect",
+":columns", ":proximal" and ":fold" turn on is in configs/swaps.py; ":tune"
+measures on held-out training images, by which the settings were chosen.
+"""
+
+from configs import base
+from configs import common
+from configs import glyphs_pretrain
+from configs import swaps
+
+KNOWN = 8
+
+
+def get_config(arg=None):
+  """Returns a swap of two digits for two."""
+  arg = common.parse_arg(arg, **swaps.ARGUMENTS)
+  config = base.get_config()
+  config.name = common.title(
+    f"digits_swap:{arg.order}", arg, "protect", "columns", "proximal", "fold"
+  )
+  config.batch_size = 16
+  config.epochs = 15
+  tune = ",tune" if arg.tune else ""
+  config.pretrain = f"digits_pretrain:known={KNOWN}{tune}"
+  config.init_head = "keep"
+  config.export = True
+  config.holdout = 0.25 if arg.tune else 0.0
+  config.scenario = swaps.scenario(order=arg.order, ratio=0.5)
+  config.dataset = swaps.classes(
+    {"name": "digits"}, forget=(6, 7), learn=(8, 9)
+  )
+  config.preprocess.train = "none"
+  config.preprocess.eval = "native"
+  glyphs_pretrain.model(config)
+  config.model.lora = common.ffn_lora()
+  config.method = swaps.method(bound=30.0)
+  swaps.options(config, arg)
+  swaps.optimizer(config, lr=1e-2)
+  return common.finish(config, arg)

@@ -1,0 +1,104 @@
+"""Parts that the configs which swap knowledge share."""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+
+def method(**changes: Any) -> dict[str, Any]:
+  """Returns the options of Knowledge Swapping (the paper's for images)."""
+  options = {
+    "name": "swapping",
+    # The paper's optimizer goes on with its moments from stage to stage.
+    "restart_optimizer": False,
+    "learn_weight": 1.0,
+    "retain_weight": 0.2,
+    "forget_weight": 0.2,
+    "bound": 105.0,
+    "alpha": 0.005,
+    "grouping": "block",
+    "subgradient": True,
+    "protect": False,
+    "slope": 50**0.5,
+    "fold": False,
+    "new_columns": r"(?!)",
+  }
+  return {**options, **changes}
+
+
+def scenario(**changes: Any) -> dict[str, Any]:
+  """Returns the options of a swap: learn, then forget."""
+  options = {
+    "name": "swapping",
+    # Letters l and f, one a stage, or "joint".
+    "order": "lf",
+    # Share of the images to forget and to retain that is still there, or
+    # images a class of them instead.
+    "ratio": 0.1,
+    "shots": config_dict.placeholder(int),
+    "sample_seed": 1337,
+    # Columns of the head that no class has.
+    "spare": 0,
+  }
+  return {**options, **changes}
+
+
+def classes(
+  known: dict[str, Any],
+  forget: tuple[int | str, ...],
+  *,
+  learn: tuple[int | str, ...] | None = None,
+  retain: tuple[int | str, ...] | None = None,
+  new: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Returns the data of a swap whose sets are lists of classes."""
+  lists = {"learn": learn, "forget": forget, "retain": retain}
+  options = {
+    name: config_dict.placeholder(tuple) if ids is None else ids
+    for name, ids in lists.items()
+  }
+  found = {"name": "swap_classes", "known": known, **options}
+  return found if new is None else {**found, "new": new}
+
+
+def optimizer(
+  config: ml_collections.ConfigDict, lr: float, **changes: Any
+) -> None:
+  """Trains the adapters, and a head where the method moves columns of it."""
+  common.gs_lora_optimizer(config, lr, **changes)
+  if config.method.new_columns != r"(?!)":
+    config.optimizer.head = common.adam(lr)
+
+
+def options(
+  config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
+) -> None:
+  """Turns on what the paper has not.
+
+  Args:
+    config: Changed in place.
+    arg: "protect": what is forgotten stays in the loss of a later stage that
+      learns; "columns": the new classes' columns of the head are trained, too;
+      "proximal": blocks become exactly zero; "fold": each stage has adapters
+      of its own.
+  """
+  config.method.protect = arg.protect
+  config.method.subgradient = not arg.proximal
+  if arg.columns:
+    config.method.new_columns = r"head/(kernel|bias)"
+  if arg.fold:
+    config.method.update({"fold": True, "restart_optimizer": True})
+
+
+# Arguments that all of these configs take.
+ARGUMENTS = {
+  "order": "lf",
+  "protect": False,
+  "columns": False,
+  "proximal": False,
+  "fold": False,
+  "tune": False,
+}

@@ -1,0 +1,82 @@
+"""Which training images are still there when a request comes."""
+
+from collections.abc import Sequence
+
+from libml import datasets
+
+
+class Sample:
+  """The training images that are still there."""
+
+  def __init__(
+    self,
+    images: datasets.Subset,
+    ratio: float | None,
+    shots: int | None,
+    redraw: bool,
+    seed: int,
+  ):
+    """Draws nothing yet.
+
+    Args:
+      images: All of them.
+      ratio: Share of them that is still there, in 0 to 1; None: all.
+      shots: Images a class that are, in place of a share.
+      redraw: Whether each draw is made anew; else the first one serves all.
+      seed: Decides which images are there.
+
+    Raises:
+      ValueError: A ratio out of range.
+    """
+    if ratio is not None and not 0 < ratio <= 1:
+      raise ValueError(
+        f"scenario.ratio={ratio} must lie above 0 and not above 1, or be None "
+        "for all images."
+      )
+    self._images, self._ratio, self._shots = images, ratio, shots
+    self._redraw, self._seed = redraw, seed
+    self._drawn: datasets.Subset | None = None
+
+  def draw(self, number: int, classes: Sequence[int]) -> datasets.Subset:
+    """Returns the sample of some classes; `number` seeds what is redrawn.
+
+    Raises:
+      ValueError: A class without an image, or with fewer than the shots.
+    """
+    if self._drawn is None:
+      self._drawn = self._take(self._images.select(classes), self._seed)
+    if self._redraw:
+      drawn = self._take(self._images.select(classes), self._seed + number)
+    else:
+      drawn = self._drawn.select(classes)
+    empty = sorted(set(classes) - set(drawn.labels.tolist()))
+    if empty:
+      raise ValueError(
+        f"scenario.ratio={self._ratio} leaves no image of the classes {empty}; "
+        "raise it, set scenario.shots, or leave these classes out."
+      )
+    return drawn
+
+  def _take(self, images: datasets.Subset, seed: int) -> datasets.Subset:
+    if self._shots is not None:
+      try:
+        return images.take_per_class(self._shots, seed)
+      except ValueError as error:
+        raise ValueError(f"scenario.shots={self._shots}: {error}") from None
+    if self._ratio is None:
+      return images
+    count = int(self._ratio * len(images))
+    if not count:
+      raise ValueError(
+        f"scenario.ratio={self._ratio} of {len(images)} images is none; raise "
+        "it, or set scenario.shots."
+      )
+    return images.take(count, seed)
+
+  def describe(self) -> str:
+    """Returns what is drawn, in words."""
+    if self._shots is not None:
+      size = f"{self._shots} images a class"
+    else:
+      size = "all images" if self._ratio is None else f"{self._ratio:g} of all"
+    return f"{size}, drawn {'for each request' if self._redraw else 'once'}"
