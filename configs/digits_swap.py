@@ -21,9 +21,7 @@ def get_config(arg=None):
   """Returns a swap of two digits for two."""
   arg = common.parse_arg(arg, **swaps.ARGUMENTS)
   config = base.get_config()
-  config.name = common.title(
-    f"digits_swap:{arg.order}", arg, "protect", "columns", "proximal", "fold"
-  )
+  config.name = swaps.title("digits_swap", arg)
   config.batch_size = 16
   config.epochs = 15
   tune = ",tune" if arg.tune else ""

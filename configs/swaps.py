@@ -39,6 +39,8 @@ def scenario(**changes: Any) -> dict[str, Any]:
     # images a class of them instead.
     "ratio": 0.1,
     "shots": config_dict.placeholder(int),
+    # Images a class to learn from; None: all.
+    "learn_shots": config_dict.placeholder(int),
     "sample_seed": 1337,
     # Columns of the head that no class has.
     "spare": 0,
@@ -93,12 +95,16 @@ def options(
     config.method.update({"fold": True, "restart_optimizer": True})
 
 
+def title(name: str, arg: ml_collections.ConfigDict, *more: str) -> str:
+  """Returns a run's name: "digits_swap:lf" and what differs from the paper."""
+  on = [v for v in (*_VARIANTS, *more) if arg[v]]
+  return ",".join([f"{name}{',' if ':' in name else ':'}{arg.order}", *on])
+
+
+_VARIANTS = ("protect", "columns", "proximal", "fold")
 # Arguments that all of these configs take.
 ARGUMENTS = {
   "order": "lf",
-  "protect": False,
-  "columns": False,
-  "proximal": False,
-  "fold": False,
+  **dict.fromkeys(_VARIANTS, False),
   "tune": False,
 }

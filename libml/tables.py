@@ -38,12 +38,14 @@ def _add_columns(out: table.Table, names: Sequence[str]) -> None:
 
 # Column -> reading of a summary, and its figure there.
 _SUMMARY = {
+  "learn": ("", "acc_learn"),
   "forget": ("", "acc_forget"),
   "retain": ("", "acc_retain"),
   "old": ("", "acc_old"),
   "missing": ("", "acc_missing"),
   "others": ("", "acc_others"),
   "H-mean": ("", "h_mean"),
+  "of three": ("", "swap_mean"),
   "avg_acc": ("", "avg_acc"),
   "augmented": ("", "augmented_avg_acc"),
   "forgetting": ("", "forgetting"),
@@ -99,10 +101,12 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
   many = len(probes) > _MOST_TASKS // 2
   named = any(":" in name for name in stages)
   if many or named:  # a number suffices, or the line grows too long
-    for word in ("task ", "request "):
+    for word in ("task ", "request ", "stage "):
       probes = [name.removeprefix(word) for name in probes]
       stages = [name.removeprefix(word) for name in stages]
-  if record["axes"]["stage"][0] < 0:
+  if "acc_learn" in record["final"]:
+    what = "before and after each stage"
+  elif record["axes"]["stage"][0] < 0:
     what = "before and after each request"
   elif len(probes) > 1:
     what = "of each task after each task"
@@ -110,7 +114,11 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
     what = "of all test images"
   out = _table(f"{record['name']}: accuracy (%) {what}")
   shown = range(len(probes)) if 1 < len(probes) <= _MOST_TASKS else range(0)
-  summaries = _summaries([record], range(len(stages)))
+  summaries = {
+    name: cells
+    for name, cells in _summaries([record], range(len(stages))).items()
+    if name not in probes
+  }
   summaries.update(_edits(record))
   out.add_column("after", justify="left" if named else "right", no_wrap=True)
   _add_columns(out, [*(probes[i] for i in shown), *summaries])
@@ -151,15 +159,16 @@ def _over_requests(
 def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
   """Returns runs beside each other.
 
-  Of runs that learn, what is left after the last stage; of runs that forget,
-  the worst request's accuracies on what goes and losses of what stays, what is
-  left of earlier requests at the end, the mean H, and each request's number of
-  groups that are exactly zero.
+  Of runs that learn or swap, what is left after the last stage; of runs that
+  forget, the worst request's accuracies on what goes and losses of what stays,
+  what is left of earlier requests at the end, the mean H, and each request's
+  number of groups that are exactly zero.
   """
-  if all(record["axes"]["stage"][0] < 0 for record in records):
+  swaps = all("acc_learn" in record["final"] for record in records)
+  if all(r["axes"]["stage"][0] < 0 for r in records) and not swaps:
     out, summaries = _table("Over all requests (%)"), _over_requests(records)
   else:
-    out = _table("After the last task (%)")
+    out = _table(f"After the last {'stage' if swaps else 'task'} (%)")
     summaries = _summaries(records, [-1])
   seconds = [f"{record['wall_seconds']:.0f}" for record in records]
   summaries["seconds"] = seconds

@@ -57,6 +57,8 @@ TFDS_DEFAULTS: dict[str, dict[str, Any]] = {
       "kmnist",
       "fashion_mnist",
       "svhn_cropped",
+      "caltech_birds2011",
+      "oxford_iiit_pet",
       *(f"domainnet/{domain}" for domain in DOMAINS),
     )
   },
@@ -71,6 +73,15 @@ TFDS_DEFAULTS: dict[str, dict[str, Any]] = {
     **_IMAGENET_R,
     "train_split": "test[:64%]",
     "test_split": "test[64%:80%]",
+  },
+  # Single splits; which images are in which part is ours.
+  **{
+    name: {
+      "builder": name,
+      "train_split": "train[:80%]",
+      "test_split": "train[80%:]",
+    }
+    for name in ("resisc45", "plant_village")
   },
   # A single split, too; divided as in L2P.
   "not_mnist": {

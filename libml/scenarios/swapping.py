@@ -25,6 +25,7 @@ def swapping(
   order: str = "lf",
   ratio: float | None = 0.1,
   shots: int | None = None,
+  learn_shots: int | None = None,
   sample_seed: int = 1337,
   spare: int = 0,
 ) -> stage_lib.Scenario:
@@ -42,7 +43,8 @@ def swapping(
     ratio: Share of the training images to forget, and of those to retain, that
       is still there, drawn uniformly; None: all.
     shots: Images a class of them that are still there, in place of a share.
-    sample_seed: Draws the sample.
+    learn_shots: Images a class to learn from; None: all.
+    sample_seed: Draws the samples.
     spare: Columns behind the new ones that no class has, as in the released
       code, whose head of 200 learns 5 or 10 classes.
 
@@ -72,7 +74,7 @@ def swapping(
     *source.learn.class_names,
     *(f"spare {i}" for i in range(spare)),
   )
-  columns, images, tests, drawn = {}, {}, {}, ""
+  columns, images, tests, drawn = {}, {}, {}, {}
   for name in datasets.SETS:
     part = source.learn if name == "learn" else source.old
     stage_lib.check_tested(part.splits["test"], part.class_names, part.name)
@@ -83,10 +85,11 @@ def swapping(
       datasets.Subset.of(part.splits[key], ids, labels)
       for key in ("train", "test")
     )
-  for name in ("forget", "retain"):
-    sample = sampling.Sample(images[name], ratio, shots, False, sample_seed)
+  for name in datasets.SETS:
+    amount = (None, learn_shots) if name == "learn" else (ratio, shots)
+    sample = sampling.Sample(images[name], *amount, False, sample_seed)
     images[name] = sample.draw(0, columns[name])
-    drawn = sample.describe()
+    drawn[name] = sample.describe()
 
   everything = tuple(range(len(names)))
   probes = {

@@ -1,0 +1,67 @@
+"""Learn, forget and retain your own folders of images.
+
+  python main.py --my_config configs/custom_swap.py:learn=new,forget=out \
+      --workdir ./swap --my_config.init_checkpoint=ViT-B_16.npz
+
+":learn=DIR", ":forget=DIR" and ":retain=DIR" hold one folder of images a class,
+DIR/CLASS/*.jpg, a quarter of which is tested on, or DIR/train/CLASS/*.jpg and
+DIR/test/CLASS/*.jpg with ":divided". A class to forget or to retain is a column
+of the weights' head, by whose number its folder's name begins: 2_shark. With
+":names=FILE", the names of the head's classes one a line, folders have these
+names instead. ":known=" is the number of the head's columns.
+
+":deit" says that the weights are DeiT's or timm's of that kind (another GELU
+and normalization), ":variant=" which ViT they are; the other arguments are
+those of configs/digits_swap.py.
+"""
+
+from configs import base
+from configs import common
+from configs import swaps
+
+
+def get_config(arg=None):
+  """Returns a swap on three folders, of all their images."""
+  arg = common.parse_arg(
+    arg,
+    **swaps.ARGUMENTS,
+    learn="learn",
+    forget="forget",
+    retain="retain",
+    divided=False,
+    names="",
+    known=1000,
+    deit=False,
+    variant="ViT-B_16",
+    size=224,
+  )
+  config = base.get_config()
+  config.name = swaps.title("custom_swap", arg)
+  config.batch_size = 16
+  config.epochs = 5
+  config.holdout = 0.2 if arg.tune else 0.0
+  config.init_head = "keep"
+  config.export = True
+  config.scenario = swaps.scenario(order=arg.order, ratio=1.0)
+  config.dataset = {
+    "name": "swap_folders",
+    "learn": arg.learn,
+    "forget": arg.forget,
+    "retain": arg.retain,
+    "names": arg.names or None,
+    "known": None if arg.names else arg.known,
+    "test_fraction": None if arg.divided else 0.25,
+  }
+  config.preprocess.train = "none"
+  config.preprocess.resize = arg.size * 256 // 224
+  config.preprocess.antialias = True
+  config.preprocess.mean = common.IMAGENET_MEAN if arg.deit else (0.5,) * 3
+  config.preprocess.std = common.IMAGENET_STD if arg.deit else (0.5,) * 3
+  config.model.variant = arg.variant
+  config.model.image_size = arg.size
+  config.model.gelu = "erf" if arg.deit else "tanh"
+  config.model.lora = common.ffn_lora()
+  config.method = swaps.method()
+  swaps.options(config, arg)
+  swaps.optimizer(config, lr=1e-2)
+  return common.finish(config, arg)
