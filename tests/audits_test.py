@@ -162,8 +162,12 @@ def test_stages_that_are_due(world):
   assert audits.Audits(stages="last").due(stage, 1)
   assert not audits.Audits().due(stage, 1)
   learning = dataclasses.replace(stage, classes={"learn": (0,)})
-  with pytest.raises(ValueError, match="stage 1 forgets none"):
-    audits.Audits(stages="all").due(learning, 2)
+  assert not audits.Audits(stages="all").due(learning, 2)
+  refused = dataclasses.replace(world.scenario, stages=(learning,))
+  for asked in ("last", "all"):
+    with pytest.raises(ValueError, match=f"'{asked}' asks .*none is forgotten"):
+      audits.Audits(stages=asked).check(refused)
+  audits.Audits().check(refused)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,9 @@ def test_names_are_their_files(name):
     assert load(name, "method=joint").name == "joint"
   elif name.endswith("_baselines"):
     assert load(name, "method=ewc").name == "ewc"
+  elif name.endswith("_swap"):  # and by the order, which is in no column
+    assert load(name).name.partition(":")[0] == name
+    assert load(name, "order=fl").name.endswith("fl")
   else:
     assert load(name).name == name
 
