@@ -5,8 +5,6 @@ and, where there is one, a model that never saw the classes ("retrained").
 """
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -218,8 +216,10 @@ def _images(
   pool = datasets.Subset(())
   for subset in tests:  # probes may share images
     pool += subset.without(pool)
-  trained = [s.train["forget"] for s in stages if "forget" in s.train]
-  forget = functools.reduce(operator.add, trained)
+  forget = datasets.Subset(())
+  for part in stages:  # several stages may forget the same images
+    if "forget" in part.train:
+      forget += part.train["forget"].without(forget)
   return {
     "forget": relearning.few(forget, MOST_A_CLASS, seed),
     "retain": relearning.few(stage.train["retain"], MOST_A_CLASS, seed),

@@ -73,7 +73,7 @@ def collection(
 
   Raises:
     ValueError: A name twice, a part without options, options without a place
-      in the order, or what the rows raise.
+      in the order, a swap, or what the rows raise.
   """
   if len(set(order)) < len(order):
     raise ValueError(f"The order {list(order)} names a part twice.")
@@ -94,8 +94,13 @@ def collection(
     data = registry.build(table, "dataset", **parts[name])
     if isinstance(data, Collection):
       found += data.parts
-    else:
+    elif isinstance(data, source_lib.Source):
       found.append(dataclasses.replace(data, name=name))
+    else:
+      raise ValueError(
+        f"Part {name!r} of the order is {data.name!r}, which is no data set to "
+        "join but three sets for scenario.name='swapping'; take it out."
+      )
   whole = Collection("collection", tuple(found))
   return whole if per_class is None else limit(whole, per_class)
 

@@ -15,6 +15,7 @@ class Sample:
     shots: int | None,
     redraw: bool,
     seed: int,
+    prefix: str = "",
   ):
     """Draws nothing yet.
 
@@ -24,17 +25,19 @@ class Sample:
       shots: Images a class that are, in place of a share.
       redraw: Whether each draw is made anew; else the first one serves all.
       seed: Decides which images are there.
+      prefix: Of the options' names in errors, such as "learn_".
 
     Raises:
       ValueError: A ratio out of range.
     """
     if ratio is not None and not 0 < ratio <= 1:
       raise ValueError(
-        f"scenario.ratio={ratio} must lie above 0 and not above 1, or be None "
-        "for all images."
+        f"scenario.{prefix}ratio={ratio} must lie above 0 and not above 1, or "
+        "be None for all images."
       )
     self._images, self._ratio, self._shots = images, ratio, shots
     self._redraw, self._seed = redraw, seed
+    self._option = f"scenario.{prefix}"
     self._drawn: datasets.Subset | None = None
 
   def draw(self, number: int, classes: Sequence[int]) -> datasets.Subset:
@@ -52,8 +55,9 @@ class Sample:
     empty = sorted(set(classes) - set(drawn.labels.tolist()))
     if empty:
       raise ValueError(
-        f"scenario.ratio={self._ratio} leaves no image of the classes {empty}; "
-        "raise it, set scenario.shots, or leave these classes out."
+        f"{self._option}ratio={self._ratio} leaves no image of the classes "
+        f"{empty}; raise it, set {self._option}shots, or leave these classes "
+        "out."
       )
     return drawn
 
@@ -62,14 +66,16 @@ class Sample:
       try:
         return images.take_per_class(self._shots, seed)
       except ValueError as error:
-        raise ValueError(f"scenario.shots={self._shots}: {error}") from None
+        raise ValueError(
+          f"{self._option}shots={self._shots}: {error}"
+        ) from None
     if self._ratio is None:
       return images
     count = int(self._ratio * len(images))
     if not count:
       raise ValueError(
-        f"scenario.ratio={self._ratio} of {len(images)} images is none; raise "
-        "it, or set scenario.shots."
+        f"{self._option}ratio={self._ratio} of {len(images)} images is none; "
+        f"raise it, or set {self._option}shots."
       )
     return images.take(count, seed)
 

@@ -192,14 +192,18 @@ def shown(names: Sequence[str]) -> str:
   return f"{names[0]} and {len(names) - 1} more"
 
 
-def single(data: datasets.Source | datasets.Collection) -> datasets.Source:
+def single(
+  data: datasets.Source | datasets.Collection | datasets.Swap,
+) -> datasets.Source:
   """Returns the one data set of a scenario that divides it.
 
   Raises:
-    ValueError: A collection of several.
+    ValueError: A collection of several, or a swap.
   """
   if isinstance(data, datasets.Source):
     return data
+  if isinstance(data, datasets.Swap):
+    raise ValueError(_no_swap(data))
   raise ValueError(
     f"{data.name!r} is a collection of {len(data.parts)} data sets; set "
     "scenario.name to 'joined' or 'domain_incremental', or take one data set."
@@ -207,17 +211,26 @@ def single(data: datasets.Source | datasets.Collection) -> datasets.Source:
 
 
 def several(
-  data: datasets.Source | datasets.Collection,
+  data: datasets.Source | datasets.Collection | datasets.Swap,
 ) -> datasets.Collection:
   """Returns the data sets of a scenario that takes one after the other.
 
   Raises:
-    ValueError: A single data set.
+    ValueError: A single data set, or a swap.
   """
   if isinstance(data, datasets.Collection):
     return data
+  if isinstance(data, datasets.Swap):
+    raise ValueError(_no_swap(data))
   raise ValueError(
     f"{data.name!r} is one data set; this scenario takes several in order. "
     "Set dataset.name to 'collection', or scenario.name to "
     "'class_incremental'."
+  )
+
+
+def _no_swap(data: datasets.Swap) -> str:
+  return (
+    f"{data.name!r} says what to learn, to forget and to retain; set "
+    "scenario.name to 'swapping', or take another dataset.name."
   )

@@ -86,8 +86,13 @@ def swapping(
       for key in ("train", "test")
     )
   for name in datasets.SETS:
-    amount = (None, learn_shots) if name == "learn" else (ratio, shots)
-    sample = sampling.Sample(images[name], *amount, False, sample_seed)
+    # What to learn has options of its own.
+    amount, prefix = ((ratio, shots), "")
+    if name == "learn":
+      amount, prefix = ((None, learn_shots), "learn_")
+    sample = sampling.Sample(
+      images[name], *amount, False, sample_seed, prefix=prefix
+    )
     images[name] = sample.draw(0, columns[name])
     drawn[name] = sample.describe()
 
