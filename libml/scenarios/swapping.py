@@ -64,10 +64,10 @@ def swapping(
   if source.unseen:
     _LOG.warning(
       "The head knows %d classes of which no image is retained, so they may be "
-      "lost, and are not measured: %s%s.",
+      "lost, and are not measured: %s%s",
       len(source.unseen),
       ", ".join(source.unseen[:5]),
-      ", ..." if len(source.unseen) > 5 else "",
+      ", ..." if len(source.unseen) > 5 else ".",
     )
   names = (
     *source.known,
