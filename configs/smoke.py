@@ -2,7 +2,7 @@
 
 import ml_collections
 
-# Of a smoke run that forgets by training all weights.
+# Of a smoke run that forgets by training all weights, or has several losses.
 BASELINE_BLOCKS = 2
 
 _SYNTHETIC = {"name": "synthetic", "num_classes": 6, "per_class": 16, "size": 8}
@@ -80,6 +80,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if config.scenario.name == "swapping":
     config.scenario.shots = 8
     config.epochs = 2
+    config.model.depth = BASELINE_BLOCKS
   if "projection_dim" in config.method:
     # With more of them than images, one device and two end apart.
     config.method.projection_dim = min(8, config.method.projection_dim)

@@ -32,6 +32,7 @@ LIKE = {
   "random_labels": "salun",
   "gradient_ascent": "neg_grad",
   "finetune_retain": "neg_grad",
+  "swapping": "gs_lora",
 }
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def smoke_config(name):
   """Returns the smoke run of the first config that names a method."""
-  arguments = ["smoke", "smoke,plus", "smoke,measure"]
+  arguments = ["smoke", "smoke,plus", "smoke,measure", "smoke,order=lfl"]
   methods = [*common.REFERENCES, *baselines.OPTIONS]
   arguments += [f"smoke,method={m}" for m in methods]
   for path in sorted((ROOT / "configs").glob("[a-z]*_*.py")):
@@ -49,9 +50,13 @@ def smoke_config(name):
         config = get_config(argument)
       except ValueError:
         continue  # takes no such argument
-      kinds = {"class_incremental": "num_tasks", "forgetting": "num_requests"}
+      kinds = {
+        "class_incremental": "num_tasks",
+        "forgetting": "num_requests",
+        "swapping": "order",
+      }
       length = config.scenario.get(kinds.get(config.scenario.name, ""))
-      if length == 3 and config.method.name == name:
+      if length in (3, "lfl") and config.method.name == name:
         return config
   raise ValueError(f"No config names the method {name!r}.")
 
