@@ -215,6 +215,47 @@ def test_fresh_head(tmp_path, tree):
     pretrained.load(path, template(), head="keep")
 
 
+def test_new_columns_come_behind_the_files(tmp_path, tree):
+  path = write(tmp_path / "vit.npz", flatten(tree))
+  wider = template(num_classes=5)
+  loaded = pretrained.load(path, wider, head="keep", new=2, seed=4)
+  for name, leaf in flatten(loaded).items():
+    ours = leaf[..., :3] if name.startswith("head/") else leaf
+    np.testing.assert_array_equal(ours, flatten(tree)[name], name)
+  drawn = loaded["head"]["kernel"][:, 3:]
+  # Of a layer of 6 x 2 by itself.
+  assert 0.5 < abs(drawn).max() <= np.sqrt(6 / (6 + 2))
+  assert not loaded["head"]["bias"][3:].any()
+  again = pretrained.load(path, wider, head="keep", new=2, seed=4)
+  assert_equal(again, loaded)
+  other = pretrained.load(path, wider, head="keep", new=2, seed=5)
+  assert (other["head"]["kernel"][:, 3:] != drawn).all()
+
+
+def test_new_columns_follow_the_chosen_rows(tmp_path, tree):
+  path = write(tmp_path / "vit.npz", flatten(tree))
+  options = {"head": "keep", "rows": (2, 0), "new": 1}
+  kernel = pretrained.load(path, template(), **options)["head"]["kernel"]
+  np.testing.assert_array_equal(
+    kernel[:, :2], tree["head"]["kernel"][:, [2, 0]]
+  )
+  assert kernel.shape == (6, 3)
+  with pytest.raises(ValueError, match="2 rows .* a model of 3 classes"):
+    pretrained.load(path, template(num_classes=4), **options)
+
+
+def test_new_columns_need_the_head_of_the_known_ones(tmp_path, tree):
+  path = write(tmp_path / "vit.npz", flatten(tree))
+  with pytest.raises(ValueError, match="has 3 classes, .* knows 4, .*known=3"):
+    pretrained.load(path, template(num_classes=6), head="keep", new=2)
+  del tree["head"]
+  path = write(tmp_path / "bare.npz", flatten(tree))
+  with pytest.raises(
+    ValueError, match="no head, and 2 classes are to be added"
+  ):
+    pretrained.load(path, template(num_classes=5), head="keep", new=2)
+
+
 def test_template_types(tmp_path, tree):
   flat = {k: v.astype(np.float16) for k, v in flatten(tree).items()}
   path = write(tmp_path / "vit.npz", flat)

@@ -55,7 +55,8 @@ class Swap:
     for key, there in names.items():
       if not there:
         raise ValueError(
-          f"{self.name!r} has no class to {key}; name one or more."
+          f"{self.name!r} has no class to {key}; name one or more (in folders: "
+          "a folder of images each)."
         )
     both = names["forget"] & names["retain"]
     if both:
