@@ -1,0 +1,102 @@
+"""A swap finds the same on one device, on eight, and by two processes."""
+
+import json
+
+import children
+import numpy as np
+import pytest
+import walks
+from swap_tiny import tiny
+
+from libml import paths
+
+FSDP = ((r".*", "fsdp:512"),)
+CONFIGS = f"--my_config={children.ROOT}/configs"
+SWAP = f"{CONFIGS}/digits_swap.py:smoke,order=lf"
+TEACHER = f"{CONFIGS}/digits_baselines.py:smoke,method=bad_teacher"
+SMALL = ("--my_config.model.depth=1", "--my_config.checkpoint.every_steps=99")
+
+
+def run(workdir, rules):
+  """Runs the swap on all devices; writes its states around each stage."""
+  small = {"model__depth": 1, "checkpoint__every_steps": 99}
+  seen = walks.watch(tiny("order=lf", sharding=rules, **small), workdir)
+  states = [*seen.begun, *seen.trained, *seen.merged]
+  flat = {f"{i}/{k}": x for i, s in enumerate(states) for k, x in s.items()}
+  np.savez(workdir / "states.npz", **flat)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Returns a folder with the workdirs one, eight and two."""
+  folder = tmp_path_factory.mktemp("places")
+  alone = [
+    children.start(
+      run, folder / name, rules, log=folder / f"{name}.log", devices=devices
+    )
+    for name, devices, rules in (("one", 1, ()), ("eight", 8, FSDP))
+  ]
+  codes, printed = children.finish(*alone)
+  assert codes == [0, 0], printed
+  codes, printed = children.finish(
+    *children.pair(folder / "two", SWAP, *SMALL, logs=folder)
+  )
+  assert codes == [0, 0], printed
+  return folder
+
+
+def record(workdir):
+  return json.loads((workdir / "results.json").read_text())
+
+
+def assert_same(ours, theirs):
+  """Compares results: accuracies and counts exactly, losses nearly."""
+  assert ours["finished"]
+  for key in ("matrix", "summary", "observed", "train_steps"):
+    assert ours[key] == theirs[key], key
+  assert ours["compiled_steps"] == theirs["compiled_steps"]
+  assert set(ours["compiled_steps"].values()) == {1}
+  for key in ("probes", "reports"):
+    for mine, other in zip(ours[key], theirs[key], strict=True):
+      mine, other = paths.flatten(mine), paths.flatten(other)
+      assert mine.keys() == other.keys()
+      for name, value in mine.items():
+        np.testing.assert_allclose(
+          value, other[name], rtol=1e-3, atol=1e-6, err_msg=name
+        )
+
+
+def test_eight_devices_find_what_one_finds(folder):
+  one, eight = (record(folder / name) for name in ("one", "eight"))
+  assert one["devices"]["count"] == 1 and eight["devices"]["count"] == 8
+  assert_same(eight, one)
+  one, eight = (np.load(folder / n / "states.npz") for n in ("one", "eight"))
+  assert one.files == eight.files
+  for kind in ("memory/start/", "/lora_b"):
+    assert any(kind in name and eight[name].any() for name in one.files), kind
+  for name in one.files:
+    np.testing.assert_allclose(
+      eight[name], one[name], rtol=1e-3, atol=1e-5, err_msg=name
+    )
+
+
+def test_two_processes_find_what_one_finds(folder):
+  one, two = (record(folder / name) for name in ("one", "two"))
+  assert two["devices"]["processes"] == two["devices"]["count"] == 2
+  assert_same(two, one)
+
+
+def test_two_processes_teach_badly_what_one_teaches(tmp_path):
+  process = children.start(
+    children.command_line,
+    f"--workdir={tmp_path / 'one'}",
+    TEACHER,
+    *SMALL,
+    log=tmp_path / "one.log",
+  )
+  both = children.pair(tmp_path / "two", TEACHER, *SMALL, logs=tmp_path)
+  codes, printed = children.finish(process, *both)
+  assert codes == [0, 0, 0], printed
+  one, two = (record(tmp_path / name) for name in ("one", "two"))
+  assert two["devices"]["processes"] == 2
+  assert_same(two, one)
