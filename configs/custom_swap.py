@@ -1,7 +1,7 @@
 """Learn, forget and retain your own folders of images.
 
   python main.py --my_config configs/custom_swap.py:learn=new,forget=out \
-      --workdir ./swap --my_config.init_checkpoint=ViT-B_16.npz
+      --workdir ./swap --my_config.init_checkpoint=ViT-B_16-224.npz
 
 ":learn=DIR", ":forget=DIR" and ":retain=DIR" hold one folder of images a class,
 DIR/CLASS/*.jpg, a quarter of which is tested on, or DIR/train/CLASS/*.jpg and

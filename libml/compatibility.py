@@ -56,10 +56,10 @@ def check(
 
 
 def _check_sizes(scenario: scenarios.Scenario, batch_size: int) -> None:
-  """Raises ValueError where a request has fewer images than a batch."""
+  """Raises ValueError where a stage that retains lacks images of a batch."""
   for stage in scenario.stages:
     for role, images in stage.train.items():
-      if stage.goal == "forget" and len(images) < batch_size:
+      if "retain" in stage.train and len(images) < batch_size:
         raise ValueError(
           f"batch_size={batch_size} is larger than the {len(images)} images of "
           f"{role!r} in stage {stage.index + 1}; set it to {len(images)} or "

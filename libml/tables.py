@@ -90,6 +90,12 @@ def _edits(record: Mapping[str, Any]) -> dict[str, list[str]]:
   return columns if any(columns.get("s", ())) else {}
 
 
+def _swaps(record: Mapping[str, Any]) -> bool:
+  """Whether a run measures what it learns apart from what it forgets."""
+  rows = record["summary"].get(record["figure"])
+  return bool(rows) and "acc_learn" in rows[-1]
+
+
 def run_table(record: Mapping[str, Any]) -> table.Table:
   """Returns one run: accuracy of each probe after each stage, and summaries.
 
@@ -104,7 +110,7 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
     for word in ("task ", "request ", "stage "):
       probes = [name.removeprefix(word) for name in probes]
       stages = [name.removeprefix(word) for name in stages]
-  if "acc_learn" in record["final"]:
+  if _swaps(record):
     what = "before and after each stage"
   elif record["axes"]["stage"][0] < 0:
     what = "before and after each request"
@@ -120,7 +126,10 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
     if name not in probes
   }
   summaries.update(_edits(record))
-  out.add_column("after", justify="left" if named else "right", no_wrap=True)
+  # Names of classes may be long: they wrap, figures do not.
+  out.add_column(
+    "after", justify="left" if named else "right", no_wrap=not named
+  )
   _add_columns(out, [*(probes[i] for i in shown), *summaries])
   for j, stage in enumerate(stages):
     cells = [_percent(matrix[i][j], 0 if many else 1) for i in shown]
@@ -164,7 +173,7 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
   what is left of earlier requests at the end, the mean H, and each request's
   number of groups that are exactly zero.
   """
-  swaps = all("acc_learn" in record["final"] for record in records)
+  swaps = all(map(_swaps, records))
   if all(r["axes"]["stage"][0] < 0 for r in records) and not swaps:
     out, summaries = _table("Over all requests (%)"), _over_requests(records)
   else:

@@ -231,6 +231,10 @@ CONFIGS = {
     {"method__fold": True},
     "fold=True draws new adapters, .*set method.restart_optimizer=True",
   ),
+  "a batch larger than what there is to learn": (
+    {"scenario__order": "l", "scenario__learn_shots": 3},
+    "batch_size=8 is larger than the 6 images of 'learn' in stage 1; set it to",
+  ),
   "no adapters": ({"model__lora": None}, "model has none; set model.lora to"),
   "audit of what is never forgotten": (
     {"scenario__order": "ll", "audit__stages": "last"},

@@ -17,7 +17,7 @@ from models import vit
 
 KNOWN = 6
 SETS = {
-  "learn": ("owl", "bat"),
+  "learn": ("owl_of_the_far_north", "bat_of_the_far_south"),
   "forget": ("4_shark",),
   "retain": ("5_jay", "0_hen", "2_eel"),
 }
@@ -75,7 +75,7 @@ def test_run_ends_with_all_three_sets_measured(run):
   assert record["finished"] and record["name"] == "custom_swap:lf,columns"
   assert record["axes"]["stage_name"] == [
     "before",
-    "stage 0: learn bat, owl",
+    "stage 0: learn bat_of_the_far_south, owl_of_the_far_north",
     "stage 1: forget 4_shark",
   ]
   assert record["axes"]["probe"] == ["learn", "forget", "retain"]
@@ -92,7 +92,7 @@ def test_export_names_the_new_classes_and_keeps_old_columns(run):
   folder, record, first = run
   names = [
     *("0_hen", "class 1", "2_eel", "class 3", "4_shark", "5_jay"),
-    *("bat", "owl"),
+    *("bat_of_the_far_south", "owl_of_the_far_north"),
   ]
   assert record["classes"] == names
   told = json.loads((folder / "run" / "export" / "classes.json").read_text())
@@ -116,7 +116,9 @@ def test_table_shows_the_sets(run, capsys):
   _, header, *rows = lines
   assert header[:4] == ["after", "learn", "forget", "retain"]
   assert "H-mean" in header and text.count("of three") == 1
-  assert [row[0] for row in rows] == ["before", "0:", "1:"]
+  assert "…" not in text  # long names wrap, figures stay whole
+  rows = [row for row in rows if row[0] in ("before", "0:", "1:")]
+  assert len(rows) == 3
   retained = record["summary"]["accuracy"][0]["acc_retain"]
   assert rows[0][3] == f"{100 * retained:.1f}"
   tables.main([str(folder / "run")] * 2)
