@@ -18,7 +18,7 @@ last five of GS-LoRA's order.
 has. The other arguments are those of configs/digits_swap.py.
 """
 
-import numpy as np
+import random
 
 from configs import base
 from configs import casia100
@@ -46,8 +46,9 @@ def learned(name, count):
   row, total = LEARN[name]
   if not 1 <= count <= total:
     raise ValueError(f"classes={count} of learn={name!r} must be 1 to {total}.")
-  drawn = np.random.RandomState(1337).permutation(total)[:count]
-  return common.tfds(row), tuple(map(int, drawn))
+  # All are drawn, so that five of them are the first of ten.
+  drawn = random.Random(1337).sample(range(total), total)
+  return common.tfds(row), tuple(drawn[:count])
 
 
 def get_config(arg=None):

@@ -209,5 +209,6 @@ def test_rows_are_as_tfds_defines_them(name, tmp_path):
   new, learn = imagenet100_swap.learned(name, 5)
   assert new["name"] == row and len(set(learn)) == 5
   assert set(learn) < set(range(count))
+  assert imagenet100_swap.learned(name, 10)[1][:5] == learn
   with pytest.raises(FileNotFoundError, match=f"tfds build {row} "):
     DATASETS[row](data_dir=str(tmp_path))

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from libml import audits
 from libml import datasets
 from libml import metrics
 from libml import scenarios
@@ -233,3 +234,14 @@ def test_nothing_learned_or_forgotten_counts_nothing(source):
   told = swap(source, "f").summarize(same, "")
   assert told["h_mean"] == told["swap_mean"] == 0
   assert metrics.h_mean(0.5, 0.8, 0.0) == 0
+
+
+def test_audits_see_each_image_once_and_no_trained_one_as_test(source):
+  stages = swap(source, "flf").stages
+  found = audits._images(stages[2], stages[2].probes, stages[:2], seed=0)
+  counts = {role: len(subset) for role, subset in found.items()}
+  assert counts["forget"] == 10  # three stages have them
+  assert counts["forget_test"] == len(stages[0].probes["forget"].subset)
+  trained = images(stages[2].train["retain"])
+  assert not images(found["retain_test"]) & trained
+  assert labels(found["retain_test"]) == {0, 1, 2, 5, 6}
