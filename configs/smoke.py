@@ -78,7 +78,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       if config.method.get(option):
         config.method[option] = 1
   if config.scenario.name == "swapping":
-    config.scenario.shots = 8
+    config.scenario.update({"shots": 8, "learn_shots": None})
     config.epochs = 2
     config.model.depth = BASELINE_BLOCKS
   if "projection_dim" in config.method:
