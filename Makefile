@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 DEMO ?= runs/demo
 RUNS := lora_sub finetune head masked_head lora inflora nearest_mean ranpac joint
 
+SWAPS := swap_lf swap_fl
+
 .PHONY: demo test lint types install clean
 
 install: $(VENV)/installed
@@ -21,12 +23,15 @@ $(VENV)/installed: requirements.txt .ci/requirements.txt
 demo: install
 	$(BIN)/python main.py --my_config configs/digits_l2p.py \
 	  --workdir $(DEMO)/l2p
-	@$(MAKE) --no-print-directory -j2 $(addprefix run-,forget $(RUNS))
+	@$(MAKE) --no-print-directory -j2 $(addprefix run-,forget $(SWAPS) $(RUNS))
 	@$(BIN)/python -m libml.tables $(DEMO)/l2p $(addprefix $(DEMO)/,$(RUNS))
 	@$(BIN)/python -m libml.tables $(DEMO)/forget
 	@$(BIN)/python -m models.edits $(DEMO)/forget
+	@$(BIN)/python -m libml.tables $(addprefix $(DEMO)/,$(SWAPS))
 
 run-forget: CONFIG = digits_gs_lora.py
+run-swap_lf: CONFIG = digits_swap.py:order=lf
+run-swap_fl: CONFIG = digits_swap.py:order=fl
 run-lora_sub: CONFIG = digits_lora_sub.py
 run-%: CONFIG = digits_reference.py:method=$*
 run-%:
