@@ -238,7 +238,9 @@ def test_trained_backbone_keeps_the_initial_queries():
 
 
 def test_a_step_holds_one_copy_of_the_parameters(tmp_path):
-  # One shape that only the MLPs of the five blocks have.
+  # One shape that only the blocks' MLPs have.
+  config = smoke_config("l2p")
+
   def kernels():
     return [x for x in jax.live_arrays() if x.shape == (16, 32)]
 
@@ -251,8 +253,8 @@ def test_a_step_holds_one_copy_of_the_parameters(tmp_path):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(reporting, "Window", Window)
-    main.execute(smoke_config("l2p"), tmp_path)
-  assert counts == [5] * 12
+    main.execute(config, tmp_path)
+  assert counts == [config.model.depth] * 12
 
 
 def test_frozen_backbone_has_no_second_copy():

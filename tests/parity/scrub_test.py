@@ -161,7 +161,7 @@ def walk(file, name, dtype):
 
 @pytest.mark.parametrize(
   ("dtype", "name"),
-  [("float64", "scrub"), ("float64", "scrub_s"), ("float32", "scrub_s")],
+  [("float64", "scrub"), ("float32", "scrub_s")],
   indirect=["dtype"],
 )
 def test_two_epochs(file, dtype, name):
