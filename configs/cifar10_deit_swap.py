@@ -42,7 +42,8 @@ def get_config(arg=None):
   )
   config.preprocess.train = "none"
   config.model.lora = common.ffn_lora()
-  config.method = swaps.method(bound=30.0)
+  # As in configs/digits_swap.py.
+  config.method = swaps.method(bound=30.0, alpha=5e-4, retain_weight=1.0)
   swaps.options(config, arg)
   swaps.optimizer(config, lr=1e-2)
   return common.finish(config, arg)

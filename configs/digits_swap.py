@@ -37,7 +37,9 @@ def get_config(arg=None):
   config.preprocess.eval = "native"
   glyphs_pretrain.model(config)
   config.model.lora = common.ffn_lora()
-  config.method = swaps.method(bound=30.0)
+  # At the paper's alpha the adapters shrink to nothing before a classifier this
+  # sure of itself gives them a gradient, and nothing is forgotten first.
+  config.method = swaps.method(bound=30.0, alpha=5e-4, retain_weight=1.0)
   swaps.options(config, arg)
   swaps.optimizer(config, lr=1e-2)
   return common.finish(config, arg)
