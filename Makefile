@@ -40,7 +40,7 @@ run-%:
 	  > $(DEMO)-$*.log 2>&1 || { cat $(DEMO)-$*.log; exit 1; }
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
