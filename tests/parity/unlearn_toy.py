@@ -40,12 +40,17 @@ def build(name, dtype, *, parity=True, epochs=100, **options):
   config.model = {**SIZES, "dtype": dtype, "param_dtype": dtype}
   method = main.build_method(config, 10, 1)
   optimizer = main.build_optimizer(config, method)
+  return method, remembering(optimizer)
+
+
+def remembering(optimizer):
+  """Returns the optimizer with a state whose [0] is the last gradient."""
   seen = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda updates, state, params=None: (updates, updates),
   )
   chain = optax.chain(seen, optimizer.tx)
-  return method, dataclasses.replace(optimizer, tx=chain)
+  return dataclasses.replace(optimizer, tx=chain)
 
 
 def leaves(file, prefix, module):
