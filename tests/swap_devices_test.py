@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import walks
+from swap_tiny import PAPER
 from swap_tiny import tiny
 
 from libml import paths
@@ -14,12 +15,12 @@ from libml import sharding
 
 FSDP = ((r".*", "fsdp:512"),)
 SWAP = f"--my_config={children.ROOT}/configs/digits_swap.py:smoke,order=lf"
-SMALL = ("--my_config.model.depth=1", "--my_config.checkpoint.every_steps=99")
+SMALL = {"model.depth": 1, "checkpoint.every_steps": 99}
 
 
 def run(workdir, rules):
   """Runs the swap on all devices; writes its states around each stage."""
-  small = {"model__depth": 1, "checkpoint__every_steps": 99}
+  small = {name.replace(".", "__"): value for name, value in SMALL.items()}
   seen = walks.watch(tiny("order=lf", sharding=rules, **small), workdir)
   states = [*seen.begun, *seen.trained, *seen.merged]
   flat = {f"{i}/{k}": x for i, s in enumerate(states) for k, x in s.items()}
@@ -45,8 +46,10 @@ def folder(tmp_path_factory):
     run(folder / "one", ())
   codes, printed = children.finish(process)
   assert codes == [0], printed
+  changes = {f"method.{name}": value for name, value in PAPER.items()} | SMALL
+  flags = [f"--my_config.{name}={value}" for name, value in changes.items()]
   codes, printed = children.finish(
-    *children.pair(folder / "two", SWAP, *SMALL, logs=folder)
+    *children.pair(folder / "two", SWAP, *flags, logs=folder)
   )
   assert codes == [0, 0], printed
   return folder

@@ -4,6 +4,8 @@ import toy
 
 from configs import digits_swap
 
+PAPER = {"alpha": 0.005, "retain_weight": 0.2}
+
 
 def tiny(argument="order=lfl", **changes):
   """Returns the smoke run of configs/digits_swap.py, with the paper's weights.
@@ -16,5 +18,5 @@ def tiny(argument="order=lfl", **changes):
     **changes: Keys with "__" for dots.
   """
   config = digits_swap.get_config(f"smoke,{argument}")
-  config.method.update({"alpha": 0.005, "retain_weight": 0.2})
+  config.method.update(PAPER)
   return toy.change(config, changes)
