@@ -24,6 +24,10 @@ Batch = dict[str, np.ndarray]
 # Seed of all sweeps that augment; train streams start at another.
 _AUGMENTED_SWEEP = [0, 1]
 
+# Nothing here needs Python's `if` and `for` on tensors, and rewriting functions
+# so that they could takes longer than tracing them.
+_as_it_is = tf.autograph.experimental.do_not_convert
+
 # More than these wait for each other; they feed a GPU of today.
 _MAX_THREADS = 16
 
@@ -79,6 +83,7 @@ def train_stream(
   order_seed, image_seed = tf.unstack(tf.random.split(_fold([0, 0], *seed), 2))
   num = len(subset)
 
+  @_as_it_is
   def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
     order = tf.random.experimental.stateless_shuffle(
       tf.range(num, dtype=tf.int64), _fold(order_seed, epoch)
@@ -91,7 +96,8 @@ def train_stream(
   data = data.flat_map(shuffle)
   if process_count > 1:
     # Only numbers up to here: an image is read by one process alone.
-    data = data.batch(batch_size).map(lambda *at: [x[part] for x in at])
+    share = _as_it_is(lambda *at: [x[part] for x in at])
+    data = data.batch(batch_size).map(share)
     data = data.unbatch()
   load = _train_loader(subset, preprocess, image_seed, mixing)
   if table:
@@ -288,6 +294,7 @@ def _iterate(
   threads: int | None,
 ) -> Iterator[Batch]:
   threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
+  load = _as_it_is(load)
   data = data.map(load, num_parallel_calls=threads, deterministic=True)
   data = data.batch(batch_size, drop_remainder=True).prefetch(2)
   options = tf.data.Options()

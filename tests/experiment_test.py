@@ -19,7 +19,6 @@ from configs import cifar100_l2p
 from libml import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-KILLS = 10
 
 
 def numbers(workdir):
@@ -89,10 +88,9 @@ def run_alone(workdir, cache):
   main.execute(tiny(epochs=4), workdir)
 
 
-@pytest.fixture
-def spawn(monkeypatch):
+@pytest.fixture(scope="module")
+def spawn():
   """Returns a starter of processes in which everything is imported already."""
-  monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(
     [
@@ -109,34 +107,50 @@ def spawn(monkeypatch):
     process.start()
     return process
 
-  return start
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    yield start
 
 
-def test_killed_run_goes_on_bit_for_bit(tmp_path, spawn):
-  def finish(workdir):
+def finish(process):
+  process.join()
+  assert process.exitcode == 0
+
+
+@pytest.fixture(scope="module")
+def long(spawn, tmp_path_factory):
+  """Returns the workdir of such a process that nobody killed."""
+  workdir = tmp_path_factory.mktemp("long")
+  finish(spawn(workdir))
+  return workdir
+
+
+def saves(workdir):
+  """Returns the numbers of the checkpoints begun and of those finished."""
+  names = [path.name for path in (workdir / "checkpoints").glob("[0-9]*")]
+  finished = {int(name) for name in names if name.isdigit()}
+  return finished | {int(name.partition(".")[0]) for name in names}, finished
+
+
+@pytest.mark.parametrize("number", [3, 7])
+def test_killed_run_goes_on_bit_for_bit(tmp_path, long, spawn, number):
+  def kill_and_finish(saving):
+    workdir = tmp_path / ("saving" if saving else "saved")
     process = spawn(workdir)
-    process.join()
-    assert process.exitcode == 0
-
-  def kill_and_finish(number):
-    workdir = tmp_path / f"killed_{number}"
-    process = spawn(workdir)
-    process.join(random.Random(number).uniform(number, number + 1) * duration)
+    while process.is_alive():
+      begun, finished = saves(workdir)
+      if max(begun if saving else finished, default=-1) >= number:
+        break
+      time.sleep(0.001)
+    time.sleep(random.Random(number).uniform(0, 0.1) * (not saving))
     process.kill()
     process.join()
-    saved = any((workdir / "checkpoints").glob("[0-9]*"))
-    finished = process.exitcode == 0
-    finish(workdir)
-    assert numbers(workdir) == numbers(tmp_path / "whole")
-    return saved and not finished
+    assert process.exitcode == -signal.SIGKILL, "killed in the middle"
+    finish(spawn(workdir))
+    assert numbers(workdir) == numbers(long)
 
-  finish(tmp_path / "whole")  # compiles
   with futures.ThreadPoolExecutor(2) as pool:
-    began = time.time()  # of a run that has the other core's company
-    list(pool.map(finish, [tmp_path / "one", tmp_path / "other"]))
-    duration = (time.time() - began) / KILLS
-    in_the_middle = list(pool.map(kill_and_finish, range(KILLS)))
-  assert sum(in_the_middle) >= 2, "the kills came too early or too late"
+    list(pool.map(kill_and_finish, [True, False]))
 
 
 def test_sigterm_saves_and_exits_with_0(tmp_path, main_py):

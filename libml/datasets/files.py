@@ -236,6 +236,7 @@ def check_decodable(paths: np.ndarray) -> None:
 
   from libml import preprocess
 
+  @tf.autograph.experimental.do_not_convert
   def size(path: tf.Tensor) -> tf.Tensor:
     return tf.size(preprocess.decode(tf.io.read_file(path)))
 
