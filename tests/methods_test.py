@@ -30,6 +30,7 @@ LIKE = {
   "fdr": "der_plus",
   "scrub": "scrub_s",
   "random_labels": "salun",
+  "retrain": "neg_grad",
   "gradient_ascent": "neg_grad",
   "finetune_retain": "neg_grad",
   "swapping": "gs_lora",
