@@ -15,7 +15,7 @@ MEANINGS = {
   "probe, forgotten only": "accuracy of a linear classifier of these classes",
   "left, new head": "that above retrained (or a guess); 100 is all, 0 is none",
   "left, forgotten only": "the same of the other probe",
-  "steps to relearn": "from a few images to 90 % of before; few: only hidden",
+  "steps to relearn": "to 90 % of before, or of what it gets back; few: hidden",
   "membership, test": "AUC, training from test images (95 %); 50: no trace",
   "membership, held out": "against kept classes' test images; see retrained",
   "membership, kept": "control: AUC, training from test images, kept classes",

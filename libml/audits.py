@@ -169,6 +169,10 @@ class Audits:
         # What was never known cannot come back.
         target = relearning.SHARE * there if there > 1 / len(known) else None
       taught[name] = teaching.curve(tree, memory, target)
+      if name == "before" and target and taught[name]["steps"] is None:
+        target, taught[name]["steps"] = relearning.within_reach(
+          taught[name]["curve"], there
+        )
     return {
       "classes": [int(c) for c in forgotten],
       "seed": self.seed,

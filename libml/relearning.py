@@ -20,6 +20,8 @@ from libml import stage_data
 
 # Share of the first model's accuracy at which a class counts as back.
 SHARE = 0.9
+# Less of it than this, and the steps have broken the network.
+LEAST = 0.5
 # Test images whose accuracy is followed, at most.
 MOST_TESTED = 500
 
@@ -88,6 +90,28 @@ def neutral(
     return jnp.where(gone, mean, leaf)
 
   return paths.map_named(column, params)
+
+
+def within_reach(
+  curve: Sequence[Sequence[float]], accuracy: float
+) -> tuple[float | None, int | None]:
+  """Returns (target, steps) by what the first model itself comes back to.
+
+  So few images may not bring back what all of them taught, not even to a
+  network that forgot nothing.
+
+  Args:
+    curve: Of the first model: [[steps, accuracy], ...].
+    accuracy: What it had before its head forgot.
+
+  Returns:
+    (None, None) where it does not come back at all.
+  """
+  best = max(found for _, found in curve)
+  if best < LEAST * accuracy:
+    return None, None
+  target = SHARE * best
+  return target, next(int(n) for n, found in curve if found >= target)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

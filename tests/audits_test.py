@@ -76,6 +76,29 @@ def test_relearning_catches_what_hides(hidden):
   assert found["after"]["curve"] == found["before"]["curve"]
 
 
+@pytest.mark.parametrize(("most", "back"), [(10, 10), (8, None)])
+def test_more_than_comes_back_to_the_first_model_is_not_asked(
+  world, hidden, most, back
+):
+  options = {**_OPTIONS, "max_steps": most}
+  asked = audits.Audits(first=world.first, **options)
+  found = world.ask(asked, world.hidden())["relearning"]
+  assert (
+    found["before"]["curve"]
+    == hidden["relearning"]["before"]["curve"][: most + 1]
+  )
+  # 55 % after ten steps are more than half of what was there, 33 % are not.
+  best = found["before"]["curve"][-1][1]
+  assert found["target"] == (back and relearning.SHARE * best)
+  assert found["before"]["steps"] == found["after"]["steps"] == back
+
+
+def test_the_first_crossing_counts():
+  curve = [[0, 0.0], [1, 0.5], [2, 0.73], [3, 0.4], [4, 0.8], [5, 0.3]]
+  assert relearning.within_reach(curve, 1.0) == (relearning.SHARE * 0.8, 2)
+  assert relearning.within_reach(curve, 1.7) == (None, None)
+
+
 def test_a_retrained_model_passes(retrained):
   for kind, guess in (("head", 1 / 6), ("fresh", 1 / 2)):
     probe = retrained["linear_probe"][kind]
