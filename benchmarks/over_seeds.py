@@ -14,20 +14,32 @@ from typing import Any
 Record = Mapping[str, Any]
 
 
-def _requests(record: Record) -> Sequence[Mapping[str, float]]:
+def _rows(record: Record) -> Sequence[Mapping[str, float]]:
   return record["summary"][record["figure"]][1:]
 
 
-def _worst(name: str) -> Callable[[Record], float]:
-  return lambda record: max(row[name] for row in _requests(record))
+def _requests(record: Record) -> Sequence[Mapping[str, float]]:
+  """Returns a row a request; none of a swap, where the last stage counts."""
+  return [row for row in _rows(record) if "acc_learn" not in row]
+
+
+def _worst(name: str) -> Callable[[Record], float | None]:
+  return lambda record: max(
+    (row[name] for row in _requests(record)), default=None
+  )
 
 
 def _last(name: str) -> Callable[[Record], float | None]:
-  return lambda record: _requests(record)[-1].get(name)
+  return lambda record: _rows(record)[-1].get(name)
 
 
-def _h_mean(record: Record) -> float:
-  return statistics.mean(row["h_mean"] for row in _requests(record))
+def _swapped(name: str) -> Callable[[Record], float | None]:
+  return lambda record: None if _requests(record) else _last(name)(record)
+
+
+def _h_mean(record: Record) -> float | None:
+  values = [row["h_mean"] for row in _requests(record)]
+  return statistics.mean(values) if values else None
 
 
 def _share(record: Record) -> float | None:
@@ -55,6 +67,10 @@ def _audit(
 # Column -> its figure in a record, factor and decimals. What no run has is left
 # out.
 COLUMNS: dict[str, tuple[Callable[[Record], float | None], float, int]] = {
+  "learned (%)": (_swapped("acc_learn"), 100, 1),
+  "forgotten (%)": (_swapped("acc_forget"), 100, 1),
+  "retained (%)": (_swapped("acc_retain"), 100, 1),
+  "of three (%)": (_swapped("swap_mean"), 100, 1),
   "forget (%)": (_worst("acc_forget"), 100, 1),
   "retain lost (%)": (_worst("drop_retain"), 100, 1),
   "old (%)": (_last("acc_old"), 100, 1),

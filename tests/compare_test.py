@@ -85,6 +85,22 @@ def test_some_seeds_that_never_relearn_are_counted(tmp_path):
   assert str(row.cell("relearned in")) == "5 ± 1 (2 of 3)"
 
 
+def test_what_a_swap_ends_with_counts(tmp_path):
+  run = compare.plan(args(tmp_path, "--also=configs/swap.py", "--seeds=1"))[0]
+  rows = [
+    {"acc_learn": a, "acc_forget": b, "acc_retain": 0.9, "swap_mean": c}
+    for a, b, c in ((0.1, 0.8, None), (0.9, 0.7, 0.2), (0.8, 0.0, 0.85))
+  ]
+  write(run, record() | {"summary": {"accuracy": rows}})
+  table = over_seeds.markdown(compare.rows([run]))
+  head, _, line = table.splitlines()
+  assert head == (
+    "| method | runs | learned (%) | forgotten (%) | retained (%) | "
+    "of three (%) | seconds | trained (%) |"
+  )
+  assert line == ("| swap | 1/1 | 80.0 | 0.0 | 90.0 | 85.0 | 12 | 1.30 |")
+
+
 def test_one_seed_has_no_deviation(tmp_path):
   runs = compare.plan(args(tmp_path, "--methods=ewc", "--seeds=1"))
   write(runs[0], record())
