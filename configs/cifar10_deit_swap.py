@@ -42,8 +42,11 @@ def get_config(arg=None):
   )
   config.preprocess.train = "none"
   config.model.lora = common.ffn_lora()
-  # As in configs/digits_swap.py.
-  config.method = swaps.method(bound=30.0, alpha=5e-4, retain_weight=1.0)
+  # As in configs/digits_swap.py, but for weight and rate: at those of digits,
+  # forgetting takes a third of what stays with it (held-out images).
+  config.method = swaps.method(
+    bound=30.0, alpha=5e-4, retain_weight=1.0, forget_weight=0.05
+  )
   swaps.options(config, arg)
-  swaps.optimizer(config, lr=1e-2)
+  swaps.optimizer(config, lr=1e-3)
   return common.finish(config, arg)
