@@ -42,8 +42,8 @@ def get_config(arg=None):
   )
   config.preprocess.train = "none"
   config.model.lora = common.ffn_lora()
-  # As in configs/digits_swap.py, but for weight and rate: at those of digits,
-  # forgetting takes a third of what stays with it (held-out images).
+  # As in configs/digits_swap.py, but for the weight and the rate, so that less
+  # of what stays is lost; chosen on held-out images, order lf, seed 42.
   config.method = swaps.method(
     bound=30.0, alpha=5e-4, retain_weight=1.0, forget_weight=0.05
   )
