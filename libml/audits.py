@@ -160,7 +160,7 @@ class Audits:
       max_steps=self.max_steps,
     )
     found, taught = {}, {}
-    target: float | None = None
+    there, target = 0.0, None
     for name, tree in models.items():
       tree = _placed(tree, params, data.mesh)
       found[name] = answers.collect(method, data, tree, memory, images)
