@@ -39,8 +39,9 @@ run-%:
 	@$(BIN)/python main.py --my_config configs/$(CONFIG) --workdir $(DEMO)/$* \
 	  > $(DEMO)-$*.log 2>&1 || { cat $(DEMO)-$*.log; exit 1; }
 
+# Not the files of many tests first: what takes longest has few.
 test: install
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .
