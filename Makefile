@@ -24,10 +24,10 @@ demo: install
 	$(BIN)/python main.py --my_config configs/digits_l2p.py \
 	  --workdir $(DEMO)/l2p
 	@$(MAKE) --no-print-directory -j2 $(addprefix run-,forget $(SWAPS) $(RUNS))
-	@$(BIN)/python -m libml.tables $(DEMO)/l2p $(addprefix $(DEMO)/,$(RUNS))
-	@$(BIN)/python -m libml.tables $(DEMO)/forget
+	@$(BIN)/python -m libml.results.tables $(DEMO)/l2p $(addprefix $(DEMO)/,$(RUNS))
+	@$(BIN)/python -m libml.results.tables $(DEMO)/forget
 	@$(BIN)/python -m models.edits $(DEMO)/forget
-	@$(BIN)/python -m libml.tables $(addprefix $(DEMO)/,$(SWAPS))
+	@$(BIN)/python -m libml.results.tables $(addprefix $(DEMO)/,$(SWAPS))
 
 run-forget: CONFIG = digits_gs_lora.py
 run-swap_lf: CONFIG = digits_swap.py:order=lf

@@ -30,28 +30,28 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections import config_flags
 
-from libml import audits
-from libml import class_map
-from libml import console
 from libml import datasets
-from libml import experiment
-from libml import made_once
 from libml import optim
-from libml import paths
-from libml import processes
 from libml import registry
-from libml import results
 from libml import scenarios
-from libml import settings as settings_lib
-from libml import sharding
-from libml import steps
-from libml import tables
-from libml import verification
-from libml import workdirs
+from libml import trees
+from libml.audit import audits
+from libml.datasets import class_map
+from libml.devices import processes
+from libml.devices import sharding
 from libml.problems import PROBLEMS
-from libml.rehearsal import Rehearsal
+from libml.problems import verification
+from libml.results import console
+from libml.results import results
+from libml.results import tables
+from libml.train import made_once
+from libml.train import run as run_lib
+from libml.train import settings as settings_lib
+from libml.train import steps
+from libml.train import workdirs
+from libml.train.rehearsal import Rehearsal
 from methods import METHODS
-from methods import masking
+from methods.parts import masking
 from models import MODELS
 from models import export as models_export
 from models import lora
@@ -220,7 +220,7 @@ def upstream(name: str, should_stop: Callable[[], bool]) -> str:
 
 def build_audit(
   config: ConfigDict,
-  run: experiment.Run,
+  run: run_lib.Run,
   state: Any,
   mesh: jax.sharding.Mesh,
   *,
@@ -241,7 +241,7 @@ def build_audit(
   asked = audits.Audits(**settings, stages=stages)
   asked.check(run.scenario)
   if asked.stages != "none":
-    own = paths.without(state.params, run.method.private)
+    own = trees.without(state.params, run.method.private)
     template, _ = lora.split(jax.eval_shape(lambda: own))
     forgotten = run.scenario.forgotten
     asked = dataclasses.replace(
@@ -287,14 +287,14 @@ def execute(
     _LOG.info("%s is finished; nothing is trained.", workdir)
     return record
   # These pull in TensorFlow, which takes seconds.
-  from libml import mixing
-  from libml import preprocess
-  from libml import reporting
+  from libml.images import mixing
+  from libml.images import preprocess
+  from libml.results import reporting
 
   source, scenario = build_scenario(config)
   method = build_method(config, scenario.num_classes, len(scenario.stages))
   optimizer = build_optimizer(config, method)
-  run = experiment.Run(
+  run = run_lib.Run(
     method=method,
     scenario=scenario,
     optimizer=optimizer,
@@ -352,7 +352,7 @@ def execute(
   finally:
     reporter.close()
   if config.export:
-    params = paths.without(state.params, method.private)
+    params = trees.without(state.params, method.private)
     params = sharding.to_host(params, mesh)
     if processes.is_first():
       models_export.write(
@@ -384,7 +384,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     stop = functools.partial(bool, stopped)
     record = execute(_CONFIG.value, workdir, stop, audit=_AUDIT.value)
-  except experiment.Interrupted as stop:
+  except run_lib.Interrupted as stop:
     _LOG.info("Stopped and saved; the same command goes on %s.", stop)
     return
   except (ValueError, OSError, FloatingPointError) as error:

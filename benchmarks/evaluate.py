@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import workload
 
-from libml import sharding
-from libml import steps
+from libml.devices import sharding
+from libml.train import steps
 
 
 def measure(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

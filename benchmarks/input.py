@@ -33,12 +33,12 @@ import numpy as np
 import tensorflow as tf
 
 import main
-from libml import mixing as mixing_lib
-from libml import preprocess as preprocess_lib
-from libml import streams
 from libml.datasets import Piece
 from libml.datasets import Split
 from libml.datasets import Subset
+from libml.images import mixing as mixing_lib
+from libml.images import preprocess as preprocess_lib
+from libml.pipeline import streams
 
 JPEG_SHAPE = (375, 500, 3)
 NUM_CLASSES = 10

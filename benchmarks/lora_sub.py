@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import train_step
 import workload
 
-from libml import losses
-from libml import projection
+from libml.optim import projection
+from libml.problems import losses
 from models import lora
 
 

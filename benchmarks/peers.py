@@ -51,7 +51,7 @@ def our_steps(method: str, dtype: str, args: argparse.Namespace) -> Any:
   import numpy as np
   import workload
 
-  from libml import steps
+  from libml.train import steps
 
   command = [CONFIGS[method], "--dtype", dtype, "--variant", args.variant]
   command += ["--batch_size", str(args.batch_size)]

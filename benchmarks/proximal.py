@@ -17,8 +17,8 @@ import optax
 import train_step
 import workload
 
-from libml import group_lasso
-from libml import proximal
+from libml.optim import group_lasso
+from libml.optim import proximal
 from models import lora
 
 

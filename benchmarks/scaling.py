@@ -27,10 +27,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import main
 from configs import base
 from configs import common
-from libml import collectives
-from libml import paths
-from libml import sharding
-from libml import steps
+from libml import trees
+from libml.devices import collectives
+from libml.devices import sharding
+from libml.train import steps
 
 DEVICES = 8
 COUNTS = (8, 64, 512)
@@ -167,9 +167,9 @@ def compile_step(config: Any, num_classes: int = 100) -> Step:
   )
   held = {
     name: leaf.size * leaf.dtype.itemsize
-    for name, leaf in paths.flatten(params).items()
+    for name, leaf in trees.flatten(params).items()
   }
-  trained = paths.flatten(optimizer.groups.trainable(params))
+  trained = trees.flatten(optimizer.groups.trainable(params))
   return Step(
     compiled=step.lower(state, {"train": batch}).compile(),
     batch_size=config.batch_size,

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import workload
 
-from libml import sharding
-from libml import steps
+from libml.devices import sharding
+from libml.train import steps
 
 
 def measure(argv: Sequence[str] | None = None) -> dict[str, Any]:

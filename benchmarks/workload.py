@@ -27,8 +27,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import main  # noqa: E402  (found through the line above)
-from libml import sharding  # noqa: E402
-from libml import steps  # noqa: E402
+from libml.devices import sharding  # noqa: E402
+from libml.train import steps  # noqa: E402
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
       # Row of DATASETS, and its options.
       "dataset": {"name": "synthetic"},
       # Pairs of faces that are measured at the end: file of pairs, folder of
-      # the images, folds (libml/verification.py); None: none.
+      # the images, folds (libml/problems/verification.py); None: none.
       "verification": {
         "pairs": config_dict.placeholder(str),
         "root": config_dict.placeholder(str),
@@ -114,7 +114,8 @@ def get_config() -> ml_collections.ConfigDict:
         # Of the computation; parameters stay float32.
         "dtype": "float32",
       },
-      # Exemplars of earlier stages: fields of libml/rehearsal.py's Rehearsal.
+      # Exemplars of earlier stages: the fields of Rehearsal
+      # (libml/train/rehearsal.py).
       "rehearsal": {
         "per_class": 0,
         "include_current": False,

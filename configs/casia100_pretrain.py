@@ -11,8 +11,8 @@ test/PERSON/*, 112 x 112; people and counts are checked (configs/casia100.py).
 ":depth=12" and ":depth=18" are the larger networks, ":head=arcface",
 ":head=sface" and ":head=softmax" other heads than CosFace. ":tune" tests on a
 fifth of the training images. ":pairs=FILE,root=FOLDER" measures the last
-weights on pairs of faces, too, as in LFW's pairs.txt (libml/pairs.py): FOLDER
-holds their images, 112 x 112.
+weights on pairs of faces, too, as in LFW's pairs.txt
+(libml/datasets/pairs.py): FOLDER holds their images, 112 x 112.
 """
 
 from configs import base

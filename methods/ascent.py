@@ -8,7 +8,7 @@ weight CE_r - (1 - weight) CE_f.
 
 import dataclasses
 
-from methods import unlearning
+from methods.parts import unlearning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from libml import losses
-from methods import masking
-from methods import teaching
+from libml.problems import losses
+from methods.parts import masking
+from methods.parts import teaching
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

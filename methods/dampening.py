@@ -14,8 +14,8 @@ import re
 import jax
 import jax.numpy as jnp
 
-from libml import paths
-from methods import unlearning
+from libml import trees
+from methods.parts import unlearning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,19 +72,19 @@ class Dampening(unlearning.Unlearning):
     }
     dampened = data.compiled("dampened", self.dampened)
     flat = dampened(state.params, found["forget"], found["retain"])
-    return state.replace(params=paths.update(state.params, flat))
+    return state.replace(params=trees.update(state.params, flat))
 
   def fisher(self, params, memory, batch):
     """Returns a batch's squared mean gradient times its images, and these."""
     size = jnp.sum(batch["mask"])
     rows = jnp.where(batch["mask"], 1 / size, 0.0)
-    names = [n for n in paths.flatten(params) if re.fullmatch(self.layers, n)]
+    names = [n for n in trees.flatten(params) if re.fullmatch(self.layers, n)]
     grads = self.gradient(params, memory, batch, names=names, weights=rows)
     return jax.tree.map(lambda g: size * g**2, grads), size
 
   def dampened(self, params, forget, retain):
     """Returns the changed parameters."""
-    flat = paths.flatten(params)
+    flat = trees.flatten(params)
     (goes, n_goes), (stays, n_stays) = forget, retain
 
     def one(name):

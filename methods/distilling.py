@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from libml import losses
-from methods import base
-from methods import teaching
-from methods import unlearning
+from libml.problems import losses
+from libml.train.method import Outputs
+from methods.parts import teaching
+from methods.parts import unlearning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,19 +56,19 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
       **others,
     }
 
-  def distance(self, student: base.Outputs, teacher: base.Outputs) -> jax.Array:
+  def distance(self, student: Outputs, teacher: Outputs) -> jax.Array:
     """Returns how far the student is from the teacher, a scalar."""
     raise NotImplementedError
 
   def further(
-    self, params: Any, memory: Any, batch: Any, kept: base.Outputs, rng: Any
+    self, params: Any, memory: Any, batch: Any, kept: Outputs, rng: Any
   ) -> tuple[Any, dict[str, jax.Array]]:
     """Returns what else the loss has, and its parts for the log."""
     del params, memory, batch, kept, rng
     return 0.0, {}
 
   def fit(
-    self, outputs: base.Outputs, batch: Any, weight: float
+    self, outputs: Outputs, batch: Any, weight: float
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the weighted cross entropy to retain, and its parts."""
     retain, parts = self.problem.loss(outputs, batch)

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from libml import losses
-from libml import rehearsal
-from methods import base
+from libml.problems import losses
+from libml.train import rehearsal
+from libml.train.method import Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(base.Method):
+class Finetune(Method):
   """Trains on each stage's data, one after the other.
 
   Which parameters move is the optimizer's matter: all of them, or only the

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from methods import base
+from libml.train.method import Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Frozen(base.Method):
+class Frozen(Method):
   """Trains nothing; every stage measures the first model."""
 
   goals = ("learn", "forget")

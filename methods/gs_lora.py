@@ -22,13 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from libml import group_lasso
-from libml import losses
-from libml import paths
-from libml import prototypes
-from methods import adapting
-from methods import base
-from methods import pairing
+from libml import trees
+from libml.optim import group_lasso
+from libml.problems import losses
+from libml.problems import prototypes
+from libml.train.method import Method
+from libml.train.method import Round
+from libml.train.method import readings
+from methods.parts import adapting
+from methods.parts import pairing
 from models import lora
 
 # Beta after its decay, in the released code.
@@ -36,7 +38,7 @@ _DECAYED_BETA = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GsLora(base.Method):
+class GsLora(Method):
   """Two streams, a bounded loss on what must go, group-sparse adapters.
 
   Adapters are drawn at each request and folded into the kernels at the next.
@@ -121,7 +123,7 @@ class GsLora(base.Method):
     adapting.check_trained(trainable)
     beside = [
       name
-      for name, trained in paths.flatten(trainable).items()
+      for name, trained in trees.flatten(trainable).items()
       if trained and not name.endswith(("/lora_a", "/lora_b"))
     ]
     if beside:
@@ -176,7 +178,7 @@ class GsLora(base.Method):
     per_epoch = data.steps_per_epoch(("retain",))
     streams = {"retain": ("retain",), "forget": ("forget",)}
     return tuple(
-      base.Round(
+      Round(
         "train",
         self.loss,
         streams,
@@ -248,7 +250,7 @@ class GsLora(base.Method):
         lora.subtract(base_params, memory["average"], times=-1.0),
         jax.tree.map(jnp.zeros_like, adapters),
       )
-      found = base.readings(self.apply(averaged, batch))
+      found = readings(self.apply(averaged, batch))
       answers.update({f"_average{name}": out for name, out in found.items()})
     return answers
 

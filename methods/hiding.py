@@ -7,7 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from methods import unlearning
+from methods.parts import unlearning
 
 # Of the logit of a hidden class, where the head has a bias.
 _NEVER = -1e9

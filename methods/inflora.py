@@ -30,14 +30,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from libml import losses
-from libml import paths
-from libml import rehearsal
-from libml import sharding
-from libml import subspace
-from methods import adapting
-from methods import base
-from methods import masking
+from libml import trees
+from libml.devices import sharding
+from libml.problems import losses
+from libml.train import rehearsal
+from libml.train.method import Method
+from methods.parts import adapting
+from methods.parts import masking
+from methods.parts import subspace
 from models import attention_inputs
 from models import lora
 
@@ -49,7 +49,7 @@ _OLD = 1.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InfLoRA(base.Method):
+class InfLoRA(Method):
   """Trains lora_b behind a lora_a that old inputs do not reach, and the head.
 
   Attributes:
@@ -88,7 +88,7 @@ class InfLoRA(base.Method):
     Raises:
       ValueError: The optimizer trains lora_a.
     """
-    trained = paths.flatten(trainable)
+    trained = trees.flatten(trainable)
     for name in trained:
       if name.endswith("/lora_a") and trained[name]:
         raise ValueError(
@@ -110,7 +110,7 @@ class InfLoRA(base.Method):
       "design", self.design_all, out_shardings=sharding.replicated(data.mesh)
     )(state.params, state.memory["space"], seen)
     return state.replace(
-      params=paths.update(state.params, designed),
+      params=trees.update(state.params, designed),
       memory=rehearsal.stage_memory(state.memory, stage, masked=True),
     )
 
@@ -154,7 +154,7 @@ class InfLoRA(base.Method):
       for block, old in space.items()
     }
     _, adapters = lora.split(params)
-    return paths.flatten(adapting.by_parameter(adapters, designs, "lora_a"))
+    return trees.flatten(adapting.by_parameter(adapters, designs, "lora_a"))
 
   def grow_all(self, space, moments, unprotected):
     """Returns the blocks' larger spaces."""

@@ -16,11 +16,11 @@ import re
 import jax
 import jax.numpy as jnp
 
-from libml import losses
-from libml import paths
-from methods import pairing
-from methods import teaching
-from methods import unlearning
+from libml import trees
+from libml.problems import losses
+from methods.parts import pairing
+from methods.parts import teaching
+from methods.parts import unlearning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     del rng
     if not self.deposit:
       return params
-    flat = paths.flatten(params)
+    flat = trees.flatten(params)
     copies = {n: jnp.array(x) for n, x in flat.items() if self.is_low(n)}
     return {**params, "deposit": copies}
 
@@ -157,7 +157,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
       "train_accuracy_retain": right["train_accuracy"],
     }
     if self.deposit:
-      low = paths.update(params, params["deposit"])
+      low = trees.update(params, params["deposit"])
       found = self.outputs(low, memory, wrong, more)
       lost, _ = self.problem.loss(found, wrong)
       told["deposit"] = self.mixed * self._distance(found, teacher, goes)

@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from libml import losses
-from libml import prototypes
-from libml import subspace
-from methods import adapting
-from methods import base
-from methods import masking
+from libml.problems import losses
+from libml.problems import prototypes
+from libml.train.method import Method
+from methods.parts import adapting
+from methods.parts import masking
+from methods.parts import subspace
 from models import attention_inputs
 from models import lora
 
@@ -36,7 +36,7 @@ _LOG = logging.getLogger("palimpsest")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraSub(base.Method):
+class LoraSub(Method):
   """Low-rank adapters on attention inputs, prototypes instead of a head.
 
   The optimizer's LoRA group has project="update" (the code) or "gradient" (the

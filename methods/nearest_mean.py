@@ -9,12 +9,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from libml import prototypes
-from methods import base
+from libml.problems import prototypes
+from libml.train.method import Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NearestMean(base.Method):
+class NearestMean(Method):
   """Answers with the class whose mean feature has the largest cosine."""
 
   def init_memory(self, params, trainable):

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from libml import paths
-from methods import unlearning
+from libml import trees
+from methods.parts import unlearning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Penalty(unlearning.Relabelling):
     self, memory: Any, params: Any, seen: dict[str, Any], count: Any
   ) -> dict[str, Any]:
     """Returns the memory with one more quadratic in the sum."""
-    flat = paths.flatten(params)
+    flat = trees.flatten(params)
     weights, anchor, constant = {}, {}, memory["constant"]
     for name, old in memory["weights"].items():
       new = seen[name] / count
@@ -82,7 +82,7 @@ class Penalty(unlearning.Relabelling):
 
   def penalty(self, params: Any, memory: Any) -> jax.Array:
     """Returns the sum over all anchors, without its strength."""
-    flat = paths.flatten(params)
+    flat = trees.flatten(params)
     return memory["constant"] + sum(
       jnp.sum(weight * (flat[name] - memory["anchor"][name]) ** 2)
       for name, weight in memory["weights"].items()
@@ -186,10 +186,10 @@ class MAS(Weighing):
     known = memory["known"][None]
 
     def mean_square(leaves):
-      outputs = self.apply(paths.update(params, leaves), batch)
+      outputs = self.apply(trees.update(params, leaves), batch)
       squares = jnp.where(known, outputs["logits"] ** 2, 0.0)
       return jnp.sum(rows * (jnp.sum(squares, axis=-1) / jnp.sum(known)))
 
-    flat = paths.flatten(params)
+    flat = trees.flatten(params)
     leaves = {name: flat[name] for name in memory["weights"]}
     return jax.tree.map(jnp.abs, jax.grad(mean_square)(leaves))

@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from libml import losses
-from libml import rehearsal
-from methods import base
-from methods import masking
+from libml.problems import losses
+from libml.train import rehearsal
+from libml.train.method import Method
+from methods.parts import masking
 from models import prompts as prompts_lib
 from models import selection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class L2P(base.Method):
+class L2P(Method):
   """A pool of prompts; each image takes those whose keys are nearest.
 
   One tree of parameters serves the query pass and the prompted pass; where the

@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 
-from methods import unlearning
+from methods.parts import unlearning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ import numpy as np
 from jax.scipy import linalg
 
 from libml import hashing
-from libml import losses
-from methods import base
+from libml.problems import losses
+from libml.train.method import Method
 
 _LOG = logging.getLogger("palimpsest")
 
@@ -31,7 +31,7 @@ _TIE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RanPAC(base.Method):
+class RanPAC(Method):
   """Adds every image to a Gram matrix; each stage ends with one solution.
 
   The ridge has the least squared error on held-out training images, by weights

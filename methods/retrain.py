@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from libml import paths
-from methods import unlearning
+from libml import trees
+from methods.parts import unlearning
 
 # Folded into the last stage's key; no step has this number.
 _FRESH = 2**31 - 1
@@ -39,7 +39,7 @@ class Retrain(FinetuneRetain):
 
   def init_memory(self, params, trainable):
     """Checks that all weights are trained."""
-    frozen = [n for n, on in paths.flatten(trainable).items() if not on]
+    frozen = [n for n, on in trees.flatten(trainable).items() if not on]
     if frozen:
       raise ValueError(
         f"Retrain draws all weights anew, and the optimizer freezes "

@@ -18,10 +18,10 @@ import re
 
 import jax.numpy as jnp
 
-from libml import losses
-from libml import paths
-from methods import base
-from methods import teaching
+from libml import trees
+from libml.problems import losses
+from libml.train.method import Round
+from methods.parts import teaching
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Scrub(teaching.Taught):
     del stage
     kinds = {"max": (self.max_loss, "forget"), "min": (self.min_loss, "retain")}
     passes = {
-      name: base.Round(
+      name: Round(
         name,
         loss,
         {role: (role,)},
@@ -108,7 +108,7 @@ class Scrub(teaching.Taught):
 
   def average(self, memory, params):
     """Returns what an epoch's end changes in the memory."""
-    flat, first = paths.flatten(params), memory["averaged"] == 0
+    flat, first = trees.flatten(params), memory["averaged"] == 0
     decay = jnp.where(first, 0.0, self.average_decay)
     average = {
       name: (decay * old + (1 - decay) * flat[name]).astype(old.dtype)
@@ -148,7 +148,7 @@ class Scrub(teaching.Taught):
     """Returns D, 0 without smoothing."""
     if not self.smoothing:
       return jnp.zeros(())
-    flat, tensors = paths.flatten(params), {}
+    flat, tensors = trees.flatten(params), {}
     for name, old in memory["average"].items():
       tensor = re.sub(r"/(query|key|value)/", "/qkv/", name)
       tensors.setdefault(tensor, []).append(losses.norm(flat[name] - old))

@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from libml import group_lasso
-from libml import paths
-from methods import adapting
-from methods import base
-from methods import pairing
+from libml import trees
+from libml.optim import group_lasso
+from libml.train.method import Method
+from libml.train.method import Round
+from methods.parts import adapting
+from methods.parts import pairing
 from models import lora
 
 # What a stage with a goal has batches of; the first makes its epochs.
@@ -40,7 +41,7 @@ _STREAMS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Swapping(base.Method):
+class Swapping(Method):
   """Each stage has the loss of its goal, on adapters that all stages share.
 
   Attributes:
@@ -108,10 +109,10 @@ class Swapping(base.Method):
     adapting.check_trained(trainable)
     _, adapters = lora.split(params)
     memory = {"start": jax.tree.map(jnp.zeros_like, adapters)}
-    flags = paths.flatten(trainable)
+    flags = trees.flatten(trainable)
     columns = {
       name: jnp.zeros(leaf.shape, bool)
-      for name, leaf in paths.flatten(params).items()
+      for name, leaf in trees.flatten(params).items()
       if flags[name] and re.fullmatch(self.new_columns, name)
     }
     return {**memory, "salient": columns} if columns else memory
@@ -142,7 +143,7 @@ class Swapping(base.Method):
     streams = {role: (role,) for role in _STREAMS[name]}
     steps = self.epochs * self.steps_per_epoch(stage, data)
     loss = functools.partial(self.loss, goal=name)
-    return (base.Round(name, loss, streams, steps),)
+    return (Round(name, loss, streams, steps),)
 
   def extra_args(self, memory):
     """The proximal step's weight, and the columns that may move."""

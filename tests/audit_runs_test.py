@@ -7,7 +7,7 @@ import pytest
 import main
 from configs import digits_baselines
 from configs import digits_reference
-from libml import audits
+from libml.audit import audits
 from methods import METHODS
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import optax
 
 from libml import datasets
-from libml import losses
 from libml import optim
-from libml import preprocess
 from libml import scenarios
-from libml import sharding
-from libml import stage_data
-from libml import steps
+from libml.devices import sharding
+from libml.images import preprocess
+from libml.pipeline import stage_data
+from libml.problems import losses
 from libml.problems.classification import Classification
+from libml.train import steps
 from methods import METHODS
 
 CLASSES = 6

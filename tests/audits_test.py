@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from rich import console
 
-from libml import audit_table
-from libml import audits
-from libml import paths
-from libml import relearning
 from libml import scenarios
-from libml import stage_data
+from libml import trees
+from libml.audit import audits
+from libml.audit import relearning
+from libml.pipeline import stage_data
+from libml.results import audit_table
 
 _OPTIONS = {"stages": "last", "shots": 8, "lr": 3e-3, "max_steps": 40}
 
@@ -210,7 +210,7 @@ def test_settings_that_cannot_be(options, named):
 def changed(params, **leaves):
   """Returns parameters with leaves of other shapes."""
   shapes = {name.replace("__", "/"): shape for name, shape in leaves.items()}
-  return paths.update(params, {n: np.zeros(s) for n, s in shapes.items()})
+  return trees.update(params, {n: np.zeros(s) for n, s in shapes.items()})
 
 
 @pytest.mark.parametrize(

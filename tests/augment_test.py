@@ -10,9 +10,9 @@ from PIL import Image
 from PIL import ImageEnhance
 from PIL import ImageOps
 
-from libml import augment
-from libml import image_ops
-from libml.preprocess import Preprocess
+from libml.images import augment
+from libml.images import image_ops
+from libml.images.preprocess import Preprocess
 
 
 @pytest.fixture(scope="module")

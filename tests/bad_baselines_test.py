@@ -7,8 +7,8 @@ import pytest
 import main
 from configs import common
 from configs import digits_baselines
-from libml import experiment
-from libml import paths
+from libml import trees
+from libml.train import run as run_lib
 
 WEIGHTS = common.adam(1e-4)
 CASES = {
@@ -89,7 +89,7 @@ def no_step(monkeypatch):
   def train(*unused):
     pytest.fail("training began")
 
-  monkeypatch.setattr(experiment.Run, "_train", train)
+  monkeypatch.setattr(run_lib.Run, "_train", train)
 
 
 def refuse(config, workdir, message):
@@ -110,7 +110,7 @@ def test_teacher_of_other_classes_is_named(tmp_path, method):
   config = baselines_toy.tiny(method)
   model = main.build_method(config, num_classes=5, num_stages=3).model
   params, _ = main.initial_params(config, model)
-  np.savez(tmp_path / "five.npz", **paths.flatten(params))
+  np.savez(tmp_path / "five.npz", **trees.flatten(params))
   config.init_checkpoint = str(tmp_path / "five.npz")
   with pytest.raises(ValueError) as error:
     main.execute(config, tmp_path / "run")

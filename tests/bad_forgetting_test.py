@@ -7,7 +7,7 @@ import toy
 import main
 from configs import common
 from configs import imagenet100_gs_lora
-from libml import experiment
+from libml.train import run as run_lib
 
 LEARNING = {
   "name": "class_incremental",
@@ -103,7 +103,7 @@ def no_step(monkeypatch):
   def train(*unused):
     pytest.fail("training began")
 
-  monkeypatch.setattr(experiment.Run, "_train", train)
+  monkeypatch.setattr(run_lib.Run, "_train", train)
 
 
 def refuse(config, workdir, message):

@@ -8,7 +8,7 @@ from toy import tiny
 import main
 from configs import cifar10_deit_l2p
 from configs import common
-from libml import experiment
+from libml.train import run as run_lib
 from models import pretrained
 
 
@@ -19,7 +19,7 @@ def no_step(monkeypatch):
   def train(*unused):
     pytest.fail("training began")
 
-  monkeypatch.setattr(experiment.Run, "_train", train)
+  monkeypatch.setattr(run_lib.Run, "_train", train)
 
 
 CASES = {

@@ -14,8 +14,8 @@ from configs import digits_l2p
 from configs import digits_swap
 from configs import imagenet100_swap
 from libml import datasets
-from libml import experiment
 from libml import scenarios
+from libml.train import run as run_lib
 from models import pretrained
 from models import vit
 
@@ -33,7 +33,7 @@ def no_step(monkeypatch):
   def train(*unused):
     pytest.fail("training began")
 
-  monkeypatch.setattr(experiment.Run, "_train", train)
+  monkeypatch.setattr(run_lib.Run, "_train", train)
 
 
 def write(root, sets):

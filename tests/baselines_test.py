@@ -14,8 +14,8 @@ import walks
 from configs import baselines
 from configs import digits_baselines
 from configs import digits_gs_lora
-from libml import paths
-from libml import steps
+from libml import trees
+from libml.train import steps
 
 ALL = [*baselines.OPTIONS, "gs_lora", "gs_lora_plus"]
 ONE = {"num_requests": 1, "classes_per_request": 2, "missing": 0}
@@ -74,7 +74,7 @@ def test_all_requests_are_met(run):
 
 def test_only_what_may_move_moves(run):
   optimizer, method = run.run.optimizer, run.run.method
-  trainable = paths.flatten(optimizer.groups.trainable(run.state.params))
+  trainable = trees.flatten(optimizer.groups.trainable(run.state.params))
   first, *_, last = run.merged
   moved = {
     name

@@ -9,13 +9,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import main
-from libml import preprocess
 from libml import registry
-from libml import rehearsal
-from libml import sharding
-from libml import stage_data
-from libml import steps
 from libml.datasets import tfds_rows
+from libml.devices import sharding
+from libml.images import preprocess
+from libml.pipeline import stage_data
+from libml.train import rehearsal
+from libml.train import steps
 
 BATCH = 4
 TENS = [tuple(range(10 * i, 10 * (i + 1))) for i in range(10)]

@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from libml import streams
 from libml.datasets import DATASETS
 from libml.datasets import Subset
 from libml.datasets import builders
 from libml.datasets import memory
 from libml.datasets import prepare
-from libml.preprocess import Preprocess
+from libml.images.preprocess import Preprocess
+from libml.pipeline import streams
 
 
 def _save(path, level, *, mode="RGB", size=4):

@@ -11,7 +11,7 @@ import jax
 from absl import app
 
 import main
-from libml import console
+from libml.results import console
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 100
@@ -21,7 +21,12 @@ def start(target, *args, log, devices=1, cwd=ROOT):
   """Starts target(*args) on virtual devices; what it prints goes to a file."""
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(
-    ["children", "libml.preprocess", "libml.reporting", "clu.metric_writers"]
+    [
+      "children",
+      "libml.images.preprocess",
+      "libml.results.reporting",
+      "clu.metric_writers",
+    ]
   )
   cache = jax.config.jax_compilation_cache_dir
   process = context.Process(

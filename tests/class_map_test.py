@@ -2,7 +2,7 @@
 
 import pytest
 
-from libml import class_map
+from libml.datasets import class_map
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import main
 from configs import baselines
 from configs import casia100
-from libml import paths
+from libml import trees
 from methods import METHODS
 
 FILES = [
@@ -328,8 +328,8 @@ def test_number_of_parameters(name, trained, frozen):
   params = jax.eval_shape(init, inputs)["params"]
   trainable = main.build_optimizer(config, method).groups.trainable(params)
   found = {True: 0, False: 0}
-  for name, leaf in paths.flatten(params).items():
-    found[paths.flatten(trainable)[name]] += leaf.size
+  for name, leaf in trees.flatten(params).items():
+    found[trees.flatten(trainable)[name]] += leaf.size
   assert found == {True: trained, False: frozen}
 
 
@@ -341,7 +341,7 @@ def test_decay_is_of_matrices_alone(method):
   init = functools.partial(built.model.init, jax.random.key(0))
   params = jax.eval_shape(init, inputs)["params"]
   groups = main.build_optimizer(config, built).groups
-  labels = paths.flatten(groups.labels(params))
+  labels = trees.flatten(groups.labels(params))
   for name in labels:
     settings = config.optimizer[labels[name]]
     vector = name.endswith(("bias", "scale"))

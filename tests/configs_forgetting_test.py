@@ -9,7 +9,7 @@ import pytest
 
 import main
 from configs import casia100
-from libml import paths
+from libml import trees
 
 
 def load(name, arg=None):
@@ -357,6 +357,6 @@ def test_decay_of_pretraining_is_of_matrices_alone(head):
   inputs = {"image": jax.ShapeDtypeStruct((1, 112, 112, 3), np.float32)}
   init = functools.partial(method.model.init, jax.random.key(0))
   params = jax.eval_shape(init, inputs)["params"]
-  labels = paths.flatten(optimizer.groups.labels(params))
-  for name, leaf in paths.flatten(params).items():
+  labels = trees.flatten(optimizer.groups.labels(params))
+  for name, leaf in trees.flatten(params).items():
     assert (labels[name] == "vectors") == (leaf.ndim == 1), name

@@ -14,9 +14,9 @@ import main
 from configs import baselines
 from configs import common
 from libml import datasets
-from libml import paths
-from libml import preprocess
 from libml import registry
+from libml import trees
+from libml.images import preprocess
 from methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -82,7 +82,7 @@ def test_options_are_those_of_the_classes(name, arg, shrunk):
 def test_smoke_trains_what_the_full_config_trains(name):
   def trained(config):
     _, trainable = shapes(config, 10)
-    leaves = paths.flatten(trainable)
+    leaves = trees.flatten(trainable)
     # Depths differ; a whole kind of parameter is trained or not.
     return {re.sub(r"_\d+", "", leaf): on for leaf, on in leaves.items()}
 

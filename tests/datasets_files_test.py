@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from libml import streams
 from libml.datasets import DATASETS
 from libml.datasets import Subset
-from libml.preprocess import Preprocess
+from libml.images.preprocess import Preprocess
+from libml.pipeline import streams
 
 ARRAYS = {
   "x_train": np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4),

@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from libml import streams
 from libml.datasets import DATASETS
 from libml.datasets import Subset
 from libml.datasets import builders
 from libml.datasets import memory
 from libml.datasets import tfds_rows
-from libml.preprocess import Preprocess
+from libml.images.preprocess import Preprocess
+from libml.pipeline import streams
 
 
 class Toy(tfds.core.GeneratorBasedBuilder):

@@ -17,11 +17,11 @@ from toy import tiny
 
 import main
 from benchmarks import scaling
-from libml import checkpoint
-from libml import collectives
-from libml import experiment
-from libml import paths
-from libml import sharding
+from libml import trees
+from libml.devices import collectives
+from libml.devices import sharding
+from libml.train import checkpoint
+from libml.train import run as run_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = (ROOT / "docs" / "devices.md").read_text()
@@ -46,20 +46,20 @@ def run(workdir, place, stop=None):
   _, mesh, rules = PLACES[place]
   asked, cut = iter(range(1, 1000)), set()
 
-  class Run(experiment.Run):
+  class Run(run_lib.Run):
     def start(self, params):
       state = super().start(params)
-      for name, leaf in paths.flatten(state).items():
+      for name, leaf in trees.flatten(state).items():
         if not leaf.is_fully_replicated:
           cut.add(name)
       return state
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment, "Run", Run)
+    patch.setattr(run_lib, "Run", Run)
     config = tiny(mesh=mesh, sharding=rules)
     try:
       main.execute(config, workdir, lambda: next(asked) == stop)
-    except experiment.Interrupted:
+    except run_lib.Interrupted:
       assert stop is not None
   (workdir / "cut.json").write_text(json.dumps(sorted(cut)))
 
@@ -107,7 +107,7 @@ def assert_same(ours, theirs):
   assert ours["summary"] == theirs["summary"]
   assert ours["observed"] == theirs["observed"]
   for mine, other in zip(ours["probes"], theirs["probes"], strict=True):
-    mine, other = paths.flatten(mine), paths.flatten(other)
+    mine, other = trees.flatten(mine), trees.flatten(other)
     assert mine.keys() == other.keys()
     for name, value in mine.items():
       np.testing.assert_allclose(value, other[name], rtol=1e-4, err_msg=name)

@@ -11,7 +11,7 @@ from edits_toy import REQUESTS
 from edits_toy import assert_close
 from edits_toy import make
 
-from libml import paths
+from libml import trees
 from models import edits as edits_lib
 
 
@@ -45,8 +45,8 @@ def test_undoing_the_last_request_is_the_model_before_it(run):
   assert_close(edits_lib.undo(workdir, [2, 1]), models[1])
   assert_close(edits_lib.undo(workdir, [0, 1, 2]), models[0])
   unchanged = edits_lib.undo(workdir, [])
-  for name, leaf in paths.flatten(models[3]).items():
-    assert same_bits(paths.flatten(unchanged)[name], leaf)
+  for name, leaf in trees.flatten(models[3]).items():
+    assert same_bits(trees.flatten(unchanged)[name], leaf)
 
 
 def test_undoing_an_earlier_request_leaves_the_sum_of_the_others(run):
@@ -56,13 +56,13 @@ def test_undoing_an_earlier_request_leaves_the_sum_of_the_others(run):
     others = [edits[n] for n in edits if n != number]
     ours = edits_lib.undo(workdir, [number])
     assert_close(ours, edits_lib.apply(models[0], others))
-  moved = paths.flatten(edits_lib.undo(workdir, [1]))
+  moved = trees.flatten(edits_lib.undo(workdir, [1]))
   kernel = f"{BLOCK.format(0)}/MlpBlock_0/Dense_0/kernel"
   changes = [
-    paths.flatten(models[i + 1])[kernel] - paths.flatten(models[i])[kernel]
+    trees.flatten(models[i + 1])[kernel] - trees.flatten(models[i])[kernel]
     for i in (0, 2)
   ]
-  expected = paths.flatten(models[0])[kernel] + sum(changes)
+  expected = trees.flatten(models[0])[kernel] + sum(changes)
   np.testing.assert_allclose(moved[kernel], expected, atol=1e-6)
 
 
@@ -84,9 +84,9 @@ def test_order_does_not_matter(run):
 def test_zero_blocks_keep_their_kernels_bit_for_bit(run):
   workdir, models = run
   edit = edits_lib.read_all(workdir)[1]
-  before = paths.map_named(lambda _, leaf: -0.0 * leaf, models[0])
-  after = paths.flatten(edits_lib.apply(before, [edit], times=-1))
-  for name, leaf in paths.flatten(before).items():
+  before = trees.map_named(lambda _, leaf: -0.0 * leaf, models[0])
+  after = trees.flatten(edits_lib.apply(before, [edit], times=-1))
+  for name, leaf in trees.flatten(before).items():
     edited = "MlpBlock" in name and name.endswith("kernel")
     edited = edited and f"{BLOCK.format(1)}/" not in name
     assert same_bits(after[name], leaf) != edited, name
@@ -107,8 +107,8 @@ def test_edits_narrow_weights_in_their_own_type(run, dtype):
   wide = jax.tree.map(np.float32, half)
   ours = edits_lib.apply(half, edits)
   theirs = edits_lib.apply(wide, edits)
-  for name, leaf in paths.flatten(ours).items():
-    expected = paths.flatten(theirs)[name].astype(jnp.dtype(dtype))
+  for name, leaf in trees.flatten(ours).items():
+    expected = trees.flatten(theirs)[name].astype(jnp.dtype(dtype))
     assert same_bits(leaf, expected), name
 
 
@@ -125,7 +125,7 @@ def test_audit_counts_what_an_edit_touches(run):
     assert [g["zero"] for g in groups.values()] == [
       i == number for i in range(5)
     ]
-    adapters = paths.flatten(edit.adapters)
+    adapters = trees.flatten(edit.adapters)
     squares = {}
     for i in range(5):
       name = BLOCK.format(i)
@@ -136,7 +136,7 @@ def test_audit_counts_what_an_edit_touches(run):
       )
       kernels = [f"{name}/MlpBlock_0/Dense_{j}/kernel" for j in (0, 1)]
       moved = [
-        paths.flatten(models[number + 1])[k] - paths.flatten(models[number])[k]
+        trees.flatten(models[number + 1])[k] - trees.flatten(models[number])[k]
         for k in kernels
       ]
       squares[name] = sum(np.sum(np.float64(m) ** 2) for m in moved)

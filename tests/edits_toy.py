@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from libml import paths
+from libml import trees
 from models import export
 from models import lora
 from models import vit
@@ -33,7 +33,7 @@ def drop(name, leaf, blocks):
 
 def keep(folder, number, adapters, classes):
   """Writes one request's edit, as the loop does."""
-  flat = {k: np.asarray(v) for k, v in paths.flatten(adapters).items()}
+  flat = {k: np.asarray(v) for k, v in trees.flatten(adapters).items()}
   zero = {
     f"zero/{BLOCK.format(i)}": np.bool_(
       all(not v.any() for k, v in flat.items() if f"{BLOCK.format(i)}/" in k)
@@ -61,7 +61,7 @@ def make(workdir):
   )
   params = model.init(jax.random.key(0), {"image": IMAGE})["params"]
   rng = np.random.default_rng(0)
-  params = paths.map_named(
+  params = trees.map_named(
     lambda name, leaf: (
       leaf + jnp.float32(rng.normal(scale=0.1, size=leaf.shape))
     ),
@@ -92,7 +92,7 @@ def make(workdir):
     labels = jnp.resize(jnp.asarray(classes), len(IMAGE))
     for _ in range(5):
       adapters, state = step(adapters, state, base, labels)
-    adapters = paths.map_named(
+    adapters = trees.map_named(
       functools.partial(drop, blocks=(number,)), adapters
     )
     keep(workdir / "edits", number, adapters, classes)
@@ -112,7 +112,7 @@ def make(workdir):
 
 def assert_close(ours, theirs, error=1e-6):
   """Compares trees by each leaf's largest element."""
-  ours, theirs = paths.flatten(ours), paths.flatten(theirs)
+  ours, theirs = trees.flatten(ours), trees.flatten(theirs)
   assert ours.keys() == theirs.keys()
   for name, leaf in ours.items():
     assert leaf.dtype == theirs[name].dtype

@@ -16,8 +16,8 @@ from edits_toy import NAMES
 from edits_toy import assert_close
 
 from configs import cifar10_deit_l2p
-from libml import paths
-from libml import preprocess
+from libml import trees
+from libml.images import preprocess
 from models import MODELS
 from models import export
 from models import face_vit
@@ -40,7 +40,7 @@ def drawn(model, seed=0, scale=0.3):
     mean = 1 if name.endswith("scale") else 0
     return np.float32(rng.normal(mean, scale, leaf.shape))
 
-  return paths.map_named(draw, shapes)
+  return trees.map_named(draw, shapes)
 
 
 def images(model, count=4):
@@ -90,8 +90,8 @@ def test_safetensors_holds_the_same_weights(tmp_path, name):
   _, loaded = export.read(tmp_path / "export")
   path = tmp_path / "export" / "model.safetensors"
   theirs = pretrained.load(path, loaded, head="keep")
-  for name, leaf in paths.flatten(loaded).items():
-    np.testing.assert_array_equal(paths.flatten(theirs)[name], leaf, name)
+  for name, leaf in trees.flatten(loaded).items():
+    np.testing.assert_array_equal(trees.flatten(theirs)[name], leaf, name)
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path, small):

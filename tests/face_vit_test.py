@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from libml import paths
+from libml import trees
 from libml.problems import PROBLEMS
 from models import MODELS
 from models import face_vit
@@ -86,7 +86,7 @@ def test_published_number_of_trained_parameters(
 def test_first_values():
   model = face_vit.build("P8S8_6", num_classes=100, depth=1, lora=FFN)
   image = {"image": jnp.zeros((1, 112, 112, 3))}
-  params = paths.flatten(model.init(jax.random.key(0), image)["params"])
+  params = trees.flatten(model.init(jax.random.key(0), image)["params"])
   block = "Transformer/encoderblock_0"
   attention = f"{block}/MultiHeadDotProductAttention_0"
   bounds = {
@@ -154,7 +154,7 @@ def test_forward_and_backward_run(dtype, head, sliding):
   assert jnp.isfinite(value)
   own = head == "sface"
   assert ("head_loss" in parts, "cross_entropy" in parts) == (own, not own)
-  for name, leaf in paths.flatten(grads).items():
+  for name, leaf in trees.flatten(grads).items():
     assert leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all(), name
     if not name.endswith("lora_a"):  # B starts at 0
       assert leaf.any(), name

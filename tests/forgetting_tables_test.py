@@ -4,7 +4,7 @@ import io
 
 from rich import console
 
-from libml import tables
+from libml.results import tables
 
 
 def record(name, accuracy, reports):

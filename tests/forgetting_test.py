@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from libml import datasets
-from libml import metrics
 from libml import scenarios
 from libml.datasets import embedded
+from libml.scenarios import metrics
 
 
 @pytest.fixture(scope="module")

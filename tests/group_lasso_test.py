@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from libml import group_lasso
-from libml import paths
+from libml import trees
+from libml.optim import group_lasso
 from models import lora
 from models import vit
 
@@ -81,8 +81,8 @@ def test_gradient_is_the_unit_vector_and_zero_at_zero():
     TREE, BY_LETTER
   )
   norms = group_lasso.norms(TREE, BY_LETTER)
-  for name, grad in paths.flatten(grads).items():
-    value = paths.flatten(TREE)[name]
+  for name, grad in trees.flatten(grads).items():
+    value = trees.flatten(TREE)[name]
     group = BY_LETTER(name)
     expected = value / norms[group] if group in ("a", "c") else 0 * value
     np.testing.assert_allclose(grad, expected, rtol=1e-6, err_msg=name)

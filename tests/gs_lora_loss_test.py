@@ -9,9 +9,9 @@ import pytest
 from gs_toy import tiny
 
 import main
-from libml import losses
-from libml import paths
-from methods import pairing
+from libml import trees
+from libml.problems import losses
+from methods.parts import pairing
 
 
 def method(**changes):
@@ -27,7 +27,7 @@ def alive(ours, seed=0):
   image = {"image": jnp.zeros((1, 8, 8, 3))}
   tree = jax.jit(ours.model.init)(jax.random.key(seed), image)["params"]
   rng = np.random.default_rng(seed)
-  return paths.map_named(
+  return trees.map_named(
     lambda name, leaf: (
       jnp.float32(rng.normal(scale=0.4, size=leaf.shape))
       if name.startswith("head") or "lora" in name
@@ -61,7 +61,7 @@ def gradient(ours, tree, batch, memory=MEMORY):
   (value, parts), grads = jax.jit(jax.value_and_grad(ours.loss, has_aux=True))(
     tree, memory, batch, jax.random.key(0)
   )
-  return value, parts, paths.flatten(grads)
+  return value, parts, trees.flatten(grads)
 
 
 def mean_losses(ours, tree, batch):
@@ -90,7 +90,7 @@ def test_joined_pass_is_that_of_two_without_dropout(sizes):
   for name, rows in expected.items():
     np.testing.assert_allclose(parts[name], rows.mean(), rtol=1e-5)
   np.testing.assert_allclose(value, apart(tree), rtol=1e-6)
-  for name, leaf in paths.flatten(jax.jit(jax.grad(apart))(tree)).items():
+  for name, leaf in trees.flatten(jax.jit(jax.grad(apart))(tree)).items():
     np.testing.assert_allclose(
       grads[name], leaf, rtol=1e-3, atol=1e-5, err_msg=name
     )
@@ -141,7 +141,7 @@ def test_bound_acts_on_the_mean_of_the_batch():
   assert (rows > pushing.bound).any()
   _, _, grads = gradient(pushing, tree, batch)
   up = jax.grad(lambda t: mean_losses(ours, t, batch)["forget"].mean())(tree)
-  for name, leaf in paths.flatten(up).items():
+  for name, leaf in trees.flatten(up).items():
     np.testing.assert_allclose(
       grads[name], alone[name] - 0.3 * leaf, rtol=1e-3, atol=1e-5
     )

@@ -8,8 +8,8 @@ from gs_toy import tiny
 from walks import watch
 
 from configs import common
-from libml import experiment
-from libml import stage_data
+from libml.pipeline import stage_data
+from libml.train import run as run_lib
 
 
 def config(**changes):
@@ -56,9 +56,9 @@ def stop_in(patch, place, stage, batch):
   def probe(run, evaluator, state, probes, data, saver, progress):
     return "measure" if progress.trained else "before", data.stage
 
-  watched(experiment.Run, "_probe", probe)
+  watched(run_lib.Run, "_probe", probe)
   watched(
-    experiment.Run,
+    run_lib.Run,
     "_train_round",
     lambda _, state, at, *rest: ("train", at.index),
   )

@@ -8,8 +8,8 @@ import pytest
 from gs_toy import tiny
 from walks import watch
 
-from libml import paths
-from libml import steps
+from libml import trees
+from libml.train import steps
 from methods import gs_lora
 from models import edits as edits_lib
 from models import lora
@@ -157,7 +157,7 @@ def test_nothing_but_adapters_is_trained(run):
     assert changed <= {f"params/{x}/lora_{y}" for x in LAYERS for y in "ab"}
   moments = {
     name
-    for name, leaf in paths.flatten(run.state.opt_state).items()
+    for name, leaf in trees.flatten(run.state.opt_state).items()
     if np.ndim(leaf)
   }
   assert len(moments) == 2 * 2 * len(LAYERS)
@@ -180,8 +180,8 @@ def test_edits_on_disk_are_the_change_of_the_weights(run, workdir):
   undone = edits_lib.apply(final, [edits[1]], times=-1)
   others = edits_lib.apply(base, [edits[2], edits[0]])
   for ours, theirs in ((found, final), (undone, others)):
-    for name, leaf in paths.flatten(ours).items():
-      wanted = paths.flatten(theirs)[name]
+    for name, leaf in trees.flatten(ours).items():
+      wanted = trees.flatten(theirs)[name]
       np.testing.assert_allclose(leaf, wanted, atol=1e-6, err_msg=name)
   assert [edit.classes for edit in edits.values()] == [(5,), (4,), (3,)]
   for stage, edit in edits.items():

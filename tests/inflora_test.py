@@ -9,10 +9,10 @@ import pytest
 
 import main
 from configs import digits_reference
-from libml import evaluation
-from libml import experiment
-from libml import paths
-from libml import stage_data
+from libml import trees
+from libml.pipeline import stage_data
+from libml.train import evaluation
+from libml.train import run as run_lib
 from methods import inflora
 
 WIDTH = 12
@@ -117,9 +117,9 @@ def watch(config, workdir):
   seen = types.SimpleNamespace(states=[], passes=[])
 
   def host(tree):
-    return {k: np.array(v) for k, v in paths.flatten(tree).items()}
+    return {k: np.array(v) for k, v in trees.flatten(tree).items()}
 
-  class Run(experiment.Run):
+  class Run(run_lib.Run):
     def start(self, params):
       state = super().start(params)
       seen.states.append(host({"params": state.params, **state.memory}))
@@ -137,7 +137,7 @@ def watch(config, workdir):
       return total
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment, "Run", Run)
+    patch.setattr(run_lib, "Run", Run)
     patch.setattr(evaluation, "Evaluator", Evaluator)
     patch.setattr(stage_data, "StageData", StageData)
     seen.record = main.execute(config, workdir)
@@ -243,7 +243,7 @@ def test_full_protection_fixes_the_backbone_after_the_first_task(tmp_path):
 def test_stopped_run_goes_on_to_the_same_numbers(run, tmp_path):
   for asked in (11, 4, 9):  # in passes and in rounds, of different stages
     stop = functools.partial(next, iter([False] * asked), True)
-    with pytest.raises(experiment.Interrupted):
+    with pytest.raises(run_lib.Interrupted):
       main.execute(config(), tmp_path, stop)
   resumed = watch(config(), tmp_path)
   assert resumed.record["matrix"] == run.record["matrix"]

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from libml import sharding
+from libml.devices import sharding
 from models import encoder
 from models import kernels
 from models import prompts

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from libml import datasets
-from libml import experiment
 from libml import optim
-from libml import preprocess
-from libml import reporting
 from libml import scenarios
-from libml import settings
-from libml import sharding
+from libml.devices import sharding
+from libml.images import preprocess
 from libml.problems.classification import Classification
-from methods import base
+from libml.results import reporting
+from libml.train import run as run_lib
+from libml.train import settings
+from libml.train.method import Method
+from libml.train.method import Round
 
 
 class Linear(nn.Module):
@@ -37,7 +38,7 @@ class Linear(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AwayAndNear(base.Method):
+class AwayAndNear(Method):
   """Memory holds the mean parameters after each Away, and how many there were.
 
   Attributes:
@@ -55,9 +56,9 @@ class AwayAndNear(base.Method):
     }
 
   def rounds(self, stage, data):
-    near = base.Round("near", self.near, {"kept": ("retain",)}, 3)
+    near = Round("near", self.near, {"kept": ("retain",)}, 3)
     streams = {"gone": ("forget",), "kept": ("retain",)}
-    away = base.Round("away", self.away, streams, 6, self.remember)
+    away = Round("away", self.away, streams, 6, self.remember)
     return (near, away, near)
 
   def near(self, params, memory, batch, rng):
@@ -117,7 +118,7 @@ def walk(workdir, stop=lambda: False):
   source = datasets.DATASETS["synthetic"](num_classes=4, per_class=16, size=8)
   scenario = forgetting(source, (3, 1))
   model = Linear(source.num_classes)
-  run = experiment.Run(
+  run = run_lib.Run(
     method=AwayAndNear(
       model=model,
       problem=Classification(),
@@ -183,7 +184,7 @@ def test_it_forgets_and_keeps(whole):
 @pytest.mark.parametrize("call", [2, 3, 5, 9, 10, 13], ids="at_call_{}".format)
 def test_resume_in_any_round_is_bit_for_bit(tmp_path, whole, call):
   asked = iter(range(1, call + 1))
-  with pytest.raises(experiment.Interrupted):
+  with pytest.raises(run_lib.Interrupted):
     walk(tmp_path, lambda: next(asked) == call)
   state, record = walk(tmp_path)
   assert record == whole[1]

@@ -12,8 +12,8 @@ import pytest
 from lora_toy import tiny
 from walks import watch
 
-from libml import experiment
-from libml import stage_data
+from libml.pipeline import stage_data
+from libml.train import run as run_lib
 
 TOY = pathlib.Path(__file__).with_name("lora_toy.py")
 
@@ -64,7 +64,7 @@ def stop_in(monkeypatch, place, batch, stage=1):
   """Returns a should_stop: true at that batch of a pass, or of training."""
   inside, asked = [], []
   accumulate = stage_data.StageData.accumulate
-  train = experiment.Run._train_round
+  train = run_lib.Run._train_round
 
   def watched(self, name, *rest, **options):
     inside.append(name if self.stage == stage else None)
@@ -86,7 +86,7 @@ def stop_in(monkeypatch, place, batch, stage=1):
     return len(asked) == batch
 
   monkeypatch.setattr(stage_data.StageData, "accumulate", watched)
-  monkeypatch.setattr(experiment.Run, "_train_round", watched_train)
+  monkeypatch.setattr(run_lib.Run, "_train_round", watched_train)
   return should_stop
 
 

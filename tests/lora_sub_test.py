@@ -12,10 +12,10 @@ from lora_toy import tiny
 from walks import watch
 
 import main
-from libml import paths
-from libml import projection
-from libml import steps
-from libml import subspace
+from libml import trees
+from libml.optim import projection
+from libml.train import steps
+from methods.parts import subspace
 from models import vit
 
 BLOCKS = [f"encoderblock_{number}" for number in range(2)]
@@ -301,7 +301,7 @@ def test_sparse_b_gives_a_its_gradient_at_once(run, lora_b):
     state.params, state.memory, batch, jax.random.key(0)
   )
   sparse = lora_b == "sparse"
-  grads, params = paths.flatten(grads), paths.flatten(state.params)
+  grads, params = trees.flatten(grads), trees.flatten(state.params)
   for layer in LAYERS:
     assert grads[f"{layer}/lora_a"].any() == sparse
     assert ((params[f"{layer}/lora_b"] != 0).sum(axis=1) == sparse).all()

@@ -10,7 +10,7 @@ from lora_toy import tiny
 from walks import watch
 
 import main
-from libml import paths
+from libml import trees
 from models import lora
 from models import pretrained
 from models import vit
@@ -59,7 +59,7 @@ def trained(params, seed=0):
       return leaf
     return jnp.float32(rng.normal(size=leaf.shape, scale=0.3))
 
-  return paths.map_named(draw, params)
+  return trees.map_named(draw, params)
 
 
 def features(model, params):
@@ -68,7 +68,7 @@ def features(model, params):
 
 def assert_equal(ours, theirs):
   """Compares trees, name by name and bit by bit."""
-  ours, theirs = paths.flatten(ours), paths.flatten(theirs)
+  ours, theirs = trees.flatten(ours), trees.flatten(theirs)
   assert ours.keys() == theirs.keys()
   for name, leaf in ours.items():
     np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
@@ -76,7 +76,7 @@ def assert_equal(ours, theirs):
 
 def assert_close(ours, theirs, error=1e-6):
   """Compares trees by each leaf's largest element."""
-  ours, theirs = paths.flatten(ours), paths.flatten(theirs)
+  ours, theirs = trees.flatten(ours), trees.flatten(theirs)
   assert ours.keys() == theirs.keys()
   for name, leaf in ours.items():
     largest = abs(np.asarray(theirs[name])).max()
@@ -92,12 +92,12 @@ def test_each_layer_takes_an_adapter(layer, rank, alpha, scale):
   base, adapters = lora.split(params)
   assert_equal(base, plain()[1])
   shapes = {"lora_a": (width, rank), "lora_b": (rank, out)}
-  assert {n: x.shape for n, x in paths.flatten(adapters).items()} == {
+  assert {n: x.shape for n, x in trees.flatten(adapters).items()} == {
     f"Transformer/encoderblock_{block}/{place}/{leaf}": shape
     for block in (0, 1)
     for leaf, shape in shapes.items()
   }
-  leaves = paths.flatten(trained(params))
+  leaves = trees.flatten(trained(params))
   kernels = {}
   for block in (0, 1):
     name = f"Transformer/encoderblock_{block}/{place}"
@@ -105,7 +105,7 @@ def test_each_layer_takes_an_adapter(layer, rank, alpha, scale):
     kernel = leaves[f"{name}/kernel"]
     change = (scale * a @ b).reshape(kernel.shape)
     kernels[f"{name}/kernel"] = jnp.float32(kernel + change)
-  merged = features(plain()[0], paths.update(base, kernels))
+  merged = features(plain()[0], trees.update(base, kernels))
   ours = features(model, trained(params))
   np.testing.assert_allclose(ours, merged, atol=1e-5)
   assert abs(ours - features(*plain())).max() > 1e-3
@@ -113,7 +113,7 @@ def test_each_layer_takes_an_adapter(layer, rank, alpha, scale):
 
 def test_pattern_may_choose_blocks():
   _, params = adapted(r".*encoderblock_1/.*/(key|Dense_1)")
-  names = {n.rpartition("/")[0] for n in paths.flatten(lora.split(params)[1])}
+  names = {n.rpartition("/")[0] for n in trees.flatten(lora.split(params)[1])}
   block = "Transformer/encoderblock_1"
   assert names == {f"{block}/{LAYERS[n][0]}" for n in ("key", "Dense_1")}
 
@@ -123,7 +123,7 @@ def test_fresh_adapter_changes_nothing():
   ours, theirs = features(model, params), features(*plain())
   np.testing.assert_array_equal(ours, theirs)
   _, adapters = lora.split(params)
-  for name, leaf in paths.flatten(adapters).items():
+  for name, leaf in trees.flatten(adapters).items():
     assert (leaf == 0).all() == name.endswith("lora_b"), name
 
 
@@ -165,7 +165,7 @@ def test_pretrained_tree_loads_as_it_is(tmp_path):
   base, adapters = lora.split(params)
   assert facts["name"] == "weights.npz"
   assert_equal(base, weights)
-  found = paths.flatten(adapters)
+  found = trees.flatten(adapters)
   assert len(found) == 2 * 2 * 2
   for name, leaf in found.items():
     assert (leaf == 0).all() == name.endswith("lora_b")
@@ -190,8 +190,8 @@ def test_merge_keeps_the_function_and_can_be_undone():
   assert_close(features(model, merged), features(model, params), 1e-6)
   base, adapters = lora.split(merged)
   assert_close(features(plain()[0], base), features(model, params), 1e-6)
-  for name, leaf in paths.flatten(adapters).items():
-    old = paths.flatten(params)[name]
+  for name, leaf in trees.flatten(adapters).items():
+    old = trees.flatten(params)[name]
     same = jnp.zeros_like(old) if name.endswith("lora_b") else old
     np.testing.assert_array_equal(leaf, same)
   changes = lora.deltas(params, model.lora_scale)

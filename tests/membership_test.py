@@ -5,10 +5,10 @@ import pytest
 from scipy import special
 from sklearn import metrics
 
-from libml import answers
-from libml import distances
-from libml import membership
-from libml import probing
+from libml.audit import distances
+from libml.audit import membership
+from libml.audit import predictions
+from libml.audit import probing
 
 
 def test_scores_are_those_of_the_paper():
@@ -101,12 +101,12 @@ def test_what_is_left_lies_between_floor_and_ceiling():
 
 def test_answers_name_known_classes_only():
   logits = np.array([[0.0, 1.0, 9.0], [2.0, 0.0, 9.0]])
-  p = answers.probabilities(logits, (0, 1))
+  p = predictions.probabilities(logits, (0, 1))
   np.testing.assert_allclose(p[:, :2], special.softmax(logits[:, :2], axis=1))
   assert not p[:, 2].any()
   found = {"logits": logits, "label": np.array([1, 1])}
-  assert answers.accuracy(found, (0, 1)) == 0.5
-  assert answers.accuracy(found, (0, 1, 2)) == 0
+  assert predictions.accuracy(found, (0, 1)) == 0.5
+  assert predictions.accuracy(found, (0, 1, 2)) == 0
 
 
 def said(named, label):

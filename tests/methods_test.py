@@ -15,10 +15,10 @@ import walks
 import main
 from configs import baselines
 from configs import common
-from libml import paths
-from libml import reporting
+from libml import trees
+from libml.results import reporting
 from methods import METHODS
-from methods import masking
+from methods.parts import masking
 
 # Method -> one that sums over devices and is saved as it is, and stands for it
 # there.
@@ -100,13 +100,13 @@ def alone(run, tmp_path_factory):
 def trained(run):
   """Returns the names of the parameters that the optimizer trains."""
   trainable = run.run.optimizer.groups.trainable(run.state.params)
-  return {f"params/{n}" for n, on in paths.flatten(trainable).items() if on}
+  return {f"params/{n}" for n, on in trees.flatten(trainable).items() if on}
 
 
 def may_change(run):
   """Returns the names of the parameters that may change."""
   rewrites = run.run.method.rewrites
-  names = paths.flatten(run.state.params)
+  names = trees.flatten(run.state.params)
   rewritten = {f"params/{n}" for n in names if re.fullmatch(rewrites, n)}
   return trained(run) | rewritten
 

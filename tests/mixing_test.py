@@ -10,15 +10,15 @@ import tensorflow as tf
 from toy import tiny
 
 import main
-from libml import experiment
-from libml import losses
-from libml import mixing
-from libml import reporting
-from libml import streams
 from libml.datasets import Split
 from libml.datasets import Subset
-from libml.mixing import Mixing
-from libml.preprocess import Preprocess
+from libml.images import mixing
+from libml.images.mixing import Mixing
+from libml.images.preprocess import Preprocess
+from libml.pipeline import streams
+from libml.problems import losses
+from libml.results import reporting
+from libml.train import run as run_lib
 
 CHAIN = Preprocess(size=8, train="none", eval="native")
 RANDOM = Preprocess(size=8, train="random_resized_crop", eval="native")
@@ -209,7 +209,7 @@ def test_masked_run_with_mixing_has_sane_losses(tmp_path, monkeypatch):
     reporting.Reporter, "train", lambda *at: points.append(at[-1])
   )
   calls = iter(range(30))
-  with pytest.raises(experiment.Interrupted):
+  with pytest.raises(run_lib.Interrupted):
     main.execute(config, tmp_path, lambda: next(calls) == 14)
   # Two stages have begun; two classes and their smoothing: above 0.2 nats.
   assert len(points) > 10

@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from libml import checkpoint
-from libml import reporting
+from libml.results import reporting
+from libml.train import checkpoint
 
 
 class _Nothing:

@@ -11,10 +11,10 @@ import pytest
 
 import main
 from configs import cifar100_l2p
-from libml import collectives
 from libml import optim
-from libml import sharding
-from libml import steps
+from libml.devices import collectives
+from libml.devices import sharding
+from libml.train import steps
 
 GROUPS = (("head", r"head/.*"), ("body", r".*"))
 PARAMS = {

@@ -11,8 +11,8 @@ from baselines_toy import tiny
 from walks import watch
 
 import main
-from libml import stage_data
-from libml import steps
+from libml.pipeline import stage_data
+from libml.train import steps
 from methods import penalties
 
 SHAPES = {"a": (4, 3), "b": (5,)}

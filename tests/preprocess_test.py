@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from libml import preprocess
-from libml.preprocess import Preprocess
+from libml.images import preprocess
+from libml.images.preprocess import Preprocess
 
 _STATS = {
   "01": {},

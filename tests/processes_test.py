@@ -12,8 +12,8 @@ import pytest
 
 import main
 from configs import cifar100_l2p
-from libml import paths
-from libml import processes
+from libml import trees
+from libml.devices import processes
 from models import pretrained
 
 CONFIG = ("--my_config=tests/toy.py", "--my_config.export=True")
@@ -79,7 +79,7 @@ def assert_same(ours, theirs):
   for key in ("matrix", "summary", "observed", "train_steps"):
     assert one[key] == other[key], key
   for mine, its in zip(one["probes"], other["probes"], strict=True):
-    mine, its = paths.flatten(mine), paths.flatten(its)
+    mine, its = trees.flatten(mine), trees.flatten(its)
     for name, value in mine.items():
       np.testing.assert_allclose(value, its[name], rtol=1e-4, err_msg=name)
   exports = [run / "export" / "params.npz" for run in (ours, theirs)]

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from libml import optim
-from libml import projection
-from libml import schedules
+from libml.optim import projection
+from libml.optim import schedules
 
 RNG = np.random.default_rng(0)
 UPDATES = {

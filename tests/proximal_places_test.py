@@ -14,10 +14,10 @@ from proximal_toy import assert_same
 from proximal_toy import lasso
 from proximal_toy import run
 
-from libml import group_lasso
-from libml import paths
-from libml import proximal
-from libml import sharding
+from libml import trees
+from libml.devices import sharding
+from libml.optim import group_lasso
+from libml.optim import proximal
 
 
 def edit(params, x, y):
@@ -64,7 +64,7 @@ def descend_on_all_devices(file):
   placed = sharding.place(PARAMS, [(".*", "fsdp:0")], mesh)
   counts, params, _ = descend(100, placed)
   cut = [not leaf.is_fully_replicated for leaf in jax.tree.leaves(params)]
-  np.savez(file, counts=counts, cut=all(cut), **paths.flatten(params))
+  np.savez(file, counts=counts, cut=all(cut), **trees.flatten(params))
 
 
 def test_one_and_eight_devices_find_the_same_zeros(tmp_path):
@@ -81,7 +81,7 @@ def test_one_and_eight_devices_find_the_same_zeros(tmp_path):
   eight = np.load(tmp_path / "eight.npz")
   assert eight["cut"]
   np.testing.assert_array_equal(eight["counts"], counts)
-  for name, value in paths.flatten(params).items():
+  for name, value in trees.flatten(params).items():
     np.testing.assert_allclose(eight[name], value, atol=1e-4, err_msg=name)
     np.testing.assert_array_equal(eight[name] == 0, value == 0)
 
@@ -93,7 +93,7 @@ def test_bfloat16_keeps_float32_moments_and_exact_zeros(kind):
   if kind == "sgd":
     tx = proximal.proximal_group_lasso_sgd(0.1, 0.3, BY_BLOCK, momentum=0.9)
   seen = run(tx, half, grads)
-  dtypes = {name: a.dtype for name, a in paths.flatten(seen[-1]).items()}
+  dtypes = {name: a.dtype for name, a in trees.flatten(seen[-1]).items()}
   for name, dtype in dtypes.items():
     if name.startswith("0/"):
       assert dtype == "bfloat16", name

@@ -16,9 +16,9 @@ from proximal_toy import lasso
 from proximal_toy import leaf
 from proximal_toy import run
 
-from libml import group_lasso
-from libml import proximal
-from libml import shrinkage
+from libml.optim import group_lasso
+from libml.optim import proximal
+from libml.optim import shrinkage
 
 
 def test_example_of_the_docstring_runs():

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import optax
 
-from libml import group_lasso
-from libml import paths
-from libml import proximal
+from libml import trees
+from libml.optim import group_lasso
+from libml.optim import proximal
 
 _RNG = np.random.default_rng(0)
 BY_BLOCK = group_lasso.by_pattern(r"(block_\d+)/.*")
@@ -56,7 +56,7 @@ def run(tx, params=PARAMS, grads=GRADS, **extra):
 
 def assert_same(ours, theirs, **tolerance):
   """Compares trees by name, in float64."""
-  ours, theirs = paths.flatten(ours), paths.flatten(theirs)
+  ours, theirs = trees.flatten(ours), trees.flatten(theirs)
   assert ours.keys() == theirs.keys()
   for name, value in ours.items():
     np.testing.assert_allclose(

@@ -9,7 +9,7 @@ import pytest
 
 import main
 from configs import digits_reference
-from libml import experiment
+from libml.train import run as run_lib
 from methods import ranpac
 
 GRID = tuple(10.0**n for n in range(-8, 9))
@@ -22,7 +22,7 @@ def execute(workdir, num_tasks=3, devices=2, should_stop=lambda: False):
   config.scenario.num_tasks = num_tasks
   config.model.depth = 1
 
-  class Run(experiment.Run):
+  class Run(run_lib.Run):
     def walk(self, *args, **options):
       seen.run = self
       seen.state, seen.record = super().walk(*args, **options)
@@ -35,7 +35,7 @@ def execute(workdir, num_tasks=3, devices=2, should_stop=lambda: False):
     devices=jax.devices()[:devices],
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment, "Run", Run)
+    patch.setattr(run_lib, "Run", Run)
     main.execute(config, workdir, should_stop, mesh=mesh)
   return seen
 
@@ -128,7 +128,7 @@ def test_cutting_into_tasks_and_devices_changes_nothing(seen, tmp_path):
 
 def test_projection_survives_a_stop(seen, tmp_path):
   asked = iter(range(100))
-  with pytest.raises(experiment.Interrupted):
+  with pytest.raises(run_lib.Interrupted):
     execute(tmp_path, should_stop=lambda: next(asked) == 8)
   again = execute(tmp_path)
   ours, theirs = (

@@ -7,7 +7,7 @@ import pytest
 from baselines_toy import tiny
 
 import main
-from libml import relabel
+from methods.parts import relabel
 
 SIZES = (5, 10, 20, 50, 90, 4, 25)
 CLASSES = 12

@@ -10,9 +10,9 @@ import main
 from configs import cifar100_gaussian_l2p
 from configs import core50_l2p
 from configs import digits_l2p
-from libml import pictures
-from libml import reporting
-from libml import tables
+from libml.results import pictures
+from libml.results import reporting
+from libml.results import tables
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from walks import watch
 
 import main
 from libml import optim
-from libml import paths
-from libml import saliency
+from libml import trees
+from libml.optim import saliency
 
 RUNS = {"salun": 0.5, "ewc": 0.3}
 
@@ -119,7 +119,7 @@ def masks(host):
 
 
 def test_share_of_the_trained_weights_is_right(run):
-  trained = paths.flatten(run.run.optimizer.groups.trainable(run.state.params))
+  trained = trees.flatten(run.run.optimizer.groups.trainable(run.state.params))
   trained = {f"params/{name}" for name, on in trained.items() if on}
   for host in run.begun:
     found = masks(host)
@@ -144,7 +144,7 @@ def test_weights_outside_the_mask_are_not_touched(run):
 def test_salient_weights_are_those_of_the_largest_gradient(run):
   """The gradient of the cross entropy to forget, by hand."""
   method, stage = run.run.method, run.run.scenario.stages[0]
-  data, params = run.run.data(stage), paths.flatten(run.state.params)
+  data, params = run.run.data(stage), trees.flatten(run.state.params)
   first = {name: jnp.asarray(run.begun[0][f"params/{name}"]) for name in params}
   batches = [b for b in data.sweep(data.train["forget"])]
   image, label, mask = (
@@ -155,7 +155,7 @@ def test_salient_weights_are_those_of_the_largest_gradient(run):
   @jax.jit
   @jax.grad
   def gradient(leaves):
-    tree = paths.update(run.state.params, leaves)
+    tree = trees.update(run.state.params, leaves)
     logits = method.apply(tree, {"image": image, "label": label})["logits"]
     rows = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return jnp.sum(jnp.where(mask, rows, 0.0))

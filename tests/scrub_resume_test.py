@@ -13,8 +13,8 @@ import toy
 from walks import watch
 
 from configs import digits_baselines
-from libml import experiment
-from libml import stage_data
+from libml.pipeline import stage_data
+from libml.train import run as run_lib
 
 # Steps of the passes of an epoch, by request.
 PASSES = [(2, 10, 10), (2, 8, 8)]
@@ -46,9 +46,7 @@ class Stopper:
   def __init__(self, patch, at=(None, None, None)):
     self.at, self.asked, self._inside = at, collections.Counter(), []
     self._watch(patch, stage_data.StageData, "tabulate", lambda d, *_: d.stage)
-    self._watch(
-      patch, experiment.Run, "_train_round", lambda _, s, x, *r: x.index
-    )
+    self._watch(patch, run_lib.Run, "_train_round", lambda _, s, x, *r: x.index)
 
   def _watch(self, patch, cls, name, stage):
     method = getattr(cls, name)

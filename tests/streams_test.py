@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from libml import streams
 from libml.datasets import Split
 from libml.datasets import Subset
-from libml.preprocess import Preprocess
+from libml.images.preprocess import Preprocess
+from libml.pipeline import streams
 
 _ZEROS = np.zeros(4, np.int32)
 _EIGHT = np.zeros(8, np.int32)

@@ -10,8 +10,8 @@ import walks
 from swap_tiny import PAPER
 from swap_tiny import tiny
 
-from libml import paths
-from libml import sharding
+from libml import trees
+from libml.devices import sharding
 
 FSDP = ((r".*", "fsdp:512"),)
 SWAP = f"--my_config={children.ROOT}/configs/digits_swap.py:smoke,order=lf"
@@ -68,7 +68,7 @@ def assert_same(ours, theirs):
   assert set(ours["compiled_steps"].values()) == {1}
   for key in ("probes", "reports"):
     for mine, other in zip(ours[key], theirs[key], strict=True):
-      mine, other = paths.flatten(mine), paths.flatten(other)
+      mine, other = trees.flatten(mine), trees.flatten(other)
       assert mine.keys() == other.keys()
       for name, value in mine.items():
         np.testing.assert_allclose(

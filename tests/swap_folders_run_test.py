@@ -9,8 +9,8 @@ from PIL import Image
 
 import main
 from configs import custom_swap
-from libml import paths
-from libml import tables
+from libml import trees
+from libml.results import tables
 from models import export
 from models import pretrained
 from models import vit
@@ -49,7 +49,7 @@ def weights(path):
   params["head"]["kernel"] = rng.normal(0, 0.3, head).astype(np.float32)
   params["head"]["bias"] = rng.normal(0, 0.3, KNOWN).astype(np.float32)
   pretrained.save(path, jax.device_get(params))
-  return paths.flatten(params)
+  return trees.flatten(params)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_export_names_the_new_classes_and_keeps_old_columns(run):
   assert told["classes"] == {str(i): name for i, name in enumerate(names)}
   model, params = export.read(folder / "run" / "export")
   assert model.num_classes == KNOWN + 2
-  leaves = paths.flatten(params)
+  leaves = trees.flatten(params)
   for leaf in ("head/kernel", "head/bias"):
     theirs = np.asarray(leaves[leaf])[..., :KNOWN]
     np.testing.assert_array_equal(theirs, first[leaf])

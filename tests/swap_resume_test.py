@@ -7,8 +7,8 @@ import pytest
 from swap_tiny import tiny
 from walks import watch
 
-from libml import experiment
-from libml import reporting
+from libml.results import reporting
+from libml.train import run as run_lib
 
 
 class Fallen(Exception):
@@ -39,7 +39,7 @@ def stop_in(patch, place, stage, batch):
   inside, asked = [], []
 
   def watched(name, where):
-    method = getattr(experiment.Run, name)
+    method = getattr(run_lib.Run, name)
 
     def call(self, *given):
       inside.append(where(*given))
@@ -48,7 +48,7 @@ def stop_in(patch, place, stage, batch):
       finally:
         inside.pop()
 
-    patch.setattr(experiment.Run, name, call)
+    patch.setattr(run_lib.Run, name, call)
 
   def probe(evaluator, state, probes, data, saver, progress):
     return "measure" if progress.trained else None, data.stage

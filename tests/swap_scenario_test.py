@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 
-from libml import audits
 from libml import datasets
-from libml import metrics
 from libml import scenarios
+from libml.audit import audits
+from libml.scenarios import metrics
 
 # Columns: 0, 1 and 2 to retain, 3 to forget, 4 in no set, 5 and 6 new.
 KNOWN = {"name": "synthetic", "num_classes": 7, "per_class": 10}

@@ -7,7 +7,7 @@ from swap_tiny import tiny
 from walks import watch
 
 import main
-from methods import pairing
+from methods.parts import pairing
 
 SCALE = 0.5
 

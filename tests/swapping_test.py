@@ -10,9 +10,9 @@ from walks import watch
 
 from configs import common
 from configs import swaps
-from libml import experiment
-from libml import group_lasso
-from libml import paths
+from libml import trees
+from libml.optim import group_lasso
+from libml.train import run as run_lib
 from models import lora
 from models import vit
 
@@ -24,10 +24,10 @@ OLD, NEW = (0, 1), (4, 5)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """Returns a run of lfl, with the moments around each stage's begin."""
-  moments, begin = [], experiment.Run._begin
+  moments, begin = [], run_lib.Run._begin
 
   def flat(state):
-    return {k: np.array(v) for k, v in paths.flatten(state.opt_state).items()}
+    return {k: np.array(v) for k, v in trees.flatten(state.opt_state).items()}
 
   def watched(self, state, stage, data):
     before = flat(state)
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     return state
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment.Run, "_begin", watched)
+    patch.setattr(run_lib.Run, "_begin", watched)
     seen = watch(tiny(), tmp_path_factory.mktemp("lfl"))
   seen.moments = moments
   return seen
@@ -168,7 +168,7 @@ def test_one_step_serves_all_stages_of_a_goal(run):
 def test_report_tells_how_far_the_kernels_would_have_moved(run):
   for number, report in enumerate(run.record["reports"]):
     before, after = (
-      paths.flatten(lora.merge(params(seen[number]), SCALE))
+      trees.flatten(lora.merge(params(seen[number]), SCALE))
       for seen in (run.begun, run.trained)
     )
     squares = dict.fromkeys(("encoderblock_0", "encoderblock_1"), 0.0)

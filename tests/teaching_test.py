@@ -10,8 +10,8 @@ import toy
 
 import main
 from configs import digits_baselines
-from libml import experiment
-from libml import paths
+from libml import trees
+from libml.train import run as run_lib
 from models import pretrained
 
 
@@ -35,11 +35,11 @@ def begin(config, workdir):
 
   def walk(run, state, *rest, **options):
     seen.run, seen.state = run, state
-    raise experiment.Interrupted
+    raise run_lib.Interrupted
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment.Run, "walk", walk)
-    with pytest.raises(experiment.Interrupted):
+    patch.setattr(run_lib.Run, "walk", walk)
+    with pytest.raises(run_lib.Interrupted):
       main.execute(config, workdir)
   seen.method, stage = seen.run.method, seen.run.scenario.stages[0]
   seen.data = seen.run.data(stage)
@@ -48,7 +48,7 @@ def begin(config, workdir):
   # What training does to a student.
   trained = seen.state.memory["teacher"]
   moved = {name: leaf * 1.1 for name, leaf in trained.items()}
-  seen.student = paths.update(seen.state.params, moved)
+  seen.student = trees.update(seen.state.params, moved)
   return seen
 
 
@@ -97,10 +97,10 @@ def test_no_checkpoint_holds_the_teacher(taught):
 
 def test_of_frozen_weights_there_is_no_second_copy(taught):
   trainable = taught.run.optimizer.groups.trainable(taught.state.params)
-  trained = {n for n, on in paths.flatten(trainable).items() if on}
+  trained = {n for n, on in trees.flatten(trainable).items() if on}
   assert teacher(taught.state).keys() == trained
   assert "head/kernel" not in trained
-  params = paths.flatten(taught.state.params)
+  params = trees.flatten(taught.state.params)
   frozen = [params[n].size for n in params.keys() - trained]
   assert sum(frozen) > 0
 
@@ -111,7 +111,7 @@ def test_margin_of_the_teacher_is_on_the_label_that_is_given(taught):
   given = (rows["label"] + 1) % method.num_classes
   told = {**rows, **method.prepare(taught.student, state.memory, rows)}
   found = method.taught(taught.student, state.memory, {**told, "label": given})
-  params = paths.update(taught.student, teacher(state))
+  params = trees.update(taught.student, teacher(state))
   outputs = method.apply(params, {**rows, "label": given})
   np.testing.assert_allclose(
     found["logits"], outputs["logits"], rtol=1e-5, atol=1e-5
@@ -144,12 +144,12 @@ def test_another_teacher_is_refused_when_a_run_goes_on(tmp_path):
     asked.append(True)
     return len(asked) == 2
 
-  with pytest.raises(experiment.Interrupted):
+  with pytest.raises(run_lib.Interrupted):
     main.execute(run, tmp_path / "run", should_stop)
   # Weights that are trained: without a teacher, checkpoints would hold them.
   pretrained.save(file, jax.device_get(seen.student))
   with pytest.raises(ValueError, match="not those with which this run started"):
     main.execute(run, tmp_path / "run", lambda: True)
   pretrained.save(file, given)
-  with pytest.raises(experiment.Interrupted):
+  with pytest.raises(run_lib.Interrupted):
     main.execute(run, tmp_path / "run", lambda: True)

@@ -12,10 +12,10 @@ import main
 from configs import casia100_gs_lora
 from configs import casia100_pretrain
 from configs import common
-from libml import experiment
-from libml import pairs
-from libml import verification
-from methods import base
+from libml.datasets import pairs
+from libml.problems import verification
+from libml.train import run as run_lib
+from libml.train.method import Method
 from models import export
 
 PEOPLE, EACH = 5, 4  # 20 images: batches of 8 need padding
@@ -55,7 +55,7 @@ def config(faces, **verified):
 def run(faces, tmp_path_factory):
   """Returns a run's workdir, its log, and what predict was given."""
   workdir = tmp_path_factory.mktemp("run")
-  inputs, lines, predict = [], [], base.Method.predict
+  inputs, lines, predict = [], [], Method.predict
   calls = []
 
   def watched(method, params, memory, batch):
@@ -66,7 +66,7 @@ def run(faces, tmp_path_factory):
   handler.emit = lambda record: lines.append(record.getMessage())
   log = logging.getLogger("palimpsest")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(base.Method, "predict", watched)
+    patch.setattr(Method, "predict", watched)
     patch.setattr(log, "handlers", [handler])
     level = log.level
     log.setLevel(logging.INFO)  # unlike the attribute, it forgets its answers
@@ -137,7 +137,7 @@ def test_people_see_it(run):
 def test_stop_while_pairs_are_measured(run, faces, tmp_path):
   whole, *_, calls = run
   asked = iter(range(1, calls + 1))
-  with pytest.raises(experiment.Interrupted):
+  with pytest.raises(run_lib.Interrupted):
     main.execute(config(faces), tmp_path, lambda: next(asked) == calls)
   lines = (faces / "pairs.txt").read_text()
   (faces / "pairs.txt").write_text("\n".join(reversed(lines.splitlines())))
@@ -176,7 +176,7 @@ def test_forgetting_is_measured_before_and_after(faces, tmp_path):
 def test_bad_pairs_stop_a_run_at_once(
   faces, tmp_path, monkeypatch, changes, message
 ):
-  monkeypatch.setattr(experiment.Run, "start", lambda *_: pytest.fail("began"))
+  monkeypatch.setattr(run_lib.Run, "start", lambda *_: pytest.fail("began"))
   with pytest.raises((ValueError, OSError), match=message):
     main.execute(config(faces, **changes), tmp_path)
 
@@ -188,7 +188,7 @@ def test_bad_pairs_stop_a_run_at_once(
 def test_bad_images_stop_a_run_before_the_first_step(
   tmp_path, monkeypatch, image, message
 ):
-  monkeypatch.setattr(experiment.Run, "_train", lambda *_: pytest.fail("began"))
+  monkeypatch.setattr(run_lib.Run, "_train", lambda *_: pytest.fail("began"))
   for name in ("a.png", "b.png"):
     if image:
       Image.fromarray(np.zeros((*image, 3), np.uint8)).save(tmp_path / name)

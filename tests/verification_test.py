@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from libml import pairs
-from libml import verification
+from libml.datasets import pairs
+from libml.problems import verification
 
 # LFW's form: 2 folds, "1 pair a kind and fold".
 LFW = "2\t1\nAnn\t1\t2\nAnn\t1\tBob\t1\nBob\t1\t2\nAnn\t2\tBob\t2\n"

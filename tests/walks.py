@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 import main
-from libml import evaluation
-from libml import experiment
-from libml import paths
-from libml import reporting
-from libml import stage_data
+from libml import trees
+from libml.pipeline import stage_data
+from libml.results import reporting
+from libml.train import evaluation
+from libml.train import run as run_lib
 
 
 def host(state):
   """Returns a state's parameters and memory on the host, by name."""
   tree = {"params": state.params, "memory": state.memory}
-  return {k: np.array(v) for k, v in paths.flatten(tree).items()}
+  return {k: np.array(v) for k, v in trees.flatten(tree).items()}
 
 
 def watch(config, workdir, should_stop=lambda: False):
@@ -37,7 +37,7 @@ def watch(config, workdir, should_stop=lambda: False):
     begun=[], trained=[], merged=[], metrics=[], sums=[], stopped=None
   )
 
-  class Run(experiment.Run):
+  class Run(run_lib.Run):
     def start(self, params):
       seen.run, state = self, super().start(params)
       seen.start = host(state)
@@ -61,7 +61,7 @@ def watch(config, workdir, should_stop=lambda: False):
   class StageData(stage_data.StageData):
     def accumulate(self, name, *rest, **options):
       total = super().accumulate(name, *rest, **options)
-      seen.sums.append((self.stage, name, paths.flatten(total)))
+      seen.sums.append((self.stage, name, trees.flatten(total)))
       return total
 
   class Window(reporting.Window):
@@ -70,12 +70,12 @@ def watch(config, workdir, should_stop=lambda: False):
       super().add(step, metrics)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment, "Run", Run)
+    patch.setattr(run_lib, "Run", Run)
     patch.setattr(evaluation, "Evaluator", Evaluator)
     patch.setattr(stage_data, "StageData", StageData)
     patch.setattr(reporting, "Window", Window)
     try:
       seen.record = main.execute(config, workdir, should_stop)
-    except experiment.Interrupted as stop:
+    except run_lib.Interrupted as stop:
       seen.stopped = str(stop)
   return seen

@@ -234,7 +234,7 @@ def check_decodable(paths: np.ndarray) -> None:
   """
   import tensorflow as tf
 
-  from libml import preprocess
+  from libml.images import preprocess
 
   @tf.autograph.experimental.do_not_convert
   def size(path: tf.Tensor) -> tf.Tensor:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from libml import class_map
 from libml import registry
+from libml.datasets import class_map
 from libml.datasets import files
 from libml.datasets import source
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from libml import losses
+from libml.problems import losses
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from libml import datasets
-from libml import metrics
+from libml.scenarios import metrics
 from libml.scenarios import stage as stage_lib
 from libml.scenarios import tasks
 

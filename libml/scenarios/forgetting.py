@@ -7,7 +7,7 @@ CVPR 2024, and its extension of 2025.
 from collections.abc import Sequence
 
 from libml import datasets
-from libml import metrics
+from libml.scenarios import metrics
 from libml.scenarios import sampling
 from libml.scenarios import stage as stage_lib
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 
 from libml import datasets
-from libml import metrics
+from libml.scenarios import metrics
 from libml.scenarios import sampling
 from libml.scenarios import stage as stage_lib
 

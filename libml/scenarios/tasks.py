@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from libml import datasets
-from libml import metrics
+from libml.scenarios import metrics
 from libml.scenarios import stage as stage_lib
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import unlearn_toy as toy
 
-from libml import losses
-from libml import paths
-from libml import steps
+from libml import trees
+from libml.problems import losses
+from libml.train import steps
 from methods import METHODS
 
 OUT, GRAD, AFTER = 5e-5, 1e-4, 2e-6
@@ -130,13 +130,13 @@ def test_two_steps(golden, dtype, name):
     }
     toy.check_leaves(metrics, stored, dtype=dtype, float32=OUT)
     if not number:
-      grads = paths.flatten(state.opt_state[0])
+      grads = trees.flatten(state.opt_state[0])
       stored = toy.leaves(file, f"grad/{theirs}/", method.model)
       toy.check_leaves(grads, stored, dtype=dtype, float32=GRAD)
   stored = toy.leaves(file, f"after2/{theirs}/", method.model)
-  found = paths.flatten(state.params)
+  found = trees.flatten(state.params)
   assert found.keys() - stored.keys() == {"head/kernel"}
   toy.check_leaves(found, stored, dtype=dtype, float32=AFTER, absolute=True)
   np.testing.assert_array_equal(
-    found["head/kernel"], paths.flatten(student)["head/kernel"]
+    found["head/kernel"], trees.flatten(student)["head/kernel"]
   )

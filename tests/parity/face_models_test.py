@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from libml import paths
+from libml import trees
 from models import encoder
 from models import layers
 from models import lora
@@ -61,9 +61,9 @@ def test_forward_and_gradient(golden, tmp_path, dtype):
     for i in range(4):
       close(seen[f"encoderblock_{i}"]["__call__"][0], f"block{i}")
 
-    theirs = paths.flatten(toy.tree(file, "grad/", tmp_path, module))
-    assert theirs.keys() == paths.flatten(grads).keys()
-    for name, grad in paths.flatten(grads).items():
+    theirs = trees.flatten(toy.tree(file, "grad/", tmp_path, module))
+    assert theirs.keys() == trees.flatten(grads).keys()
+    for name, grad in trees.flatten(grads).items():
       toy.close(grad, theirs[name], dtype=dtype, float32=GRAD, name=name)
 
 
@@ -92,9 +92,9 @@ def test_sliding_patches(golden, tmp_path, dtype):
       **{k.replace("params/", "grad/"): v for k, v in file.items()},
       **{name: file[name] for name in stored},
     }
-    theirs = paths.flatten(toy.tree(filled, "grad/", tmp_path, module))
+    theirs = trees.flatten(toy.tree(filled, "grad/", tmp_path, module))
     compared = 0
-    for name, grad in paths.flatten(grads).items():
+    for name, grad in trees.flatten(grads).items():
       if "encoderblock" not in name:
         toy.close(grad, theirs[name], dtype=dtype, float32=GRAD, name=name)
         compared += 1
@@ -126,7 +126,7 @@ def test_adapters(golden, tmp_path, dtype, case):
     theirs = toy.adapters(file, f"grad/{case}/")
     assert theirs.keys() == found.keys() and len(found) in (16, 24)
     for name, value in theirs.items():
-      ours = paths.flatten(grads)[name]
+      ours = trees.flatten(grads)[name]
       toy.close(ours, value, dtype=dtype, float32=2e-5, name=name)
 
     merged = lora.merge(params, module.lora_scale)
@@ -144,8 +144,8 @@ def test_adapters(golden, tmp_path, dtype, case):
     prefix = f"out/{case}/merged/"
     changed = {n: v for n, v in file.items() if n.startswith(prefix)}
     stored |= {n.removeprefix(f"out/{case}/"): v for n, v in changed.items()}
-    theirs = paths.flatten(toy.tree(stored, "merged/", tmp_path, module))
-    for name, value in paths.flatten(plain).items():
+    theirs = trees.flatten(toy.tree(stored, "merged/", tmp_path, module))
+    for name, value in trees.flatten(plain).items():
       toy.close(value, theirs[name], dtype=dtype, float32=2e-5, name=name)
     bound = file[f"out/{case}/restart_bound_times_sqrt_in"]
     assert abs(bound - np.sqrt(6 / 51)) < 1e-12

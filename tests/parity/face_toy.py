@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
-from libml import paths
+from libml import trees
 from models import face_vit
 from models import lora
 from models import pretrained
@@ -92,10 +92,10 @@ def adapters(file, prefix):
 def with_adapters(params, found, module):
   """Returns a tree with these adapters, in the module's types."""
   _, fresh = lora.split(template(module))
-  assert paths.flatten(fresh).keys() == found.keys()
+  assert trees.flatten(fresh).keys() == found.keys()
   return lora.join(
     params,
-    paths.map_named(
+    trees.map_named(
       lambda name, leaf: np.asarray(found[name], leaf.dtype), fresh
     ),
   )

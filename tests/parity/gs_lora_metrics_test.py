@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from libml import metrics
 from libml.problems import classification
+from libml.scenarios import metrics
 from models import lora
 
 

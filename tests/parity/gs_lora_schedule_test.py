@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from libml import schedules
+from libml.optim import schedules
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from libml import group_lasso
 from libml import optim
-from libml import paths
 from libml import problems
-from libml import prototypes
-from libml import steps
-from libml import train_state
+from libml import trees
+from libml.optim import group_lasso
+from libml.problems import prototypes
+from libml.train import steps
+from libml.train import train_state
 from methods import gs_lora
 from models import lora
 
@@ -130,7 +130,7 @@ def optimizer(file):
 def check_after(state, theirs, dtype):
   """Compares the adapters after a step by the README's rule."""
   _, found = lora.split(state.params)
-  found = paths.flatten(found)
+  found = trees.flatten(found)
   assert found.keys() == theirs.keys()
   if dtype == "float64":
     for name, leaf in found.items():
@@ -187,7 +187,7 @@ def test_three_steps(file, tmp_path, dtype, variant):
       stored = toy.adapters(file, f"grad/{variant}/")
       assert len(stored) in (24, 36)
       for name, value in stored.items():
-        grad = paths.flatten(state.opt_state[0])[name]
+        grad = trees.flatten(state.opt_state[0])[name]
         toy.close(grad, value, dtype=dtype, float32=GRAD, name=name)
     check_parts(metrics, file, variant, number, numbers, dtype)
     theirs = toy.adapters(file, f"after{number + 1}/{variant}/")
@@ -224,7 +224,7 @@ def test_norms_of_groups_and_their_gradient(file, tmp_path, dtype, name):
   wanted = file[f"out/structure/{name}"]
   toy.close(value, wanted, dtype=dtype, float32=OUT)
   for leaf, stored in toy.adapters(file, f"grad/structure/{name}/").items():
-    ours = paths.flatten(grads)[leaf]
+    ours = trees.flatten(grads)[leaf]
     toy.close(ours, stored, dtype=dtype, float32=GRAD, name=leaf)
 
 
@@ -232,7 +232,7 @@ def test_norms_of_groups_and_their_gradient(file, tmp_path, dtype, name):
 def test_gradient_of_fresh_adapters_is_finite(file, tmp_path, dtype, grouping):
   module = toy.model(dtype, **SIZES, lora=toy.FFN)
   groups = group_lasso.by_pattern(group_lasso.GROUPINGS[grouping])
-  start = paths.map_named(
+  start = trees.map_named(
     lambda name, x: jnp.zeros_like(x) if name.endswith("lora_b") else x,
     params(file, tmp_path, module, "ffn"),
   )
@@ -241,7 +241,7 @@ def test_gradient_of_fresh_adapters_is_finite(file, tmp_path, dtype, grouping):
   toy.close(value, wanted, dtype=dtype, float32=OUT)
   broken = bool(file[f"out/structure_B0/{grouping}_grad_has_nan"])
   assert broken == (grouping == "matrix")
-  for name, grad in paths.flatten(grads).items():
+  for name, grad in trees.flatten(grads).items():
     assert np.isfinite(grad).all(), name
     if name.endswith("lora_b"):
       assert not grad.any(), name

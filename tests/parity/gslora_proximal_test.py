@@ -10,9 +10,9 @@ import optax
 import pytest
 from flax import traverse_util
 
-from libml import group_lasso
-from libml import proximal
-from libml import shrinkage
+from libml.optim import group_lasso
+from libml.optim import proximal
+from libml.optim import shrinkage
 
 BY_GROUP = group_lasso.by_pattern(r"(group_\d+)(?:/.*)?")
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import unlearn_toy as toy
 
-from libml import paths
-from libml import sharding
-from libml import stage_data
-from libml import steps
+from libml import trees
+from libml.devices import sharding
+from libml.pipeline import stage_data
+from libml.train import steps
 
 OUT, AFTER = 2e-5, 2e-6
 METHODS = ("l2", "ewc", "mas")
@@ -166,7 +166,7 @@ def test_two_anchors_are_one_quadratic(file, dtype, run):
   wanted = file[f"out/penalty/{run.name}"]
   face_toy.close(value, wanted, dtype=dtype, float32=OUT)
   theirs = toy.leaves(file, f"grad/penalty/{run.name}/", run.method.model)
-  toy.check_leaves(paths.flatten(grads), theirs, dtype=dtype, float32=OUT)
+  toy.check_leaves(trees.flatten(grads), theirs, dtype=dtype, float32=OUT)
   assert not np.any(grads["head"]["kernel"])
 
 
@@ -192,7 +192,7 @@ def test_one_step_of_ewc(file, dtype, run):
     wanted = file[f"out/step/losses_{name}"]
     face_toy.close(value, wanted, dtype=dtype, float32=OUT, name=name)
   theirs = toy.leaves(file, "after1/", run.method.model)
-  found, before = paths.flatten(state.params), paths.flatten(run.state.params)
+  found, before = trees.flatten(state.params), trees.flatten(run.state.params)
   assert found.keys() - theirs.keys() == {"head/kernel"}
   assert np.array_equal(found["head/kernel"], before["head/kernel"])
   toy.check_leaves(found, theirs, dtype=dtype, float32=AFTER, absolute=True)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from libml import metrics
 from libml import optim
-from libml import paths
 from libml import scenarios
-from libml import schedules
-from libml import steps
+from libml import trees
+from libml.optim import schedules
 from libml.problems import classification
+from libml.scenarios import metrics
+from libml.train import steps
 from methods import prompting
 from models import vit
 
@@ -148,7 +148,7 @@ def _compare_params(case, prefix, params, sgd):
   within the rounding that the README saw (3e-6) is held to a tenth of the
   rate only. One of 1,036 needs it, on jax 0.12: 1.3e-4 instead of 1e-4.
   """
-  leaves = paths.flatten(params)
+  leaves = trees.flatten(params)
   differences, noisy = [], []
   for key, wanted in case.items():
     if key.startswith(prefix):
@@ -222,7 +222,7 @@ def test_first_gradient(golden, name):
     )
     return loss + _l2(params, decay)
 
-  grads = paths.flatten(jax.jit(jax.grad(total))(state.params))
+  grads = trees.flatten(jax.jit(jax.grad(total))(state.params))
   wanted = {
     key.removeprefix("grad/"): value
     for key, value in case.items()
@@ -256,18 +256,18 @@ def test_clipping_over_trained_parameters_only(golden, name):
 def test_frozen_weights_keep_their_bits_and_have_no_moments(golden):
   case = golden("l2p", "l2p_step")
   *_, (_, _, _, _, _, state) = _replay(case)
-  for name, leaf in paths.flatten(state.params).items():
+  for name, leaf in trees.flatten(state.params).items():
     if not name.startswith(("prompt_pool", "head")):
       assert np.asarray(leaf).tobytes() == case[f"params/{name}"].tobytes()
   trained = ("prompt", "head")
-  moments = [n for n, x in paths.flatten(state.opt_state).items() if x.ndim]
+  moments = [n for n, x in trees.flatten(state.opt_state).items() if x.ndim]
   assert moments and all(
     any(f"/{t}" in n for t in ("prompt_pool", *trained)) for n in moments
   )
   sizes = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
   own = sum(
     leaf.size
-    for name, leaf in paths.flatten(state.params).items()
+    for name, leaf in trees.flatten(state.params).items()
     if name.startswith(("prompt_pool", "head"))
   )
   assert sizes == 2 * own

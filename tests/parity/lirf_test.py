@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import unlearn_toy as toy
 
-from libml import losses
-from libml import paths
-from libml import steps
+from libml import trees
+from libml.problems import losses
+from libml.train import steps
 
 OUT, GRAD, AFTER = 1e-5, 5e-5, 1e-6
 # The reference takes 0 to 2 for the classes that go. These are as many, and no
@@ -63,7 +63,7 @@ def batch(file, number, dtype):
 def test_two_steps(file, dtype):
   method, optimizer, state = begin(file, dtype)
   assert method.by_position and method.deposit == 0.05
-  first = paths.flatten(state.params)
+  first = trees.flatten(state.params)
   step = jax.jit(
     steps.make_train_step(method.loss, method.extra_args, optimizer)
   )
@@ -81,14 +81,14 @@ def test_two_steps(file, dtype):
     stored["forget"] = file["out/ce"][number] / share
     toy.check_leaves(metrics, stored, dtype=dtype, float32=OUT)
     if not number:
-      grads = paths.flatten(state.opt_state[0])
+      grads = trees.flatten(state.opt_state[0])
       stored = lower(file, "grad/student_low/", method)
       assert len(stored) == 30  # 26 of theirs: query, key, value are one
       toy.check_leaves(grads, stored, dtype=dtype, float32=GRAD)
       stored = lower(file, "grad/deposit_low/", method)
       stored = {f"deposit/{name}": value for name, value in stored.items()}
       toy.check_leaves(grads, stored, dtype=dtype, float32=GRAD)
-    found = paths.flatten(state.params)
+    found = trees.flatten(state.params)
     stored = lower(file, f"after{number + 1}/", method)
     toy.check_leaves(found, stored, dtype=dtype, float32=AFTER, absolute=True)
   still = found.keys() - stored.keys()
@@ -104,7 +104,7 @@ def test_halves(file, dtype):
   outputs, tokens = apply(state.params, rows)
   teacher = method.teacher(state.params, state.memory)
   taught, before = apply(teacher, rows)
-  deposit = paths.update(state.params, state.params["deposit"])
+  deposit = trees.update(state.params, state.params["deposit"])
   found = {
     "student_low": tokens,
     "teacher_low": before,

@@ -8,12 +8,12 @@ import optax
 import pytest
 from flax import traverse_util
 
-from libml import losses
-from libml import metrics
-from libml import paths
-from libml import prototypes
-from libml import schedules
-from libml import subspace
+from libml import trees
+from libml.optim import schedules
+from libml.problems import losses
+from libml.problems import prototypes
+from libml.scenarios import metrics
+from methods.parts import subspace
 from models import lora
 
 
@@ -40,8 +40,8 @@ def test_features_in_all_weight_modes(golden, tmp_path, epsilon, folder):
       {"params": params}, {"image": toy.image(file["in/image"])}
     )
     toy.close(outputs["features"], file[f"{folder}{mode}/features"], 2e-5, mode)
-  for name, value in paths.flatten(toy.old_sums(file, "after1/")).items():
-    toy.close(paths.flatten(total)[name], value, 1e-6, name)
+  for name, value in trees.flatten(toy.old_sums(file, "after1/")).items():
+    toy.close(trees.flatten(total)[name], value, 1e-6, name)
 
 
 def test_tokens_weights_and_gradients(golden, tmp_path):
@@ -58,14 +58,14 @@ def test_tokens_weights_and_gradients(golden, tmp_path):
     ("test", params),
     ("subtract", lora.subtract(params, old, times=2)),
   ):
-    kernel = paths.flatten(tree)[key].reshape(32, 32)
+    kernel = trees.flatten(tree)[key].reshape(32, 32)
     toy.close(kernel, file[f"out/{mode}/block0_k_weight"].T, 1e-6, mode)
 
   def total(params):
     features = module.apply({"params": params}, {"image": x})["features"]
     return jnp.sum(features * file["in/cotangent"])
 
-  grads = paths.flatten(jax.grad(total)(params))
+  grads = trees.flatten(jax.grad(total)(params))
   expected = toy.adapters(file, "grad/")
   assert len(expected) == 12
   for name, value in expected.items():
@@ -167,17 +167,17 @@ def test_four_projected_adam_steps(golden, kind, decay):
     for theirs, name in ours.items():
       expected = file[f"{step}update/{theirs}"].T
       tolerance = 1e-5 * abs(expected).max() + 1e-12
-      toy.close(paths.flatten(plain)[name], expected, tolerance, name)
+      toy.close(trees.flatten(plain)[name], expected, tolerance, name)
       projected = file.get(f"{step}projected_update/{theirs}")
       if projected is not None:
-        toy.close(paths.flatten(updates)[name], projected.T, tolerance, name)
+        toy.close(trees.flatten(updates)[name], projected.T, tolerance, name)
       toy.close(
-        paths.flatten(params)[name],
+        trees.flatten(params)[name],
         file[f"{step}params/{theirs}"].T,
         1e-6,
         name,
       )
-  moments = paths.flatten(state)
+  moments = trees.flatten(state)
   for theirs, name in ours.items():
     for moment, mine in (("exp_avg", "mu"), ("exp_avg_sq", "nu")):
       expected = file[f"{folder}moments/{theirs}/{moment}"].T

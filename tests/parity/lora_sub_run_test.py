@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import lora_sub_toy as toy
 import numpy as np
 
-from libml import paths
 from libml import scenarios
-from libml import steps
+from libml import trees
+from libml.train import steps
 
 
 class Batches:
@@ -58,8 +58,8 @@ def stored_head(file, prefix, task, params):
 
 def check_task(state, file, task):
   """Compares what a task leaves with the stored figures."""
-  ours = paths.flatten(state.memory["sums"])
-  for name, value in paths.flatten(
+  ours = trees.flatten(state.memory["sums"])
+  for name, value in trees.flatten(
     toy.old_sums(file, f"task{task}/after/")
   ).items():
     toy.close(ours[name], value, 2e-5, name)
@@ -93,7 +93,7 @@ def check_steps(step, state, file, task, batches):
       toy.close(got[name], theirs, 1e-5 * abs(theirs), folder + name)
     for group in ("lora", "head"):
       assert got[f"learning_rate/{group}"] == file[f"{folder}lr_{group}"]
-    params = paths.flatten(state.params)
+    params = trees.flatten(state.params)
     expected = toy.adapters(file, f"{folder}params/")
     assert len(expected) == 12
     for name, value in expected.items():
@@ -132,7 +132,7 @@ def test_three_tasks_of_the_whole_method(golden, tmp_path):
         )
     drawn = toy.adapters(file, f"in/task{task}/init/")
     assert len(drawn) == 6
-    state = state.replace(params=paths.update(state.params, drawn))
+    state = state.replace(params=trees.update(state.params, drawn))
     state = steps.begin_stage(
       state,
       task + 2,

@@ -7,8 +7,8 @@ from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from libml import optim
-from libml import paths
 from libml import problems
+from libml import trees
 from methods import lora_sub
 from models import lora
 from models import pretrained
@@ -84,12 +84,12 @@ def read_params(file, tmp_path, module):
   base, added = lora.split(shapes)
   params = pretrained.load(tmp_path / "toy.safetensors", base)
   added = lora.restart(added, jax.random.key(0))
-  return paths.update(lora.join(params, added), adapters(file, "params/"))
+  return trees.update(lora.join(params, added), adapters(file, "params/"))
 
 
 def silent(params):
   """Returns the parameters without what the adapters do."""
-  return paths.map_named(
+  return trees.map_named(
     lambda name, x: x * 0 if name.endswith("lora_b") else x, params
   )
 

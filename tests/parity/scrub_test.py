@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import unlearn_toy as toy
 
-from libml import losses
-from libml import paths
-from libml import schedules
-from libml import steps
+from libml import trees
+from libml.optim import schedules
+from libml.problems import losses
+from libml.train import steps
 
 OUT, GRAD, AFTER = 2e-5, 5e-5, 5e-6
 EPOCHS = 10
@@ -46,7 +46,7 @@ def averaged(file, method, optimizer):
   """Returns the memory whose average is the stored one."""
   teacher = params(file, "teacher", method)
   memory = toy.start(method, optimizer, teacher, teacher, 1).memory
-  average = paths.flatten(params(file, "average", method))
+  average = trees.flatten(params(file, "average", method))
   assert average.keys() - memory["average"].keys() == {"head/kernel"}
   average = {name: average[name] for name in memory["average"]}
   return {**memory, "average": average}
@@ -74,7 +74,7 @@ def test_one_step_s_loss_and_gradient(file, dtype, kind):
   found = {"loss": value, **parts}
   toy.check_leaves(found, stored, dtype=dtype, float32=OUT)
   stored = toy.leaves(file, f"grad/{kind}/", method.model)
-  grads = paths.flatten(grads)
+  grads = trees.flatten(grads)
   assert grads.keys() - stored.keys() == {"head/kernel"}
   toy.check_leaves(grads, stored, dtype=dtype, float32=GRAD)
 
@@ -88,11 +88,11 @@ def test_smoothing_alone(file, dtype):
   stored = {"smoothing": file["out/smoothing"]}
   toy.check_leaves({"smoothing": value}, stored, dtype=dtype, float32=OUT)
   stored = toy.leaves(file, "grad/smoothing/", method.model)
-  toy.check_leaves(paths.flatten(grads), stored, dtype=dtype, float32=GRAD)
+  toy.check_leaves(trees.flatten(grads), stored, dtype=dtype, float32=GRAD)
   # The first step is taken at the average itself.
   value, grads = smooth(params(file, "average", method), memory)
   assert value == 0
-  for name, grad in paths.flatten(grads).items():
+  for name, grad in trees.flatten(grads).items():
     np.testing.assert_array_equal(
       grad, file["out/smoothing_gradient_at_zero"], err_msg=name
     )
@@ -102,7 +102,7 @@ def test_query_key_and_value_count_as_one_tensor(file):
   method, optimizer = toy.build("scrub_s", "float32")
   memory = averaged(file, method, optimizer)
   student = params(file, "student", method)
-  flat = paths.flatten(student)
+  flat = trees.flatten(student)
   apart = sum(losses.norm(flat[n] - x) for n, x in memory["average"].items())
   assert method.smoothing * apart > 1.01 * method.smooth(student, memory)
 
@@ -136,7 +136,7 @@ def walk(file, name, dtype):
   assert method.steps_per_epoch(None, data) == STEPS
   state = toy.start(method, optimizer, student, teacher, STEPS)
   if "average" in state.memory:  # the authors' starts at the student
-    average = paths.flatten(student)
+    average = trees.flatten(student)
     average = {n: average[n] for n in state.memory["average"]}
     state = state.replace(memory={**state.memory, "average": average})
   passes = method.rounds(None, data)
@@ -154,7 +154,7 @@ def walk(file, name, dtype):
         state, metrics = step(state, {role: batch})
         seen.metrics.append(metrics)
       state = round_.finish(state)
-    seen.after[epoch] = paths.flatten(state.params)
+    seen.after[epoch] = trees.flatten(state.params)
   seen.model, seen.memory = method.model, state.memory
   return seen
 

@@ -10,11 +10,11 @@ import swap_toy as toy
 
 from configs import base
 from configs import swaps
-from libml import group_lasso
-from libml import metrics
-from libml import paths
-from libml import schedules
+from libml import trees
+from libml.optim import group_lasso
+from libml.optim import schedules
 from libml.problems import classification
+from libml.scenarios import metrics
 from models import expansion
 from models import lora
 from models import pretrained
@@ -52,8 +52,8 @@ def test_names_of_the_reference_and_official_ones_are_one_tree(
   base_params, adapters = lora.split(params)
   template, _ = lora.split(toy.template(toy.model()))
   loaded = pretrained.load(tmp_path / "official.npz", template, head="keep")
-  for name, leaf in paths.flatten(base_params).items():
-    assert np.array_equal(paths.flatten(loaded)[name], leaf), name
+  for name, leaf in trees.flatten(base_params).items():
+    assert np.array_equal(trees.flatten(loaded)[name], leaf), name
   count = sum(leaf.size for leaf in jax.tree.leaves(adapters))
   assert count == forward["cfg/trainable"]
   assert toy.model().lora_scale == forward["cfg/scaling"]
@@ -71,7 +71,7 @@ def test_forward_with_adapters_apart_merged_and_left_out(forward, params):
   after = toy.leaves(forward, "after1/", module)
   assert len(after) == 6
   for name, kernel in after.items():
-    toy.close(paths.flatten(merged)[name], kernel, OUT, name)
+    toy.close(trees.flatten(merged)[name], kernel, OUT, name)
   plain, _ = lora.split(params)
   without = applied(toy.model(adapted=False))(plain, image)["logits"]
   near(without, forward["out/without_lora/logits"])
@@ -85,7 +85,7 @@ def test_gradients_of_the_adapters(forward, params):
     logits = applied(toy.model())(tree, image)["logits"]
     return jnp.sum(logits * forward["in/cotangent"])
 
-  grads = paths.flatten(jax.jit(jax.grad(cost))(params))
+  grads = trees.flatten(jax.jit(jax.grad(cost))(params))
   stored = toy.leaves(forward, "grad/", toy.model())
   assert len(stored) == 12
   for name, grad in stored.items():
@@ -138,7 +138,7 @@ def test_objectives_and_their_gradients(losses, graded, case):
   goal, bound = CASES[case]
   bound = float(losses[f"cfg/{bound}"])
   (value, parts), grads = graded[case]
-  grads = paths.flatten(grads)
+  grads = trees.flatten(grads)
   out = {name: losses[f"out/{case}/{name}"] for name in NAMES}
   assert float(value) == pytest.approx(out["total"], rel=OUT)
   weighted = 0.005 * parts["structure"]
@@ -190,7 +190,7 @@ def test_group_lasso_and_the_reference_s_other_norms(losses):
   for name, grad in toy.leaves(
     losses, "grad/group_lasso/", toy.model()
   ).items():
-    toy.close(paths.flatten(grads)[name], grad, GRAD, name)
+    toy.close(trees.flatten(grads)[name], grad, GRAD, name)
   matrix = group_lasso.by_pattern(group_lasso.GROUPINGS["matrix"])
   for i, wanted in enumerate(losses["out/norm_list"]):
     part = {f"encoderblock_{i}": params["Transformer"][f"encoderblock_{i}"]}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import swap_toy as toy
 
-from libml import paths
-from libml import steps
+from libml import trees
+from libml.train import steps
 from models import lora
 
 # Phase -> steps of an epoch, which move the rate; batches of each step, of
@@ -52,8 +52,8 @@ def seen(file):
     for main, retain in batches:
       batch = {goal: toy.batch(file, main), "retain": toy.batch(file, retain)}
       state, metrics = step(state, batch)
-      adapters = paths.flatten(lora.split(state.params)[1])
-      found.append((paths.flatten(state.opt_state[0]), adapters, metrics))
+      adapters = trees.flatten(lora.split(state.params)[1])
+      found.append((trees.flatten(state.opt_state[0]), adapters, metrics))
   return found, state, method
 
 
@@ -107,7 +107,7 @@ def test_what_six_steps_leave(file, seen):
       hits += list(np.argmax(logits, axis=-1) == batch["label"])
     stored = float(file[f"out/accuracy_{name}"])
     assert 100 * np.mean(hits) == pytest.approx(stored, rel=1e-6)
-  merged = paths.flatten(lora.merge(state.params, method.model.lora_scale))
+  merged = trees.flatten(lora.merge(state.params, method.model.lora_scale))
   stored = toy.leaves(file, "out/merged/", method.model)
   assert len(stored) == 2
   for name, kernel in stored.items():
@@ -118,5 +118,5 @@ def test_nothing_but_adapters_moves(file, seen):
   _, state, method = seen
   before, _ = lora.split(toy.tree(file, "params/", method.model))
   after, _ = lora.split(state.params)
-  for name, leaf in paths.flatten(before).items():
-    assert np.array_equal(paths.flatten(after)[name], leaf), name
+  for name, leaf in trees.flatten(before).items():
+    assert np.array_equal(trees.flatten(after)[name], leaf), name

@@ -12,7 +12,7 @@ import main
 from configs import base
 from configs import common
 from configs import swaps
-from libml import paths
+from libml import trees
 from models import layouts
 from models import vit
 
@@ -71,7 +71,7 @@ def leaves(file, prefix, module):
       adapters[f"Transformer/{dense}/lora_{letter.lower()}"] = array.T
     else:
       found[name] = array
-  expected = paths.flatten(template(module))
+  expected = trees.flatten(template(module))
   # What is told by the class token alone is there in a whole tree only.
   marked = {"cls_token": np.zeros(0), **found}
   base_leaves = layouts.to_linen(
@@ -87,8 +87,8 @@ def leaves(file, prefix, module):
 def tree(file, prefix, module):
   """Returns the arrays of a prefix as the module's parameters."""
   found = leaves(file, prefix, module)
-  assert found.keys() == paths.flatten(template(module)).keys()
-  return paths.map_named(
+  assert found.keys() == trees.flatten(template(module)).keys()
+  return trees.map_named(
     lambda name, leaf: jnp.asarray(found[name], leaf.dtype), template(module)
   )
 

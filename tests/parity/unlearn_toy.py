@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 import main
 from configs import base
 from configs import baselines
-from libml import paths
-from libml import steps
-from libml import train_state
+from libml import trees
+from libml.train import steps
+from libml.train import train_state
 from models import layouts
 
 SIZES = dict(
@@ -60,14 +60,14 @@ def leaves(file, prefix, module):
     for name, value in file.items()
     if name.startswith(prefix)
   }
-  expected = paths.flatten(face_toy.template(module))
+  expected = trees.flatten(face_toy.template(module))
   found = layouts.to_linen(found, expected, source=prefix, adapters="merged")
   return {n: a.reshape(expected[n].shape) for n, a in found.items()}
 
 
 def tree(found, module):
   """Returns leaves by name as the module's parameters."""
-  return paths.map_named(
+  return trees.map_named(
     lambda name, leaf: jnp.asarray(found[name], leaf.dtype),
     face_toy.template(module),
   )

@@ -1,0 +1,1 @@
+"""What a model still knows of what it should have forgotten."""

@@ -1,0 +1,319 @@
+"""Audits: does a model still know what it was asked to forget?
+
+Each asks the model as it is after a stage ("after"), the first one ("before")
+and, where there is one, a model that never saw the classes ("retrained").
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from libml import datasets
+from libml import scenarios
+from libml import trees
+from libml.audit import distances
+from libml.audit import membership
+from libml.audit import predictions
+from libml.audit import probing
+from libml.audit import relearning
+from libml.devices import sharding
+from libml.pipeline import stage_data
+
+STAGES = ("none", "last", "all")
+# Training images of a class that probes and attacks see, at most.
+MOST_A_CLASS = 100
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Audits:
+  """What is asked, and when.
+
+  Attributes:
+    first: The parameters before the first stage, on the host or the mesh; the
+      loop gives a state's buffers away, so they must be a copy.
+    stages: After which stages: "none", "last", "all".
+    shots: Images of each forgotten class that it is taught again with.
+    max_steps: Of teaching.
+    lr: Of teaching.
+    retrained: Parameters of a model trained on all images but those of classes
+      that some stage forgets; None: there is none.
+    seed: Draws images and folds.
+  """
+
+  first: Any = None
+  stages: str = "none"
+  shots: int = 16
+  max_steps: int = 100
+  lr: float = 1e-3
+  retrained: Any = None
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.stages not in STAGES:
+      raise ValueError(f"audit.stages={self.stages!r} must be one of {STAGES}.")
+    for name in ("shots", "max_steps"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"audit.{name}={getattr(self, name)} must be 1 or more."
+        )
+    if not self.lr > 0:
+      raise ValueError(f"audit.lr={self.lr} must be above 0.")
+
+  def check(self, scenario: scenarios.Scenario) -> None:
+    """Raises ValueError where none of the stages to ask after has forgotten."""
+    stages = scenario.stages
+    if self.stages != "none" and not any(
+      self.due(stage, len(stages)) for stage in stages
+    ):
+      raise ValueError(
+        f"audit.stages={self.stages!r} asks what is left of forgotten classes, "
+        "and none is forgotten by then; set it to 'none'."
+      )
+
+  def due(self, stage: scenarios.Stage, total: int) -> bool:
+    """Whether a stage of `total` is one to ask after: some class is gone."""
+    last = stage.index + 1 == total
+    asked = self.stages == "all" or (self.stages == "last" and last)
+    return asked and bool(stage.classes.get("forget"))
+
+  def ask(
+    self,
+    method: Any,
+    scenario: scenarios.Scenario,
+    state: Any,
+    stage: scenarios.Stage,
+    data: stage_data.StageData,
+  ) -> dict[str, Any]:
+    """Returns `run`'s findings on a finished stage; {} where it is not due."""
+    if not self.due(stage, len(scenario.stages)):
+      return {}
+    last = stage.index + 1 == len(scenario.stages)
+    # A retrained model is there for the last stage; earlier ones kept more.
+    asked = self if last else dataclasses.replace(self, retrained=None)
+    return asked.run(
+      method=method,
+      params=state.params,
+      memory=state.memory,
+      stage=stage,
+      probes=scenario.before,
+      data=data,
+      earlier=scenario.stages[: stage.index],
+    )
+
+  def run(
+    self,
+    *,
+    method: Any,
+    params: Any,
+    memory: Any,
+    stage: scenarios.Stage,
+    probes: Mapping[str, scenarios.Probe],
+    data: stage_data.StageData,
+    earlier: Sequence[scenarios.Stage] = (),
+  ) -> dict[str, Any]:
+    """Returns what each audit finds, as JSON can hold it.
+
+    audit_table.MEANINGS says what it means. All processes must ask; nothing
+    given is changed.
+
+    Args:
+      method: Of the run.
+      params: On the mesh.
+      memory: Of the method.
+      stage: The finished one.
+      probes: The scenario's `before`: the test images.
+      data: Of the stage.
+      earlier: The stages before it, whose classes are forgotten, too.
+
+    Raises:
+      ValueError: First or retrained parameters of another network, or of
+        another number of classes.
+      stage_data.Stopped: The process was asked to stop.
+    """
+    models = self._models(params, method.private)
+    images = _images(stage, probes, earlier, self.seed)
+    forgotten, retained = (
+      tuple(np.unique(images[role].labels).tolist())
+      for role in ("forget", "retain")
+    )
+    known = stage.classes.get("known", (*forgotten, *retained))
+    tests = images["forget_test"]
+    most = min(relearning.MOST_TESTED, len(tests))
+    train = relearning.lesson(
+      images["forget"], images["retain"], self.shots, self.seed
+    )
+    teaching = relearning.Relearning(
+      method=method,
+      data=dataclasses.replace(
+        data, train=train, seed=self.seed, mixing=None, tables={}
+      ),
+      tests=tests.take(most, self.seed),
+      num_classes=method.num_classes,
+      forgotten=forgotten,
+      retained=retained,
+      known=known,
+      lr=self.lr,
+      max_steps=self.max_steps,
+    )
+    found, taught = {}, {}
+    there, target = 0.0, None
+    for name, tree in models.items():
+      tree = _placed(tree, params, data.mesh)
+      found[name] = predictions.collect(method, data, tree, memory, images)
+      if name == "before":
+        there = predictions.accuracy(found[name]["forget_test"], known)
+        # What was never known cannot come back.
+        target = relearning.SHARE * there if there > 1 / len(known) else None
+      taught[name] = teaching.curve(tree, memory, target)
+      if name == "before" and target and taught[name]["steps"] is None:
+        target, taught[name]["steps"] = relearning.within_reach(
+          taught[name]["curve"], there
+        )
+    return {
+      "classes": [int(c) for c in forgotten],
+      "seed": self.seed,
+      "images": {role: len(subset) for role, subset in images.items()},
+      "linear_probe": probing.linear_probe(found),
+      "relearning": {
+        "target": target,
+        "shots": self.shots,
+        "max_steps": self.max_steps,
+        "lr": self.lr,
+        **taught,
+      },
+      "membership": _membership(found, known, self.seed),
+      **_distance(found, known),
+      "drift": distances.drift(
+        found["before"]["retain_test"], found["after"]["retain_test"]
+      ),
+    }
+
+  def _models(self, params: Any, private: Sequence[str]) -> dict[str, Any]:
+    """Returns the models to ask, the first one first."""
+    _check_alike(self.first, params, "first")
+    models = {"before": self.first, "after": params}
+    if self.retrained is not None:
+      _check_apart(self.first, self.retrained)
+      models["retrained"] = _complete(self.retrained, params, private)
+    return models
+
+
+def _images(
+  stage: scenarios.Stage,
+  probes: Mapping[str, scenarios.Probe],
+  earlier: Sequence[scenarios.Stage],
+  seed: int,
+) -> dict[str, datasets.Subset]:
+  """Returns the training images at hand and the test images, by what goes."""
+  stages = (*earlier, stage)
+  gone = {c for s in stages for c in s.classes.get("forget", ())}
+  kept = set(stage.classes["retain"]) - gone
+  tests = [
+    probe.subset
+    for probe in probes.values()
+    if probe.problem is None and not (probe.augment or probe.trained)
+  ]
+  pool = datasets.Subset(())
+  for subset in tests:  # probes may share images
+    pool += subset.without(pool)
+  forget = datasets.Subset(())
+  for part in stages:  # several stages may forget the same images
+    if "forget" in part.train:
+      forget += part.train["forget"].without(forget)
+  return {
+    "forget": relearning.few(forget, MOST_A_CLASS, seed),
+    "retain": relearning.few(stage.train["retain"], MOST_A_CLASS, seed),
+    "forget_test": pool.select(sorted(gone)),
+    "retain_test": pool.select(sorted(kept)),
+  }
+
+
+def _membership(found, known, seed):
+  scores = {
+    name: {
+      role: membership.scores(
+        predictions.probabilities(part["logits"], known), part["label"]
+      )
+      for role, part in parts.items()
+    }
+    for name, parts in found.items()
+  }
+  return {
+    name: membership.membership(parts, seed=seed)
+    for name, parts in scores.items()
+  }
+
+
+def _distance(found, known):
+  if "retrained" not in found:
+    return {}
+  retrained = found["retrained"]
+  return {
+    "distance": {
+      name: distances.to_retrained(found[name], retrained, known)
+      for name in ("before", "after")
+    }
+  }
+
+
+def _check_alike(tree: Any, params: Any, what: str) -> None:
+  """Raises ValueError where parameters are those of another network."""
+  theirs, ours = (
+    {name: leaf.shape for name, leaf in trees.flatten(t).items()}
+    for t in (tree, params)
+  )
+  other = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+  for name in other:
+    if name.startswith("head/") and name in ours and name in theirs:
+      raise ValueError(
+        f"The {what} model has {theirs[name][-1]} classes, and this one "
+        f"{ours[name][-1]} ({name}); give audit.retrained a run on the same "
+        "data."
+      )
+  if other:
+    name = other[0]
+    raise ValueError(
+      f"The {what} model is another network: {name} is {theirs.get(name)} "
+      f"there and {ours.get(name)} here, and {len(other) - 1} more differ; "
+      "give audit.retrained a run with the same config.model."
+    )
+
+
+def _check_apart(first: Any, retrained: Any) -> None:
+  """Raises ValueError where a retrained model goes back to the first one."""
+  ours = trees.flatten(first)
+  for name, leaf in trees.flatten(retrained).items():
+    # What starts as a constant may be the same in both.
+    if leaf.ndim > 1 and np.array_equal(leaf, ours[name]):
+      raise ValueError(
+        f"The retrained model has the first model's weights in {name}, so it "
+        "saw what was forgotten; give audit.retrained a run of the method "
+        "'retrain'."
+      )
+
+
+def _complete(tree: Any, params: Any, private: Sequence[str]) -> Any:
+  """Returns parameters with what a method adds; adapters add nothing."""
+  flat = trees.flatten(tree)
+  added = {}
+  for name, leaf in trees.flatten(params).items():
+    if name not in flat and "/lora_" in name:
+      added[name] = np.zeros(leaf.shape, leaf.dtype)
+    elif name.partition("/")[0] in private:
+      added[name] = leaf
+  leaves = {**flat, **added}
+  _check_alike(leaves, params, "retrained")
+  return trees.update(params, leaves)
+
+
+def _placed(tree: Any, like: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Puts parameters where those of the run lie."""
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
+  if all(getattr(x, "sharding", None) == p.sharding for x, p in pairs):
+    return tree
+  tree = sharding.place(tree, (), mesh)
+  return jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), tree, like)

@@ -1,0 +1,104 @@
+"""How far a model is from another one: from a retrained, and from the first."""
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from libml.audit import predictions
+
+Found = Mapping[str, np.ndarray]
+
+# Below this a probability counts as this, or one answer decided the mean.
+_SMALLEST = 1e-12
+
+
+def kl(target: np.ndarray, answer: np.ndarray) -> float:
+  """Returns the mean KL(target || answer) of probabilities [N, C], in nats."""
+  p, q = (np.maximum(x, _SMALLEST) for x in (target, answer))
+  return float(np.mean(np.sum(target * (np.log(p) - np.log(q)), axis=1)))
+
+
+def to_retrained(
+  model: Mapping[str, Found],
+  retrained: Mapping[str, Found],
+  known: Sequence[int],
+) -> dict[str, Any]:
+  """Returns how far a model is from one that never saw what was forgotten.
+
+  The gaps are differences of accuracy, on the training images to forget and to
+  retain and on all test images. Their mean is the average gap (Fan et al.,
+  "SalUn", ICLR 2024); the product of 1 - |gap| is the tug-of-war (Zhao et al.,
+  "What makes unlearning hard and what to do about it", NeurIPS 2024).
+
+  Args:
+    model: Answers on "forget", "retain", "forget_test" and "retain_test".
+    retrained: The same of the other model.
+    known: Classes that an answer may name.
+
+  Returns:
+    "gaps" by role, model less retrained; "average_gap"; "tug_of_war", 1 at
+    best; "kl", KL(retrained || model) on the test images by role.
+  """
+  gaps = {
+    role: predictions.accuracy(model[role], known)
+    - predictions.accuracy(retrained[role], known)
+    for role in ("forget", "retain")
+  }
+  tests = [
+    predictions.accuracy(
+      {
+        key: np.concatenate(
+          [found[f"{role}_test"][key] for role in ("forget", "retain")]
+        )
+        for key in ("logits", "label")
+      },
+      known,
+    )
+    for found in (model, retrained)
+  ]
+  gaps["test"] = tests[0] - tests[1]
+  sizes = [abs(gap) for gap in gaps.values()]
+  return {
+    "gaps": gaps,
+    "average_gap": sum(sizes) / len(sizes),
+    "tug_of_war": math.prod(1 - size for size in sizes),
+    "kl": {
+      role: kl(
+        *(
+          predictions.probabilities(found[f"{role}_test"]["logits"], known)
+          for found in (retrained, model)
+        )
+      )
+      for role in ("forget", "retain")
+    },
+  }
+
+
+def drift(before: Found, after: Found) -> dict[str, float]:
+  """Returns how far the features of the same images moved.
+
+  Args:
+    before: "features" [N, D] and "label" [N].
+    after: The same, row by row.
+
+  Returns:
+    "cosine", the mean cosine of an image's features before and after;
+    "mean_change", the mean over classes of |m' - m| / |m|, m and m' a class's
+    mean feature before and after.
+  """
+  x, y = before["features"], after["features"]
+  lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+  cosines = np.sum(x * y, axis=1) / np.maximum(lengths, 1e-12)
+  changes = []
+  for label in np.unique(before["label"]):
+    rows = before["label"] == label
+    mean, moved = x[rows].mean(axis=0), y[rows].mean(axis=0)
+    size = max(float(np.linalg.norm(mean)), 1e-12)
+    changes.append(float(np.linalg.norm(moved - mean)) / size)
+  return {
+    "cosine": float(cosines.mean()),
+    "mean_change": sum(changes) / len(changes),
+  }

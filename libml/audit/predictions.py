@@ -1,0 +1,108 @@
+"""What a model says of images: features and logits, on the host."""
+
+import functools
+import operator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from libml import datasets
+from libml.devices import sharding
+from libml.pipeline import stage_data
+
+
+def placed(
+  data: stage_data.StageData, subset: datasets.Subset
+) -> list[dict[str, jax.Array]]:
+  """Returns all batches of one pass over the images, on the mesh."""
+  return [sharding.place_batch(b, data.mesh) for b in data.sweep(subset)]
+
+
+def ask(
+  method: Any, data: stage_data.StageData, params: Any, memory: Any, batch: Any
+) -> dict[str, jax.Array]:
+  """Returns "features" [B, D] and "logits" [B, C] of one batch.
+
+  The model does not see the labels: a margin would be put on the true class.
+  """
+
+  def answer(params, memory, batch):
+    inputs = {name: x for name, x in batch.items() if name != "label"}
+    outputs = method.predict(params, memory, inputs)[""]
+    return {
+      name: outputs[name].astype(jnp.float32) for name in ("features", "logits")
+    }
+
+  whole = sharding.replicated(data.mesh)
+  step = data.compiled("audit/answer", answer, out_shardings=whole)
+  return step(params, memory, batch)
+
+
+def collect(
+  method: Any,
+  data: stage_data.StageData,
+  params: Any,
+  memory: Any,
+  images: Mapping[str, datasets.Subset],
+) -> dict[str, dict[str, np.ndarray]]:
+  """Returns "features" [N, D], "logits" [N, C] and "label" [N] of images.
+
+  What is not a number is 0, so a network that broke down knows nothing.
+
+  Args:
+    method: Of the run.
+    data: Reads images.
+    params: On the mesh.
+    memory: Of the method.
+    images: By role, as the result.
+
+  Raises:
+    stage_data.Stopped: The process was asked to stop.
+  """
+  parts = []
+  whole = functools.reduce(operator.add, images.values())
+  for batch in data.sweep(whole):
+    batch = sharding.place_batch(batch, data.mesh)
+    found = ask(method, data, params, memory, batch)
+    parts.append(jax.device_get(found))
+    if data.should_stop():
+      raise stage_data.Stopped
+  found = {
+    name: np.nan_to_num(np.concatenate([part[name] for part in parts]))
+    for name in parts[0]
+  }
+  ends = np.cumsum([len(subset) for subset in images.values()])
+  return {
+    role: {
+      "label": subset.labels,
+      **{
+        name: rows[end - len(subset) : end].astype(np.float64)
+        for name, rows in found.items()
+      },
+    }
+    for (role, subset), end in zip(images.items(), ends, strict=True)
+  }
+
+
+def probabilities(logits: np.ndarray, known: Sequence[int]) -> np.ndarray:
+  """Returns the softmax [N, C] over the columns `known`; 0 in the others.
+
+  Args:
+    logits: [N, C].
+    known: Columns.
+  """
+  z = np.full(logits.shape, -np.inf)
+  z[:, known] = logits[:, known]
+  z = np.exp(z - z.max(axis=1, keepdims=True))
+  return z / z.sum(axis=1, keepdims=True)
+
+
+def accuracy(found: Mapping[str, np.ndarray], known: Sequence[int]) -> float:
+  """Returns the share of images whose largest logit, of `known`, is theirs."""
+  columns = np.asarray(known)
+  named = columns[np.argmax(found["logits"][:, columns], axis=1)]
+  return float(np.mean(named == found["label"]))

@@ -1,0 +1,249 @@
+"""Relearning: how soon some images bring a forgotten class back."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from libml import datasets
+from libml import trees
+from libml.audit import predictions
+from libml.devices import sharding
+from libml.pipeline import stage_data
+from libml.problems import losses
+
+# Share of the first model's accuracy at which a class counts as back.
+SHARE = 0.9
+# Less of it than this, and the steps have broken the network.
+LEAST = 0.5
+# Test images whose accuracy is followed, at most.
+MOST_TESTED = 500
+
+_HEAD = r"head/.*"
+# Adapters rest, so that all methods' models have the same weights to learn by.
+_RESTS = r".*/lora_[ab]"
+# Number of the round, part of the seed of its batches: no method has so many.
+_ROUND = 1_000_000
+
+
+def few(subset: datasets.Subset, count: int, seed: int) -> datasets.Subset:
+  """Returns `count` random images of each class, or all where there are less.
+
+  Args:
+    subset: The images.
+    count: Images a class.
+    seed: Decides which.
+  """
+  parts = []
+  for label in np.unique(subset.labels):
+    images = subset.select([int(label)])
+    parts.append(images.take_per_class(min(count, len(images)), seed))
+  return datasets.Subset(tuple(p for part in parts for p in part.pieces))
+
+
+def lesson(
+  forgotten: datasets.Subset, kept: datasets.Subset, shots: int, seed: int
+) -> dict[str, datasets.Subset]:
+  """Returns the images to learn from: as many to keep as forgotten ones.
+
+  Args:
+    forgotten: Training images at hand of what was forgotten.
+    kept: Those of what is kept.
+    shots: Images of each forgotten class, at most.
+    seed: Draws them.
+  """
+  gone = few(forgotten, shots, seed)
+  classes = len(np.unique(kept.labels))
+  same = few(kept, -(-len(gone) // classes), seed)
+  same = same.take(min(len(gone), len(same)), seed)
+  return {"forgotten": gone, "kept": same}
+
+
+def neutral(
+  params: Any, num_classes: int, goes: np.ndarray, stays: np.ndarray
+) -> Any:
+  """Returns the parameters with the head's columns of some classes forgotten.
+
+  They become the mean of the columns of other ones. A head that only hides a
+  class may do so by a column that no number of steps brings back; what is asked
+  is what the features still hold.
+
+  Args:
+    params: All parameters; the head's end with the axis of classes.
+    num_classes: C.
+    goes: bool [C].
+    stays: bool [C].
+  """
+
+  def column(name, leaf):
+    if not re.fullmatch(_HEAD, name) or leaf.shape[-1:] != (num_classes,):
+      return leaf
+    shape = (1,) * (leaf.ndim - 1) + (num_classes,)
+    gone, kept = goes.reshape(shape), stays.reshape(shape)
+    mean = jnp.mean(leaf, axis=-1, keepdims=True, where=kept)
+    return jnp.where(gone, mean, leaf)
+
+  return trees.map_named(column, params)
+
+
+def within_reach(
+  curve: Sequence[Sequence[float]], accuracy: float
+) -> tuple[float | None, int | None]:
+  """Returns (target, steps) by what the first model itself comes back to.
+
+  So few images may not bring back what all of them taught, not even to a
+  network that forgot nothing.
+
+  Args:
+    curve: Of the first model: [[steps, accuracy], ...].
+    accuracy: What it had before its head forgot.
+
+  Returns:
+    (None, None) where it does not come back at all.
+  """
+  best = max(found for _, found in curve)
+  if best < LEAST * accuracy:
+    return None, None
+  target = SHARE * best
+  return target, next(int(n) for n, found in curve if found >= target)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Relearning:
+  """How a model is taught again what it forgot, the same for every model.
+
+  Attributes:
+    method: Of the run; its model and problem count.
+    data: Train has the lesson's roles.
+    tests: Test images of the forgotten classes.
+    num_classes: C, columns of the head.
+    forgotten: Class ids.
+    retained: Class ids.
+    known: Class ids that an answer may name.
+    lr: Of Adam.
+    max_steps: Then it gives up.
+  """
+
+  method: Any
+  data: stage_data.StageData
+  tests: datasets.Subset
+  num_classes: int
+  forgotten: Sequence[int]
+  retained: Sequence[int]
+  known: Sequence[int]
+  lr: float
+  max_steps: int
+
+  def curve(
+    self, params: Any, memory: Any, target: float | None
+  ) -> dict[str, Any]:
+    """Fine-tunes a copy of all weights until the forgotten classes are back.
+
+    Batches hold the lesson's images, both kinds mixed. Accuracy is measured
+    after each of the first 20 steps, then after each tenth more, so a count is
+    exact to a tenth.
+
+    Args:
+      params: On the mesh; they stay as they are.
+      memory: Of the method.
+      target: Accuracy at which they are back; None: no accuracy is enough.
+
+    Returns:
+      "steps" until then, None if not within max_steps; "curve": [steps,
+      accuracy] as measured.
+
+    Raises:
+      stage_data.Stopped: The process was asked to stop.
+    """
+    data, tx = self.data, optax.adam(self.lr)
+    masks = [
+      np.isin(np.arange(self.num_classes), classes)
+      for classes in (self.forgotten, self.retained, self.known)
+    ]
+    state = self._begin(params, tx, masks[:2])
+    step_fn = data.compiled(
+      "audit/relearn",
+      self._step(tx),
+      donate_argnums=0,
+      out_shardings=jax.tree.map(lambda x: x.sharding, state),
+    )
+    roles = {"train": ("forgotten", "kept")}
+    batches = data.stream(roles, _ROUND, 0)
+    curve = [[0, self._accuracy(state["params"], memory)]]
+    for step in range(1, self.max_steps + 1):
+      if target is not None and curve[-1][1] >= target:
+        break
+      state = step_fn(state, next(batches)["train"], masks[2])
+      if step == self.max_steps or step % max(1, step // 10) == 0:
+        accuracy = self._accuracy(state["params"], memory)
+        curve.append([step, accuracy])
+      if data.should_stop():
+        raise stage_data.Stopped
+    last, accuracy = curve[-1]
+    back = target is not None and accuracy >= target
+    return {"steps": last if back else None, "curve": curve}
+
+  def _begin(self, params, tx, masks):
+    def begin(params, goes, stays):
+      params = jax.tree.map(jnp.copy, params)
+      params = neutral(params, self.num_classes, goes, stays)
+      return {"params": params, "moments": tx.init(params)}
+
+    where = jax.tree.map(lambda x: x.sharding, params)
+    whole = sharding.replicated(self.data.mesh)
+    moments = optax.tree.map_params(
+      tx,
+      lambda _, place: place,
+      jax.eval_shape(tx.init, params),
+      where,
+      transform_non_params=lambda _: whole,
+    )
+    return self.data.compiled(
+      "audit/begin",
+      begin,
+      out_shardings={"params": where, "moments": moments},
+    )(params, *masks)
+
+  def _step(self, tx):
+    def loss(params, batch, known):
+      outputs = self.method.apply(params, batch)
+      logits = losses.mask_logits(outputs["logits"], known)
+      value, _ = self.method.problem.loss({**outputs, "logits": logits}, batch)
+      return value
+
+    def step(state, batch, known):
+      params = state["params"]
+      grads = jax.grad(loss)(params, batch, known)
+      grads = trees.map_named(
+        lambda name, g: jnp.zeros_like(g) if re.fullmatch(_RESTS, name) else g,
+        grads,
+      )
+      updates, moments = tx.update(grads, state["moments"], params)
+      params = optax.apply_updates(params, updates)
+      return {"params": params, "moments": moments}
+
+    return step
+
+  @functools.cached_property
+  def _tests(self):
+    return predictions.placed(self.data, self.tests)
+
+  def _accuracy(self, params, memory):
+    parts = [
+      jax.device_get(
+        predictions.ask(self.method, self.data, params, memory, batch)
+      )
+      for batch in self._tests
+    ]
+    logits = np.concatenate([part["logits"] for part in parts])
+    found = {
+      "logits": np.nan_to_num(logits)[: len(self.tests)],
+      "label": self.tests.labels,
+    }
+    return predictions.accuracy(found, self.known)

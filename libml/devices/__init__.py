@@ -1,0 +1,1 @@
+"""Devices and processes, and what runs on them."""

@@ -1,0 +1,175 @@
+"""The mesh, and where each array of a run lies on it."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from libml import registry
+from libml import trees
+
+# Below this size, in bytes, an array is cheaper to copy than to gather.
+_FSDP_MIN_BYTES = 4 * 2**20
+_NAMED = ("replicate", "fsdp", "fsdp:BYTES")
+
+Rules = Sequence[tuple[str, Any]]
+
+
+def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+  """Returns the mesh ("data", "model") over all devices of all processes.
+
+  Args:
+    data: Devices along the batch; -1 takes all that `model` leaves.
+    model: Devices along the model's own dimensions.
+
+  Raises:
+    ValueError: Sizes that do not multiply to the number of devices.
+  """
+  count = jax.device_count()
+  if data == -1:
+    data = count // model
+  if data * model != count:
+    raise ValueError(
+      f"A mesh of data={data} x model={model} does not fit {count} devices; "
+      "their product must be that number (data=-1 fills up)."
+    )
+  # With Explicit axes, the default, plain linen modules fail to type-check.
+  return jax.make_mesh(
+    (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2
+  )
+
+
+def _spec(rule: Any, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P:
+  if rule == "replicate":
+    return P()
+  if isinstance(rule, str):
+    if not re.fullmatch(r"fsdp(:\d+)?", rule):
+      raise ValueError(
+        f"Unknown sharding rule {rule!r}. {registry.nearest(rule, _NAMED)} "
+        "Or a tuple of axis names."
+      )
+    least = int(rule.partition(":")[2] or _FSDP_MIN_BYTES)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    ways = mesh.shape["data"]
+    axes = [i for i, n in enumerate(shape) if n % ways == 0]
+    if size < least or not axes:
+      return P()
+    largest = max(axes, key=lambda i: shape[i])
+    return P(*("data" if i == largest else None for i in range(len(shape))))
+  if len(rule) > len(shape):
+    raise ValueError(f"{rule} names {len(rule)} axes of an array of {shape}.")
+  for size, axis in zip(shape, rule, strict=False):
+    if axis is not None and axis not in mesh.shape:
+      raise ValueError(
+        f"There is no mesh axis {axis!r}; known: {tuple(mesh.shape)}."
+      )
+    if axis is not None and size % mesh.shape[axis]:
+      raise ValueError(
+        f"{rule} divides {size} of {shape} among {mesh.shape[axis]} devices; "
+        f"choose a mesh whose {axis!r} divides it."
+      )
+  return P(*rule)
+
+
+def infer(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+  """Returns the tree of shardings that the rules give.
+
+  Args:
+    tree: Arrays or their shapes.
+    rules: Ordered (pattern of the whole leaf name, "replicate" | "fsdp" |
+      "fsdp:BYTES" | tuple of axis names); the first match wins, no match
+      replicates. "fsdp" cuts arrays of 4 MiB, or of BYTES, and more.
+    mesh: Where to.
+
+  Raises:
+    ValueError: A rule that is none, or does not fit its leaf.
+  """
+
+  def choose(name, leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return NamedSharding(mesh, P())
+    for pattern, rule in rules:
+      if re.fullmatch(pattern, name):
+        try:
+          spec = _spec(rule, leaf.shape, leaf.dtype, mesh)
+        except ValueError as error:
+          raise ValueError(
+            f"Sharding rule {pattern!r} for {name}: {error}"
+          ) from None
+        return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, P())
+
+  return trees.map_named(choose, tree)
+
+
+def place(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+  """Puts every leaf where the rules want it; free where it already is.
+
+  What lies on the host, or on devices of one process, must be the same on all
+  processes.
+  """
+  shardings = infer(tree, rules, mesh)
+  if mesh.is_multi_process:
+    return jax.tree.map(_put, tree, shardings)
+  return jax.device_put(tree, shardings)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+  if not getattr(leaf, "is_fully_addressable", True):
+    return jax.device_put(leaf, sharding)
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    data = _put(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  # device_put would send each array to all processes, to compare.
+  host = np.asarray(leaf)
+  return jax.make_array_from_callback(
+    host.shape, sharding, lambda index: host[index]
+  )
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+  """Returns whole arrays on the host; all processes must ask."""
+  whole = replicated(mesh)
+  return jax.tree.map(lambda x: jax.device_get(jax.device_put(x, whole)), tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of what every device holds whole."""
+  return NamedSharding(mesh, P())
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+  """Returns (index, count): this process loads part index of each batch.
+
+  Processes whose devices share their rows of the mesh load the same part.
+
+  Raises:
+    ValueError: Processes whose rows overlap in part.
+  """
+  rows: dict[int, list[int]] = {}
+  for number, row in enumerate(mesh.devices):
+    for process in {device.process_index for device in row}:
+      rows.setdefault(process, []).append(number)
+  parts = sorted({tuple(held) for held in rows.values()})
+  if sum(len(part) for part in parts) != mesh.shape["data"]:
+    raise ValueError(
+      f"In the mesh {dict(mesh.shape)} processes share some rows of devices "
+      "and not others; choose mesh.model so that it divides the devices of a "
+      "process, or is a multiple of them."
+    )
+  return parts.index(tuple(rows[jax.process_index()])), len(parts)
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+  """Joins each process's rows [b, ...] to global arrays [B, ...]."""
+  sharding = NamedSharding(mesh, P("data"))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )

@@ -1,0 +1,1 @@
+"""What happens to a picture before a model sees it."""

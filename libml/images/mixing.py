@@ -1,0 +1,147 @@
+"""Mixing an example with another one: mixup, cutmix, and smoothed labels.
+
+What is mixed is a pure function of the example's own seed and of the images it
+may be mixed with, so it does not depend on batches or processes.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from libml.images import image_ops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixing:
+  """Labels become probabilities, and images may show two examples.
+
+  mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+  cutmix: Yun et al., "CutMix: Regularization Strategy to Train Strong
+  Classifiers with Localizable Features", ICCV 2019.
+
+  Where both are on, each example draws one of them.
+
+  Attributes:
+    num_classes: Length of a row of probabilities.
+    mixup: The weight of an example is drawn from Beta(mixup, mixup); 0: off.
+    cutmix: The part of an image that stays is drawn from Beta(cutmix, cutmix);
+      0: off.
+    label_smoothing: Probability that is spread evenly over the classes that
+      the stage's images have, so that none goes to a class that the loss
+      masks.
+
+  Raises:
+    ValueError: A setting out of range.
+  """
+
+  num_classes: int
+  mixup: float = 0.0
+  cutmix: float = 0.0
+  label_smoothing: float = 0.0
+
+  def __post_init__(self):
+    """Checks the fields."""
+    for name in ("mixup", "cutmix"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"mixing.{name}={getattr(self, name)} must be 0 (off) or more."
+        )
+    if not 0 <= self.label_smoothing < 1:
+      raise ValueError(
+        f"mixing.label_smoothing={self.label_smoothing} must be at least 0 "
+        "and less than 1."
+      )
+
+  @property
+  def has_partners(self) -> bool:
+    """Whether examples are mixed with others."""
+    return bool(self.mixup or self.cutmix)
+
+  @property
+  def is_on(self) -> bool:
+    """Whether labels are probabilities."""
+    return bool(self.has_partners or self.label_smoothing)
+
+  def soften(self, label: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """Returns the probabilities of a label, float32 [C].
+
+    Args:
+      label: int32 [].
+      present: float32 [C], 1 at the classes among the stage's images.
+    """
+    certain = tf.one_hot(label, self.num_classes)
+    even = present / tf.reduce_sum(present)
+    return certain + self.label_smoothing * (even - certain)
+
+  def mix(
+    self,
+    image: tf.Tensor,
+    label: tf.Tensor,
+    other: tuple[tf.Tensor, tf.Tensor],
+    seed: tf.Tensor,
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the mixture of two examples.
+
+    Args:
+      image: float32 [H, W, 3].
+      label: float32 [C].
+      other: The same of the other example.
+      seed: int [2].
+    """
+    which_seed, weight_seed, place_seed = tf.unstack(tf.random.split(seed, 3))
+
+    def mixup() -> tuple[tf.Tensor, tf.Tensor]:
+      weight = draw_beta(weight_seed, self.mixup)
+      return other[0] + weight * (image - other[0]), weight
+
+    def cutmix() -> tuple[tf.Tensor, tf.Tensor]:
+      weight = draw_beta(weight_seed, self.cutmix)
+      return paste(image, other[0], weight, place_seed)
+
+    if self.mixup and self.cutmix:
+      chosen = tf.random.stateless_uniform([], which_seed) < 0.5
+      image, weight = tf.cond(chosen, mixup, cutmix)
+    else:
+      image, weight = mixup() if self.mixup else cutmix()
+    return image, other[1] + weight * (label - other[1])
+
+
+def draw_beta(seed: tf.Tensor, alpha: float) -> tf.Tensor:
+  """Draws from Beta(alpha, alpha), float32 [].
+
+  Args:
+    seed: int [2].
+    alpha: Above 0.
+  """
+  # In float64, and never 0 / 0: draws of a small alpha underflow.
+  draws = tf.random.stateless_gamma([2], seed, alpha, dtype=tf.float64)
+  draws += tf.constant(1e-300, tf.float64)
+  return tf.cast(draws[0] / tf.reduce_sum(draws), tf.float32)
+
+
+def paste(
+  image: tf.Tensor, other: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Pastes a box of another image, of the whole image's aspect.
+
+  Args:
+    image: float32 [H, W, 3].
+    other: float32 [H, W, 3].
+    weight: Part of the image that stays, where the border does not cut the
+      box.
+    seed: int [2]; the box's centre is uniform over the image.
+
+  Returns:
+    The image, and the part of it that stayed, float32 [].
+  """
+  height, width = image_ops.size(image)
+  whole = tf.constant([height, width], tf.float32)
+  size = whole * tf.sqrt(1.0 - weight)
+  begin = tf.random.stateless_uniform([2], seed) * whole - size / 2
+  first = tf.round(tf.maximum(begin, 0.0))
+  last = tf.round(tf.minimum(begin + size, whole))
+  box = last - first
+  image = image_ops.fill_box(
+    image, other, tf.cast(first, tf.int32), tf.cast(box, tf.int32)
+  )
+  return image, 1.0 - tf.reduce_prod(box / whole)

@@ -1,0 +1,97 @@
+"""Groups of parameters and the sum of their norms: the group lasso."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from libml import trees
+
+# Name of a parameter -> name of its group, None where it has none.
+Groups = Callable[[str], str | None]
+
+# Patterns over the adapters of a vision transformer (GS-LoRA's groupings).
+GROUPINGS = {
+  "block": r"(.*encoderblock_\d+)/.*lora_[ab]",
+  "block_b": r"(.*encoderblock_\d+)/.*/(lora_b)",
+  "lora": r"(.*)/lora_[ab]",
+  "matrix": r"(.*/lora_[ab])",
+}
+
+
+@functools.cache
+def by_pattern(pattern: str) -> Groups:
+  """Returns groups that a regular expression over whole names captures.
+
+  What the expression captures, joined by "/", names the group; a parameter
+  whose name it does not match is in none.
+
+  Raises:
+    ValueError: A pattern that is no regular expression, or captures nothing.
+  """
+  try:
+    compiled = re.compile(pattern)
+  except re.error as error:
+    raise ValueError(
+      f"The pattern of groups {pattern!r} is no regular expression: {error}."
+    ) from error
+  if not compiled.groups:
+    raise ValueError(
+      f"The pattern of groups {pattern!r} captures nothing, so no group has a "
+      "name; put what names the group in parentheses, as in "
+      f"{GROUPINGS['block']!r}."
+    )
+
+  def group(name: str) -> str | None:
+    match = compiled.fullmatch(name)
+    return "/".join(c for c in match.groups() if c) if match else None
+
+  return group
+
+
+def members(tree: Any, groups: Groups) -> dict[str, list[str]]:
+  """Returns the names of each group's leaves, in the tree's order."""
+  found: dict[str, list[str]] = {}
+  for name in trees.flatten(tree):
+    group = groups(name)
+    if group is not None:
+      found.setdefault(group, []).append(name)
+  return found
+
+
+def norms(tree: Any, groups: Groups) -> dict[str, jax.Array]:
+  """Returns the Euclidean norm over all leaves of each group, float32[].
+
+  Its gradient at a group that is all zero is zero, a subgradient, and not NaN.
+  """
+  leaves = trees.flatten(tree)
+
+  def norm(names):
+    total = sum(
+      jnp.sum(jnp.square(_widened(leaves[name])), initial=0.0) for name in names
+    )
+    positive = total > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1.0)), 0.0)
+
+  return {group: norm(names) for group, names in members(tree, groups).items()}
+
+
+def penalty(tree: Any, groups: Groups) -> jax.Array:
+  """Returns the sum of the groups' norms, float32[]; of no group, 0."""
+  return sum(norms(tree, groups).values(), jnp.zeros((), jnp.float32))
+
+
+def zeros(tree: Any, groups: Groups) -> dict[str, jax.Array]:
+  """Returns for each group whether all of it is exactly zero, bool[]."""
+  leaves = trees.flatten(tree)
+  return {
+    group: jnp.stack([jnp.all(leaves[name] == 0) for name in names]).all()
+    for group, names in members(tree, groups).items()
+  }
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

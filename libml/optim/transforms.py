@@ -1,0 +1,83 @@
+"""Optax transforms of ours, usable by anyone; `epoch` is an extra argument."""
+
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from libml.optim import schedules
+
+
+class RateState(NamedTuple):
+  """The rate of the last step, for the log."""
+
+  learning_rate: jax.Array
+
+
+def scale_by_rate(
+  rate: schedules.Schedule,
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies updates by -rate(epoch); `epoch` is an extra argument."""
+
+  def init(params):
+    del params
+    return RateState(jnp.zeros((), jnp.float32))
+
+  def update(updates, state, params=None, *, epoch: Any = None, **extra):
+    del state, params, extra
+    lr = rate(epoch)
+    scaled = jax.tree.map(lambda u: (-lr * u).astype(u.dtype), updates)
+    return scaled, RateState(lr.astype(jnp.float32))
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+class ClipState(NamedTuple):
+  """The gradient's norm before the last clipping, for the log."""
+
+  l2_grads: jax.Array
+
+
+def clip_by_global_norm(
+  max_norm: float | None,
+) -> optax.GradientTransformationExtraArgs:
+  """Scales updates by min(1, max_norm / (norm + 1e-6)), and keeps the norm.
+
+  None only measures. Unlike optax's it has the 1e-6 of the L2P code, and
+  remembers what it saw.
+  """
+
+  def init(params):
+    del params
+    return ClipState(jnp.zeros((), jnp.float32))
+
+  def update(updates, state, params=None, **extra):
+    del state, params, extra
+    norm = optax.tree.norm(updates)
+    if max_norm is not None:
+      scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+      updates = jax.tree.map(lambda u: (scale * u).astype(u.dtype), updates)
+    return updates, ClipState(norm)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def unit_columns() -> optax.GradientTransformationExtraArgs:
+  """Ends a step with each matrix's columns at length 1 (weight_norm in L2P)."""
+
+  def project(update, param):
+    if param.ndim != 2:
+      return update
+    moved = param + update
+    norm = optax.safe_norm(moved, 0.0, axis=0, keepdims=True)
+    return moved / (norm + 1e-10) - param
+
+  def update(updates, state, params=None, **extra):
+    del extra
+    return jax.tree.map(project, updates, params), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )

@@ -1,0 +1,1 @@
+"""Batches, made by tf.data and placed on the devices."""

@@ -1,0 +1,229 @@
+"""The data of one stage, as batches that lie on the mesh."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from libml import datasets
+from libml.devices import sharding
+from libml.train import steps
+
+
+class Stopped(Exception):
+  """The process was asked to stop in the middle of a pass over images."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StageData:
+  """What hooks and the loop read a stage's images through.
+
+  Attributes:
+    train: Role -> images.
+    stage: Number of the stage, part of every seed.
+    preprocess: The train and eval chains.
+    batch_size: Global.
+    seed: Of the run.
+    mesh: Where batches go.
+    compiled: The run's compiled functions.
+    mixing: What is done to pairs of training examples; None: nothing.
+    epoch_steps: Role -> steps of one epoch, where its images do not say.
+    should_stop: Asked after each batch of a pass over images.
+    tables: Role -> what joins its images in training: {name: [N, ...]}.
+  """
+
+  train: Mapping[str, datasets.Subset]
+  stage: int
+  preprocess: Any
+  batch_size: int
+  seed: int
+  mesh: jax.sharding.Mesh
+  compiled: steps.Compiled
+  mixing: Any = None
+  epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  should_stop: Callable[[], bool] = lambda: False
+  tables: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  # Streams that later rounds go on with.
+  _open: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
+
+  def subset(self, roles: Sequence[str]) -> datasets.Subset:
+    """Returns the images of some roles, one after the other."""
+    return functools.reduce(operator.add, (self.train[r] for r in roles))
+
+  def steps_per_epoch(self, roles: Sequence[str]) -> int:
+    """Returns the whole batches in one pass over the roles, at least 1."""
+    given = [self.epoch_steps[r] for r in roles if r in self.epoch_steps]
+    if given:
+      return max(given)
+    return max(1, len(self.subset(roles)) // self.batch_size)
+
+  def batches(
+    self, rounds: Sequence[Any], number: int, start: int
+  ) -> Iterator[dict[str, Any]]:
+    """Returns the batches of round `number` of a stage from step `start` on.
+
+    Args:
+      rounds: Of the stage: name, streams, steps, continues.
+      number: Position among them.
+      start: Steps of the round to leave out.
+    """
+    name = rounds[number].name
+    alike = [i for i, r in enumerate(rounds) if r.name == name]
+    if not rounds[number].continues:
+      return self.stream(rounds[number].streams, number, start)
+    if name not in self._open:
+      done = sum(rounds[i].steps for i in alike if i < number)
+      streams = rounds[number].streams
+      self._open[name] = self.stream(streams, alike[0], done + start)
+    return self._open[name]
+
+  def stream(
+    self, streams: Mapping[str, Sequence[str]], number: int, start: int
+  ) -> Iterator[dict[str, Any]]:
+    """Yields the batches of round `number` from step `start` on, for ever."""
+    from libml.pipeline import (
+      streams as pipelines,
+    )  # TensorFlow: only when needed
+
+    index, count = sharding.batch_part(self.mesh)
+    parts = {
+      name: pipelines.train_stream(
+        self.subset(roles),
+        self.preprocess,
+        batch_size=self.batch_size,
+        seed=(self.seed, self.stage, number, position),
+        start_step=start,
+        process_index=index,
+        process_count=count,
+        mixing=self.mixing,
+        table=self._table(roles),
+      )
+      for position, (name, roles) in enumerate(streams.items())
+    }
+    while True:
+      yield {
+        name: sharding.place_batch(next(part), self.mesh)
+        for name, part in parts.items()
+      }
+
+  def _table(self, roles: Sequence[str]) -> dict[str, np.ndarray]:
+    tables = [self.tables.get(role, {}) for role in roles]
+    names = set.intersection(*(set(table) for table in tables))
+    return {
+      name: np.concatenate([table[name] for table in tables])
+      for name in sorted(names)
+    }
+
+  def tabulate(
+    self, fn: Callable[..., Mapping[str, Any]], state: Any, *roles: str
+  ) -> "StageData":
+    """Returns the data with fn(params, memory, batch) beside the roles' images.
+
+    What it says of an image then joins it in every batch of a stream, so fn is
+    asked once and not in each step. Where images are augmented they are others
+    in each epoch, and nothing is joined.
+
+    Args:
+      fn: Returns arrays [B, ...] by name.
+      state: The TrainState whose params and memory it sees.
+      *roles: Whose images.
+
+    Raises:
+      Stopped: The process was asked to stop.
+    """
+    if self.preprocess.augments:
+      return self
+    whole = sharding.replicated(self.mesh)
+    ask = self.compiled("tabulate", fn, out_shardings=whole)
+    tables = dict(self.tables)
+    for role in roles:
+      parts = []
+      for batch in self.sweep(self.train[role]):
+        batch = sharding.place_batch(batch, self.mesh)
+        found = ask(state.params, state.memory, batch)
+        parts.append(jax.device_get(found))
+        if self.should_stop():
+          raise Stopped
+      count = len(self.train[role])
+      tables[role] = {
+        name: np.concatenate([part[name] for part in parts])[:count]
+        for name in parts[0]
+      }
+    return dataclasses.replace(self, tables=tables)
+
+  def sweep(
+    self, subset: datasets.Subset, *, augment: bool = False
+  ) -> Iterator[dict[str, Any]]:
+    """Yields every image once, on the host: padded, with mask and index.
+
+    Args:
+      subset: The images.
+      augment: Whether they go through the training chain, the same each time.
+    """
+    from libml.pipeline import streams as pipelines
+
+    index, count = sharding.batch_part(self.mesh)
+    return pipelines.sweep(
+      subset,
+      self.preprocess,
+      batch_size=self.batch_size,
+      process_index=index,
+      process_count=count,
+      augment=augment,
+    )
+
+  def accumulate(
+    self,
+    name: str,
+    fn: Callable[..., Any],
+    state: Any,
+    *roles: str,
+    augment: bool = False,
+  ) -> Any:
+    """Returns the sum of fn(params, memory, batch) over the roles' images.
+
+    Args:
+      name: Of the compiled function.
+      fn: Sums over the rows of a batch that batch["mask"] keeps.
+      state: The TrainState whose params and memory it sees.
+      *roles: Whose images; each once.
+      augment: Whether they go through the training chain, as in `sweep`.
+
+    Raises:
+      Stopped: The process was asked to stop.
+    """
+
+    def add(total, params, memory, batch):
+      return jax.tree.map(jnp.add, total, fn(params, memory, batch))
+
+    everywhere = sharding.replicated(self.mesh)
+    total = None
+    for batch in self.sweep(self.subset(roles), augment=augment):
+      batch = sharding.place_batch(batch, self.mesh)
+      if total is None:
+        shapes = jax.eval_shape(fn, state.params, state.memory, batch)
+        # Made there: processes would compare zeros that come from the host.
+        total = self.compiled(
+          f"{name}_zeros",
+          lambda shapes=shapes: jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), shapes
+          ),
+          out_shardings=everywhere,
+        )()
+      total = self.compiled(
+        name, add, donate_argnums=0, out_shardings=everywhere
+      )(total, state.params, state.memory, batch)
+      if self.should_stop():
+        raise Stopped
+    return total

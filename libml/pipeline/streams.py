@@ -1,0 +1,319 @@
+"""Batches of a subset: endless and shuffled, or one ordered pass.
+
+What a batch holds is a pure function of the seed and the step, whatever the
+number of threads or processes, so a run can stop and go on at any step.
+"""
+
+import os
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from libml.datasets import source
+from libml.datasets import subset as subset_lib
+from libml.images import mixing as mixing_lib
+from libml.images import preprocess as preprocess_lib
+
+Batch = dict[str, np.ndarray]
+
+# Seed of all sweeps that augment; train streams start at another.
+_AUGMENTED_SWEEP = [0, 1]
+
+# Nothing here needs Python's `if` and `for` on tensors, and rewriting functions
+# so that they could takes longer than tracing them.
+_as_it_is = tf.autograph.experimental.do_not_convert
+
+# More than these wait for each other; they feed a GPU of today.
+_MAX_THREADS = 16
+
+# One copy of a split's images serves all streams that read them.
+_TENSORS: weakref.WeakKeyDictionary[source.Split, tf.Tensor] = (
+  weakref.WeakKeyDictionary()
+)
+
+
+def train_stream(
+  subset: subset_lib.Subset,
+  preprocess: preprocess_lib.Preprocess,
+  *,
+  batch_size: int,
+  seed: tuple[int, ...],
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int | None = None,
+  mixing: mixing_lib.Mixing | None = None,
+  table: Mapping[str, np.ndarray] | None = None,
+) -> Iterator[Batch]:
+  """Returns an endless iterator of shuffled and augmented batches.
+
+  Each epoch is a new permutation of the whole subset. Batches straddle the
+  border between epochs, so no image is dropped, and a subset may be smaller
+  than a batch.
+
+  Args:
+    subset: The images, classes already chosen: processes divide what is left
+      after that choice.
+    preprocess: Its training chain is used.
+    batch_size: Over all processes.
+    seed: Integers folded together: run, stage, round, role.
+    start_step: Number of batches to skip, without reading an image.
+    process_index: Which part of every batch to return.
+    process_count: Number of parts.
+    threads: Threads that read and augment; None: one a core, 16 at most.
+    mixing: Mixes each example with another one of the subset, which doubles
+      the images read; None or off: none.
+    table: Name -> array [len(subset), ...], whose rows join the examples'.
+
+  Returns:
+    Batches {"image": float32 [B, H, W, 3], "label": int32 [B], or float32
+    [B, C] probabilities with mixing, and rows of the table [B, ...]}, where B
+    is batch_size // process_count.
+
+  Raises:
+    ValueError: No images, a batch that processes cannot divide, a label >= C.
+  """
+  part = _part(subset, batch_size, process_index, process_count)
+  first = start_step * batch_size
+  order_seed, image_seed = tf.unstack(tf.random.split(_fold([0, 0], *seed), 2))
+  num = len(subset)
+
+  @_as_it_is
+  def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
+    order = tf.random.experimental.stateless_shuffle(
+      tf.range(num, dtype=tf.int64), _fold(order_seed, epoch)
+    )
+    order = order[tf.where(epoch == first // num, first % num, 0) :]
+    epochs = tf.fill(tf.shape(order), epoch)
+    return tf.data.Dataset.from_tensor_slices((epochs, order))
+
+  data = tf.data.Dataset.counter(start=first // num, dtype=tf.int64)
+  data = data.flat_map(shuffle)
+  if process_count > 1:
+    # Only numbers up to here: an image is read by one process alone.
+    share = _as_it_is(lambda *at: [x[part] for x in at])
+    data = data.batch(batch_size).map(share)
+    data = data.unbatch()
+  load = _train_loader(subset, preprocess, image_seed, mixing)
+  if table:
+    load = _joined(load, table)
+  return _iterate(data, load, batch_size // process_count, threads)
+
+
+def sweep(
+  subset: subset_lib.Subset,
+  preprocess: preprocess_lib.Preprocess,
+  *,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int | None = None,
+  augment: bool = False,
+) -> Iterator[Batch]:
+  """Returns batches of one pass over the whole subset in its order.
+
+  The last batch is filled up with repetitions of image 0 under a mask of
+  False: no image is lost, and all processes run the same number of batches.
+
+  Args:
+    subset: The images.
+    preprocess: Its evaluation chain is used.
+    batch_size: Over all processes.
+    process_index: Which part of every batch to return.
+    process_count: Number of parts.
+    threads: As train_stream's.
+    augment: Whether the training chain is used instead, seeded by the
+      position in the subset: the same at each pass.
+
+  Returns:
+    Batches {"image": float32 [B, H, W, 3], "label": int32 [B], "mask": bool
+    [B], "index": int32 [B], the position in the subset}, where B is
+    batch_size // process_count.
+
+  Raises:
+    ValueError: An empty subset, or a batch that processes cannot divide.
+  """
+  part = _part(subset, batch_size, process_index, process_count)
+  read = _reader(subset)
+  num = len(subset)
+  index = np.arange(-(-num // batch_size) * batch_size).reshape(-1, batch_size)
+  index = index[:, part].reshape(-1)
+  mask = index < num
+  index = np.where(mask, index, 0)
+
+  def load(index: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
+    def chain(image: tf.Tensor) -> tf.Tensor:
+      if augment:
+        return preprocess.train_fn(image, _fold(_AUGMENTED_SWEEP, index))
+      return preprocess.eval_fn(image)
+
+    image, label = read(index, chain)
+    index = tf.cast(index, tf.int32)
+    return {"image": image, "label": label, "mask": mask, "index": index}
+
+  data = tf.data.Dataset.from_tensor_slices((index, mask))
+  return _iterate(data, load, batch_size // process_count, threads)
+
+
+def _part(
+  subset: subset_lib.Subset, batch_size: int, index: int, count: int
+) -> slice:
+  """Returns a process's part of each batch, after the common checks."""
+  if not len(subset):
+    raise ValueError("The subset has no images; check its classes.")
+  if batch_size < 1 or batch_size % count:
+    raise ValueError(
+      f"Batch size {batch_size} must be a positive multiple of the number "
+      f"of processes, {count}."
+    )
+  if not 0 <= index < count:
+    raise ValueError(f"Process index {index} must lie in 0 to {count - 1}.")
+  size = batch_size // count
+  return slice(index * size, (index + 1) * size)
+
+
+def _fold(seed: tf.Tensor | list[int], *data: tf.Tensor | int) -> tf.Tensor:
+  seed = tf.cast(seed, tf.int64)
+  for number in data:
+    seed = tf.random.fold_in(seed, tf.cast(number, tf.int64))
+  return seed
+
+
+def _constant(array: Any) -> tf.Tensor:
+  # Any, because TensorFlow's stubs know another ndarray.
+  return tf.constant(array)
+
+
+def _images(split: source.Split) -> tf.Tensor:
+  if split not in _TENSORS:
+    _TENSORS[split] = _constant(split.images)
+  return _TENSORS[split]
+
+
+def _reader(
+  subset: subset_lib.Subset,
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+  """Returns a function (index, chain) -> (image, label) of one example."""
+  splits = list(dict.fromkeys(piece.split for piece in subset.pieces))
+  images = [_images(split) for split in splits]
+  numbers = [splits.index(piece.split) for piece in subset.pieces]
+  counts = [len(piece.rows) for piece in subset.pieces]
+  which = _constant(np.repeat(numbers, counts).astype(np.int32))
+  rows = _constant(np.concatenate([piece.rows for piece in subset.pieces]))
+  labels = _constant(subset.labels)
+
+  def read(
+    index: tf.Tensor, chain: Callable[[tf.Tensor], tf.Tensor]
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    def branch(number: int) -> Callable[[], tf.Tensor]:
+      def load() -> tf.Tensor:
+        image = images[number][rows[index]]
+        if splits[number].encoding == "path":
+          image = tf.io.read_file(image)
+        return chain(image)
+
+      return load
+
+    branches = [branch(number) for number in range(len(splits))]
+    if len(branches) == 1:
+      return branches[0](), labels[index]
+    return tf.switch_case(which[index], branches), labels[index]
+
+  return read
+
+
+def _train_loader(
+  subset: subset_lib.Subset,
+  preprocess: preprocess_lib.Preprocess,
+  seed: tf.Tensor,
+  mixing: mixing_lib.Mixing | None,
+) -> Callable[..., dict[str, tf.Tensor]]:
+  """Returns a function (epoch, index) -> example of a train stream."""
+  read = _reader(subset)
+
+  def plain(rng: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return read(index, lambda image: preprocess.train_fn(image, rng))
+
+  def load(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    image, label = plain(_fold(seed, epoch, index), index)
+    return {"image": image, "label": label}
+
+  if mixing is None or not mixing.is_on:
+    return load
+  highest = int(subset.labels.max())
+  if highest >= mixing.num_classes:
+    raise ValueError(
+      f"Label {highest} has no place among the probabilities of "
+      f"{mixing.num_classes} classes; give mixing the scenario's num_classes."
+    )
+  present = np.isin(np.arange(mixing.num_classes), subset.labels)
+  present = _constant(present.astype(np.float32))
+
+  def soft(rng: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    image, label = plain(rng, index)
+    return image, mixing.soften(label, present)
+
+  def load_mixed(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    image, label = soft(_fold(seed, epoch, index), index)
+    if mixing.has_partners:
+      # No epoch has this number: the example itself is that without mixing.
+      rng = _fold(seed, -1, epoch, index)
+      step_seed, other_seed, mix_seed = tf.unstack(tf.random.split(rng, 3))
+      num = len(subset)
+      step = tf.random.stateless_uniform(
+        [], step_seed, 1, max(num, 2), tf.int64
+      )
+      other = soft(other_seed, (index + step) % num)
+      image, label = mixing.mix(image, label, other, mix_seed)
+    return {"image": image, "label": label}
+
+  return load_mixed
+
+
+def _joined(
+  load: Callable[..., dict[str, tf.Tensor]], table: Mapping[str, np.ndarray]
+) -> Callable[..., dict[str, tf.Tensor]]:
+  rows = {name: _constant(array) for name, array in table.items()}
+
+  def load_joined(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    found = {name: array[index] for name, array in rows.items()}
+    return {**load(epoch, index), **found}
+
+  return load_joined
+
+
+def _iterate(
+  data: tf.data.Dataset,
+  load: Callable[..., dict[str, tf.Tensor]],
+  batch_size: int,
+  threads: int | None,
+) -> Iterator[Batch]:
+  threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
+  load = _as_it_is(load)
+  data = data.map(load, num_parallel_calls=threads, deterministic=True)
+  data = data.batch(batch_size, drop_remainder=True).prefetch(2)
+  options = tf.data.Options()
+  options.deterministic = True
+  # Autotuning would make speed and memory differ from run to run.
+  options.autotune.enabled = False
+  options.threading.private_threadpool_size = threads
+  options.threading.max_intra_op_parallelism = 1
+  return _named(data.with_options(options).as_numpy_iterator())
+
+
+def _named(batches: Iterator[Batch]) -> Iterator[Batch]:
+  """Yields the batches; what is wrong with an image is a ValueError."""
+  try:
+    yield from batches
+  except tf.errors.InvalidArgumentError as error:
+    reason = error.message.partition("} ")[2] or error.message
+    raise ValueError(
+      f"An image cannot be used: {reason.splitlines()[0]} Where sizes differ, "
+      "take preprocess.eval='center_crop' (or preprocess.train), or resize "
+      "the files."
+    ) from error

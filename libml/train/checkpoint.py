@@ -1,0 +1,158 @@
+"""Checkpoints: the only file that knows orbax.
+
+A checkpoint holds what changes during a run and no frozen weight, and a
+checksum of it: orbax restores damaged data without a word.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from libml import hashing
+from libml.devices import processes
+
+_LOG = logging.getLogger("palimpsest")
+
+
+@jax.jit
+def _checksum(leaf: jax.Array) -> jax.Array:
+  """Returns the sum of every element's bits, mixed with its position."""
+  if leaf.dtype == bool:
+    leaf = leaf.astype(jnp.uint8)
+  if leaf.dtype.itemsize > 4:
+    leaf = jax.lax.bitcast_convert_type(leaf, jnp.uint32)  # [..., 2]
+  width = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+  bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+  place = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    place = place * np.uint32(size) + along
+  return jnp.sum(
+    hashing.scramble(bits ^ hashing.scramble(place + np.uint32(1))),
+    dtype=jnp.uint32,
+  )
+
+
+def fingerprint(tree: Any) -> list[int]:
+  """Returns a checksum of every leaf.
+
+  It is a sum modulo 2^32, made where the leaves lie, so it is the same on
+  every mesh. One changed element always changes it; values that changed
+  places do, too. All processes must ask for it.
+  """
+
+  def checksum(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    # One at a time: on virtual devices of few cores, sums of several sharded
+    # leaves wait for each other's threads.
+    return jax.block_until_ready(_checksum(leaf))
+
+  sums = [checksum(leaf) for leaf in jax.tree.leaves(tree)]
+  return [int(x) for x in jax.device_get(sums)]
+
+
+class Saver:
+  """Saves asynchronously, restores the newest checkpoint that is sound."""
+
+  def __init__(self, folder: pathlib.Path, *, keep: int):
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+  def save(
+    self,
+    number: int,
+    leaves: Mapping[str, jax.Array],
+    progress: Mapping[str, Any],
+  ) -> None:
+    """Starts to save; `number` must grow from call to call.
+
+    Raises:
+      RuntimeError: The number is not above the newest one.
+    """
+    record = {"progress": progress, "checksums": fingerprint(leaves)}
+    saved = self._manager.save(
+      number,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(dict(leaves)),
+        progress=ocp.args.JsonSave(record),
+      ),
+    )
+    if not saved:
+      raise RuntimeError(f"Checkpoint {number} was not saved: it is not new.")
+
+  def restore(
+    self, abstract: Mapping[str, Any]
+  ) -> tuple[int, dict[str, jax.Array], dict[str, Any]] | None:
+    """Returns (number, leaves, progress) of the newest sound checkpoint.
+
+    Args:
+      abstract: Shapes and shardings of the leaves, by name.
+
+    Returns:
+      None where nothing was ever saved.
+
+    Raises:
+      ValueError: There are checkpoints, and none can be read.
+    """
+    errors = {}
+    for number in sorted(self._manager.all_steps(), reverse=True):
+      got, error = self._read(number, abstract)
+      if processes.all_say(got is not None):
+        if fingerprint(got.state) == got.progress["checksums"]:
+          return number, got.state, got.progress["progress"]
+        error = "its arrays are not those that were saved"
+      errors[number] = error or "another process cannot read it"
+      _LOG.warning(
+        "Checkpoint %d cannot be used (%s); trying the one before.",
+        number,
+        errors[number],
+      )
+    if errors:
+      raise ValueError(
+        f"No checkpoint can be used: {json.dumps(errors)}. Remove the "
+        "workdir to start again."
+      )
+    return None
+
+  def _read(self, number: int, abstract: Mapping[str, Any]) -> tuple[Any, str]:
+    """Returns a checkpoint, or None and why it cannot be read."""
+    try:
+      got: Any = self._manager.restore(
+        number,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(dict(abstract)),
+          progress=ocp.args.JsonRestore(),
+        ),
+      )
+      if {"progress", "checksums"} - set(got.progress):
+        raise ValueError("it lacks its progress or checksums")
+      return got, ""
+    except Exception as error:  # orbax raises Exception itself, too
+      return None, (str(error).splitlines() or [type(error).__name__])[0]
+
+  def delete_above(self, number: int) -> None:
+    """Deletes checkpoints newer than `number`, which were found damaged."""
+    for newer in self._manager.all_steps():
+      if newer > number:
+        self._manager.delete(newer)
+
+  def wait(self) -> None:
+    """Waits until everything is on disk."""
+    self._manager.wait_until_finished()
+
+  def __enter__(self) -> "Saver":
+    return self
+
+  def __exit__(self, kind: Any, error: BaseException | None, *unused) -> None:
+    # A save that runs would wait for the process that is gone.
+    if not processes.has_lost_peer(error):
+      # Without close() the process hangs at its exit while a save runs.
+      self._manager.close()

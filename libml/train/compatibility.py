@@ -1,0 +1,67 @@
+"""Whether method, scenario, images and devices go together."""
+
+from typing import Any
+
+import jax
+
+from libml import scenarios
+from libml.devices import sharding
+
+
+def check(
+  method: Any,
+  scenario: scenarios.Scenario,
+  *,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  mixes: bool,
+) -> None:
+  """Raises ValueError for what would fail, or mislead, once a run goes on.
+
+  Args:
+    method: Its goals and whether its labels may be probabilities.
+    scenario: What it is to do.
+    batch_size: Global.
+    mesh: That batches are divided over.
+    mixes: Whether labels are made probabilities.
+  """
+  ways = mesh.shape["data"]
+  if batch_size % ways:
+    raise ValueError(
+      f"batch_size={batch_size} does not divide among the {ways} "
+      f"devices along the batch; take a multiple of {ways}, or set "
+      "per_device_batch_size."
+    )
+  sharding.batch_part(mesh)  # processes must be able to divide it, too
+  for stage in scenario.stages:
+    if stage.goal not in method.goals:
+      raise ValueError(
+        f"Stage {stage.index + 1} of the scenario is to {stage.goal}, and "
+        f"{type(method).__name__} can only {' or '.join(method.goals)}; take "
+        "another method or scenario.name."
+      )
+  if mixes and not (method.mixes and getattr(method.model, "mixes", True)):
+    raise ValueError(
+      f"{type(method).__name__} on {type(method.model).__name__} takes one "
+      "class an image, and config.mixing makes labels probabilities; set "
+      "mixup, cutmix and label_smoothing to 0."
+    )
+  if method.rehearsal.per_class and not method.rehearses:
+    raise ValueError(
+      f"{type(method).__name__} takes no exemplars; set rehearsal.per_class=0, "
+      "or take a method that does, such as finetune or l2p."
+    )
+  method.check(scenario)
+  _check_sizes(scenario, batch_size)
+
+
+def _check_sizes(scenario: scenarios.Scenario, batch_size: int) -> None:
+  """Raises ValueError where a stage that retains lacks images of a batch."""
+  for stage in scenario.stages:
+    for role, images in stage.train.items():
+      if "retain" in stage.train and len(images) < batch_size:
+        raise ValueError(
+          f"batch_size={batch_size} is larger than the {len(images)} images of "
+          f"{role!r} in stage {stage.index + 1}; set it to {len(images)} or "
+          "less, or keep more images (scenario.ratio, scenario.shots)."
+        )

@@ -1,0 +1,170 @@
+"""The compiled functions of a run: each is compiled once, for all stages."""
+
+import collections
+import os
+import pathlib
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from libml import optim
+from libml.train.train_state import TrainState
+
+_COMPILATIONS: collections.Counter[str] = collections.Counter()
+
+
+def _count(event: str, duration_secs: float, **facts: Any) -> None:
+  del duration_secs
+  if event == "/jax/core/compile/backend_compile_duration":
+    _COMPILATIONS[facts["fun_name"]] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def keep_compiled(folder: pathlib.Path) -> None:
+  """Keeps compiled programs, all of them, for later processes.
+
+  JAX_COMPILATION_CACHE_DIR takes the folder's place.
+  """
+  place = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder))
+  jax.config.update("jax_compilation_cache_dir", place)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+class Compiled:
+  """Jitted functions by name, and how often each was compiled."""
+
+  def __init__(self):
+    self._functions: dict[str, Any] = {}
+    self._before: dict[str, int] = {}
+
+  def __call__(self, name: str, fn: Callable[..., Any], **options) -> Any:
+    """Returns fn jitted; the same one for the same name."""
+    if name not in self._functions:
+
+      def named(*args):
+        return fn(*args)
+
+      named.__name__ = name
+      self._functions[name] = jax.jit(named, **options)
+      self._before[name] = _COMPILATIONS[f"jit({name})"]
+    return self._functions[name]
+
+  def counts(self) -> dict[str, int]:
+    """Returns {name: number of compilations, those from a cache included}.
+
+    A jitted function's own `_cache_size` counts signatures: for a state that
+    holds a random key it is 2 where XLA compiled once.
+    """
+    made = {
+      name: _COMPILATIONS[f"jit({name})"] - before
+      for name, before in sorted(self._before.items())
+    }
+    return {name: count for name, count in made.items() if count}
+
+
+def make_train_step(
+  loss: Callable[..., Any],
+  extra_args: Callable[[Any], Mapping[str, Any]],
+  optimizer: optim.Optimizer,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns the step of one round: loss, gradient, transform, update.
+
+  Args:
+    loss: (params, memory, batch, rng) -> (scalar, {name: scalar}).
+    extra_args: memory -> arrays for the optimizer's transforms.
+    optimizer: Its transform and which parameters it trains.
+  """
+
+  def step(state, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(
+      state.params, state.memory, batch, rng
+    )
+    # Gradients of frozen leaves have no reader below, so XLA never makes them.
+    updates, opt_state = optimizer.tx.update(
+      grads,
+      state.opt_state,
+      state.params,
+      epoch=(state.step + 1) / state.steps_per_epoch,
+      **extra_args(state.memory),
+    )
+    params = jax.tree.map(
+      lambda p, u, trained: (p + u).astype(p.dtype) if trained else p,
+      state.params,
+      updates,
+      optimizer.groups.trainable(state.params),
+    )
+    state = state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state
+    )
+    return state, {"loss": value, **parts, **optim.metrics(opt_state)}
+
+  return step
+
+
+def first_state(
+  method: Any, optimizer: optim.Optimizer, params: Any, rng: jax.Array
+) -> TrainState:
+  """Returns the state before the first stage.
+
+  Args:
+    method: Says what memory holds.
+    optimizer: Says what is trained, and has moments for it.
+    params: All parameters, the method's own included.
+    rng: Typed key.
+  """
+  trainable = optimizer.groups.trainable(params)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    steps_per_epoch=jnp.ones((), jnp.int32),
+    params=params,
+    opt_state=jax.jit(optimizer.tx.init)(params),
+    memory=method.init_memory(params, trainable),
+    rng=rng,
+  )
+
+
+def begin_stage(
+  state: TrainState,
+  index: jax.Array,
+  steps_per_epoch: jax.Array,
+  run_rng: jax.Array,
+  *,
+  tx: Any,
+  restart: bool,
+) -> TrainState:
+  """Returns the state at a stage's first step: counters, key, fresh moments."""
+  return state.replace(
+    step=jnp.zeros((), jnp.int32),
+    steps_per_epoch=jnp.asarray(steps_per_epoch, jnp.int32),
+    opt_state=tx.init(state.params) if restart else state.opt_state,
+    rng=jax.random.fold_in(run_rng, index),
+  )
+
+
+def make_evaluate_step(
+  predict: Callable[..., Any],
+  measure: Callable[..., Any],
+  observe: Callable[..., Any],
+) -> Callable[..., Any]:
+  """Returns the step that measures one batch under every reading.
+
+  Its result is {"measures": {reading: measures}, "observed": {name: sums}}.
+  """
+
+  def evaluate(params, memory, batch, allowed):
+    readings = predict(params, memory, batch)
+    batch = {**batch, "allowed": allowed}
+    return {
+      "measures": {
+        name: measure(outputs, batch) for name, outputs in readings.items()
+      },
+      "observed": observe(readings, batch),
+    }
+
+  return evaluate

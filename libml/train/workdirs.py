@@ -1,0 +1,79 @@
+"""A workdir belongs to one config."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from libml.devices import processes
+from libml.results import results
+
+# Where arrays lie and what is asked of them, not what they are: a run may go on
+# elsewhere, answer more, and be exported later.
+_FREE = ("mesh", "sharding", "audit", "export")
+
+
+def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Makes a workdir a config's own.
+
+  Raises:
+    ValueError: The workdir holds the run of another config. One that never
+      came to a checkpoint, because of a bad setting, holds nothing. Or the
+      processes of this run see different folders.
+  """
+  processes.check_shared(workdir)
+  path = workdir / "config.json"
+  traces = [*workdir.glob("checkpoints/*"), *workdir.glob("results.json")]
+  if path.exists() and traces:
+    theirs = json.loads(path.read_text())
+    free = {key: config.get(key) for key in _FREE}
+    changes = differences({**theirs, **free}, {**config, **free})
+    if changes:
+      raise ValueError(
+        f"{workdir} holds a run of another config: {'; '.join(changes)}. "
+        "Take another --workdir, or the settings of that run."
+      )
+  elif processes.is_first():
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(draft, path)
+
+
+def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
+  """Returns the results of a finished run; None where there is none.
+
+  Where files come later to other hosts, these get {}.
+
+  Args:
+    workdir: Of the run.
+    exported: Whether an export belongs to it.
+  """
+  record = results.read(workdir / "results.json")
+
+  def is_there() -> bool:
+    weights = workdir / "export" / "params.npz"
+    done = record is not None and record["finished"]
+    return done and (not exported or weights.exists())
+
+  return (record or {}) if processes.first_says(is_there) else None
+
+
+def lacks_audits(record: Mapping[str, Any] | None) -> bool:
+  """Whether results of a finished run hold no audit."""
+  return processes.first_says(
+    lambda: record is not None and not any(record.get("audits", ()))
+  )
+
+
+def differences(theirs: Any, ours: Any, prefix: str = "") -> list[str]:
+  """Returns "key: theirs, now ours" for each key that differs."""
+  if not (isinstance(theirs, dict) and isinstance(ours, dict)):
+    return [] if theirs == ours else [f"{prefix}: {theirs!r}, now {ours!r}"]
+  return [
+    line
+    for key in sorted({*theirs, *ours})
+    for line in differences(
+      theirs.get(key), ours.get(key), f"{prefix}.{key}".removeprefix(".")
+    )
+  ]
