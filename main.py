@@ -37,17 +37,18 @@ from libml import scenarios
 from libml import trees
 from libml.audit import audits
 from libml.datasets import class_map
+from libml.devices import compiled
 from libml.devices import processes
 from libml.devices import sharding
 from libml.problems import PROBLEMS
-from libml.problems import verification
+from libml.registry import plain
 from libml.results import console
 from libml.results import results
 from libml.results import tables
+from libml.scenarios import verification
 from libml.train import made_once
 from libml.train import run as run_lib
 from libml.train import settings as settings_lib
-from libml.train import steps
 from libml.train import workdirs
 from libml.train.rehearsal import Rehearsal
 from methods import METHODS
@@ -84,17 +85,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "Which of them this one is, from 0."
 )
-
-
-def plain(config: Any) -> Any:
-  """Returns a config as plain dicts and tuples."""
-  if isinstance(config, ConfigDict):
-    config = config.to_dict()
-  if isinstance(config, dict):
-    return {key: plain(value) for key, value in config.items()}
-  if isinstance(config, list | tuple):
-    return tuple(plain(value) for value in config)
-  return config
 
 
 def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
@@ -142,7 +132,10 @@ def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
   if config.holdout:
     source = datasets.hold_out(source, config.holdout, config.holdout_seed)
   scenario = registry.build(
-    scenarios.SCENARIOS, "scenario", **plain(config.scenario), source=source
+    scenarios.SCENARIOS,
+    "scenario",
+    **plain(config.scenario),
+    source=source,
   )
   scenario = Rehearsal(**plain(config.rehearsal)).extend(scenario, config.seed)
   scenario = verification.attach(scenario, **plain(config.verification))
@@ -370,7 +363,7 @@ def main(argv: list[str]) -> None:
   """Reads the flags and runs."""
   del argv
   console.start(_LOG)
-  steps.keep_compiled(CACHE / "xla" / platform.node())
+  compiled.keep_compiled(CACHE / "xla" / platform.node())
   stopped = []
   workdir = pathlib.Path(_WORKDIR.value or "", _EXP_ID.value or "")
   try:

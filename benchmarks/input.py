@@ -32,7 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import tensorflow as tf
 
-import main
+from libml import registry
 from libml.datasets import Piece
 from libml.datasets import Split
 from libml.datasets import Subset
@@ -104,7 +104,7 @@ def batches(
 ) -> Iterator[Any]:
   """Returns endless batches of a config's chain, "train" or "eval"."""
   chain = preprocess_lib.Preprocess(
-    **main.plain(config.preprocess), size=config.model.image_size
+    **registry.plain(config.preprocess), size=config.model.image_size
   )
   options = {"batch_size": config.batch_size, "threads": threads}
   if which == "eval":
@@ -112,7 +112,7 @@ def batches(
       streams.sweep(subset, chain, **options) for _ in itertools.count()
     )
   mixing = mixing_lib.Mixing(
-    **main.plain(config.mixing), num_classes=NUM_CLASSES
+    **registry.plain(config.mixing), num_classes=NUM_CLASSES
   )
   return streams.train_stream(
     subset, chain, seed=(number,), mixing=mixing, **options

@@ -18,7 +18,7 @@ import train_step
 import workload
 
 from libml.optim import projection
-from libml.problems import losses
+from methods import lora_sub
 from models import lora
 
 
@@ -43,7 +43,7 @@ def mining(load: workload.Workload) -> Any:
   features = jax.random.normal(jax.random.key(0), shape)
 
   def loss(features, memory):
-    return losses.augmented_triplet(
+    return lora_sub.augmented_triplet(
       features,
       label,
       memory["prototypes"],

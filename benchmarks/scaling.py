@@ -27,6 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import main
 from configs import base
 from configs import common
+from libml import registry
 from libml import trees
 from libml.devices import collectives
 from libml.devices import sharding
@@ -129,7 +130,7 @@ def load(name: str) -> Any:
 
 def compile_step(config: Any, num_classes: int = 100) -> Step:
   """Compiles the train step of a config for all devices, from shapes."""
-  mesh = sharding.make_mesh(**main.plain(config.mesh))
+  mesh = sharding.make_mesh(**registry.plain(config.mesh))
   config = main.with_global_batch(config, mesh)
   method = main.build_method(config, num_classes, 10)
   optimizer = main.build_optimizer(config, method)
@@ -154,7 +155,7 @@ def compile_step(config: Any, num_classes: int = 100) -> Step:
     name: jax.ShapeDtypeStruct(*kind, sharding=rows)
     for name, kind in batch.items()
   }
-  places = sharding.infer(state, main.plain(config.sharding), mesh)
+  places = sharding.infer(state, registry.plain(config.sharding), mesh)
   step = jax.jit(
     steps.make_train_step(method.loss, method.extra_args, optimizer),
     donate_argnums=0,

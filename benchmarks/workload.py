@@ -27,6 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import main  # noqa: E402  (found through the line above)
+from libml import registry  # noqa: E402
 from libml.devices import sharding  # noqa: E402
 from libml.train import steps  # noqa: E402
 
@@ -128,8 +129,8 @@ def build(config: Any, num_classes: int) -> Workload:
   stages = scenario.get("num_tasks") or scenario.num_requests
   method = main.build_method(config, num_classes, stages)
   optimizer = main.build_optimizer(config, method)
-  mesh = sharding.make_mesh(**main.plain(config.mesh))
-  rules = main.plain(config.sharding)
+  mesh = sharding.make_mesh(**registry.plain(config.mesh))
+  rules = registry.plain(config.sharding)
   size, count = config.model.image_size, config.batch_size
   image = {"image": np.zeros((1, size, size, 3), np.float32)}
   params = jax.jit(method.model.init)(jax.random.key(0), image)["params"]
@@ -169,7 +170,7 @@ def with_prototypes(workload: Workload, count: int) -> Workload:
   known = np.arange(workload.method.num_classes) < count
   means = rng.standard_normal(memory["prototypes"].shape, np.float32)
   memory = {**memory, "known": known, "prototypes": means * known[:, None]}
-  rules = main.plain(workload.config.sharding)
+  rules = registry.plain(workload.config.sharding)
   state = sharding.place(
     workload.state.replace(memory=memory), rules, workload.mesh
   )

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
   """Returns "Did you mean ...? Known: ..." for a name that is not known."""
@@ -58,3 +60,14 @@ def build(
       f"{'it' if len(missing) == 1 else 'them'} in the config."
     )
   return table[name](**options)
+
+
+def plain(config: Any) -> Any:
+  """Returns a config as plain dicts and tuples."""
+  if isinstance(config, ConfigDict):
+    config = config.to_dict()
+  if isinstance(config, dict):
+    return {key: plain(value) for key, value in config.items()}
+  if isinstance(config, list | tuple):
+    return tuple(plain(value) for value in config)
+  return config

@@ -122,7 +122,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
   def prepare(self, params, memory, batch):
     """Returns the teacher's features [B, D], and its map at the cut [B, D]."""
     outputs, tokens = self.halfway(self.teacher(params, memory), batch)
-    attention = losses.attention_map(tokens)
+    attention = attention_map(tokens)
     return {"teacher": outputs["features"], "teacher_map": attention}
 
   def loss(self, params, memory, batch, rng):
@@ -135,7 +135,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     teacher = self.taught(params, memory, wrong)
     fit, parts = self.problem.loss(gone, wrong)
     maps = (
-      losses.attention_map(gone["tokens"]),
+      attention_map(gone["tokens"]),
       jax.lax.stop_gradient(wrong["teacher_map"]),
     )
     attention = jnp.mean((maps[0] - maps[1]) ** 2)
@@ -185,3 +185,15 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     ours = losses.mask_logits(student["logits"], classes)
     theirs = losses.mask_logits(teacher["logits"], classes)
     return losses.distillation(ours, theirs, self.temperature)
+
+
+def attention_map(tokens: jax.Array, least: float = 0.005) -> jax.Array:
+  """Returns the mean square of tokens [B, T, D], at unit length, [B, D].
+
+  Entries below `least` are 0 (LIRF: Ye et al., ECCV 2022, whose maps are of
+  convolutions; as the GS-LoRA code applies it to tokens).
+  """
+  square = jnp.mean(tokens**2, axis=1)
+  length = jnp.sqrt(jnp.sum(square**2, axis=-1, keepdims=True))
+  unit = square / jnp.maximum(length, 1e-12)
+  return jnp.where(unit < least, 0.0, unit)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from libml.problems import losses
-from libml.problems import prototypes
+from libml.problems import prototypes as prototypes_lib
 from libml.train.method import Method
 from methods.parts import adapting
 from methods.parts import masking
@@ -180,7 +180,7 @@ class LoraSub(Method):
     logits = losses.mask_logits(outputs["logits"], memory["classes"])
     loss, parts = self.problem.loss({**outputs, "logits": logits}, batch)
     label = batch["label"]
-    triplet = losses.augmented_triplet(
+    triplet = augmented_triplet(
       outputs["features"],
       label if label.ndim == 1 else jnp.argmax(label, axis=-1),
       memory["prototypes"],
@@ -210,7 +210,7 @@ class LoraSub(Method):
       augment=self.augment_prototypes,
     )
     new = seen["counts"] > 0
-    means = prototypes.means(seen["sums"], seen["counts"])
+    means = prototypes_lib.means(seen["sums"], seen["counts"])
     known = {
       "prototypes": jnp.where(new[:, None], means, memory["prototypes"]),
       "known": memory["known"] | new,
@@ -220,7 +220,55 @@ class LoraSub(Method):
   def predict(self, params, memory, batch):
     """Logits are cosines to the prototypes of all classes so far."""
     outputs = self.apply(params, batch)
-    logits = prototypes.cosine_logits(
+    logits = prototypes_lib.cosine_logits(
       outputs["features"], memory["prototypes"], memory["known"]
     )
     return {"": {**outputs, "logits": logits}}
+
+
+def augmented_triplet(
+  features: jax.Array,
+  label: jax.Array,
+  prototypes: jax.Array,
+  known: jax.Array,
+  *,
+  margin: float,
+) -> jax.Array:
+  """Returns the augmented triplet loss of LoRA-Sub-DRS, float32[].
+
+  With d distances on the unit sphere, a_i the largest to an example of i's
+  class, i included, and b_i the smallest to an example of another class or to a
+  known prototype:
+
+    mean_i max(0, a_i - b_i + margin)
+
+  Where there is neither other class nor prototype the hinge is at 0. Gradients
+  of tied distances are shared. Under jit the batch is the global one.
+
+  Args:
+    features: [B, D], of any length but 0.
+    label: int32 [B].
+    prototypes: [C, D], of any length but 0 where known; constants.
+    known: bool [C].
+    margin: Of the hinge.
+  """
+  f = prototypes_lib.unit(features.astype(jnp.float32))
+  square = jnp.sum(f**2, axis=-1)
+  similarity = jnp.matmul(f, f.T, precision=jax.lax.Precision.HIGHEST)
+  distance = _root(square[:, None] + square[None, :] - 2 * similarity)  # [B, B]
+  same = label[:, None] == label[None, :]
+  hardest = jnp.max(jnp.where(same, distance, -jnp.inf), axis=1)
+  others = jnp.min(jnp.where(same, jnp.inf, distance), axis=1)
+  nearest = jnp.where(jnp.all(same, axis=1), hardest + margin, others)
+  p = jax.lax.stop_gradient(prototypes_lib.unit(prototypes.astype(jnp.float32)))
+  similarity = jnp.matmul(f, p.T, precision=jax.lax.Precision.HIGHEST)
+  distance = _root(
+    square[:, None] + jnp.sum(p**2, axis=-1)[None, :] - 2 * similarity
+  )  # [B, C]
+  old = jnp.min(jnp.where(known[None, :], distance, jnp.inf), axis=1)
+  return jnp.mean(jax.nn.relu(hardest - jnp.minimum(nearest, old) + margin))
+
+
+def _root(square: jax.Array) -> jax.Array:
+  # Clamped before the root, whose gradient at 0 is infinite.
+  return jnp.sqrt(jnp.maximum(square, 1e-12))

@@ -23,20 +23,43 @@ TESTS = sorted(
 PROJECT = (*PACKAGES, "main")
 TENSORFLOW = ("tensorflow", "tensorflow_datasets", "clu")
 
-# Folder -> what its files may import beside the standard library.
-ALLOWED = {
-  "configs": {"configs", "ml_collections"},
-  "models": {"models", "jax", "flax", "numpy", "safetensors", "ml_dtypes"},
-  "methods": {
-    "methods", "libml", "models", "jax", "flax", "numpy", "optax"
-  },
-}  # fmt: skip
+# The import rule: a file imports its own package, or those of lower floors.
+FLOORS = (
+  ("libml", "libml/images"),
+  ("libml/datasets", "libml/devices", "libml/optim", "models"),
+  ("libml/pipeline", "libml/problems"),
+  ("libml/scenarios",),
+  ("libml/audit", "libml/results"),
+  ("libml/train",),
+  ("methods/parts",),
+  ("methods",),
+  ("configs",),
+  ("main.py",),
+)
+
+# Folder -> what its files may import beside Python and the project.
+PURE = {
+  "configs": {"ml_collections"},
+  "models": {"jax", "flax", "numpy", "safetensors", "ml_dtypes"},
+  "methods": {"jax", "flax", "numpy", "optax"},
+}
 
 # File -> what it may import, too.
 ALSO = {
   "models/convert.py": {"torch"},
   "models/edits/__main__.py": {"rich"},
 }
+
+
+def package(source):
+  """Returns the package that a file belongs to, a row of FLOORS."""
+  folders = [name for floor in FLOORS for name in floor]
+  inside = [f for f in folders if source == f or source.startswith(f + "/")]
+  return max(inside, key=len)
+
+
+def floor(source):
+  return next(n for n, row in enumerate(FLOORS) if package(source) in row)
 
 
 def tree(source):
@@ -68,23 +91,45 @@ def test_sources_are_found():
   assert all(of(folder) for folder in PACKAGES)
 
 
-@pytest.mark.parametrize("folder", ALLOWED)
+@pytest.mark.parametrize("folder", PURE)
 def test_folder_imports_only_what_it_may(folder):
   for source in of(folder):
     found = tops(imports(tree(source))) - set(sys.stdlib_module_names)
-    assert found <= ALLOWED[folder] | ALSO.get(source, set()), source
+    found -= set(PROJECT)
+    assert found <= PURE[folder] | ALSO.get(source, set()), source
 
 
-def test_libml_knows_no_method_model_or_config():
-  for source in of("libml"):
-    assert tops(imports(tree(source))) & set(PROJECT) <= {"libml"}, source
+def modules():
+  """Returns {dotted name: file} of the project."""
+  names = {s.removesuffix(".py").replace("/", "."): s for s in SOURCES}
+  return {n.removesuffix(".__init__"): s for n, s in names.items()}
 
 
-def test_methods_know_only_the_base_and_their_own_parts():
-  for source in of("methods"):
-    if source != "methods/__init__.py":
-      found = {m for m in imports(tree(source)) if m.startswith("methods.")}
-      assert all(m.startswith("methods.parts.") for m in found), source
+def imported(source):
+  """Returns the files of the project that a file imports, by name."""
+  known, found = modules(), set()
+  for name in imports(tree(source)):
+    found |= {known.get(name) or known.get(name.rpartition(".")[0])}
+  return found - {None}
+
+
+def test_every_import_goes_to_its_own_package_or_down():
+  for source in SOURCES:
+    for other in imported(source):
+      own = package(source) == package(other)
+      assert own or floor(other) < floor(source), f"{source} imports {other}"
+
+
+def test_every_package_stands_on_one_floor():
+  names = [name for row in FLOORS for name in row]
+  assert len(names) == len(set(names))
+  assert {package(source) for source in SOURCES} == set(names)
+
+
+def test_a_method_imports_no_other_method():
+  rows = [s for s in of("methods") if package(s) == "methods"]
+  for source in set(rows) - {"methods/__init__.py"}:
+    assert not imported(source) & set(rows), source
 
 
 def test_nobody_imports_main():

@@ -18,6 +18,7 @@ from libml import datasets
 from libml import optim
 from libml import scenarios
 from libml.devices import sharding
+from libml.devices.compiled import Compiled
 from libml.images import preprocess
 from libml.pipeline import stage_data
 from libml.problems import losses
@@ -170,6 +171,6 @@ def world():
       batch_size=128,
       seed=0,
       mesh=sharding.make_mesh(),
-      compiled=steps.Compiled(),
+      compiled=Compiled(),
     ),
   )

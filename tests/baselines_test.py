@@ -15,7 +15,8 @@ from configs import baselines
 from configs import digits_baselines
 from configs import digits_gs_lora
 from libml import trees
-from libml.train import steps
+from libml.devices.compiled import Compiled
+from libml.train import run as run_lib
 
 ALL = [*baselines.OPTIONS, "gs_lora", "gs_lora_plus"]
 ONE = {"num_requests": 1, "classes_per_request": 2, "missing": 0}
@@ -43,11 +44,11 @@ def smoke_config(method, scenario):
 @pytest.fixture(scope="module", params=ALL)
 def forget(request, tmp_path_factory):
   """Returns a starter of one method's runs, which share what is compiled."""
-  compiled = steps.Compiled()
+  compiled = Compiled()
 
   def start(scenario):
     with nowhere.leave_nothing(), pytest.MonkeyPatch.context() as patch:
-      patch.setattr(steps, "Compiled", lambda: compiled)
+      patch.setattr(run_lib, "Compiled", lambda: compiled)
       config = smoke_config(request.param, scenario)
       return walks.watch(config, tmp_path_factory.mktemp(request.param))
 

@@ -12,10 +12,10 @@ import main
 from libml import registry
 from libml.datasets import tfds_rows
 from libml.devices import sharding
+from libml.devices.compiled import Compiled
 from libml.images import preprocess
 from libml.pipeline import stage_data
 from libml.train import rehearsal
-from libml.train import steps
 
 BATCH = 4
 TENS = [tuple(range(10 * i, 10 * (i + 1))) for i in range(10)]
@@ -70,7 +70,7 @@ def pipeline(name):
     {"preprocess": preprocess.Preprocess},
     "chain",
     "preprocess",
-    **main.plain(config.preprocess),
+    **registry.plain(config.preprocess),
     size=config.model.image_size,
   )
 
@@ -83,7 +83,7 @@ def pipeline(name):
       batch_size=BATCH,
       seed=config.seed,
       mesh=sharding.make_mesh(),
-      compiled=steps.Compiled(),
+      compiled=Compiled(),
     )
 
   return source, scenario, method, data

@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 
-import main
 from libml import datasets
+from libml import registry
 from libml.datasets import tfds_rows
 
 
@@ -118,7 +118,7 @@ LISTS = "train_list=a.yaml,test_list=b.yaml"
   ],
 )
 def test_images_are_those_of_the_arguments(name, arg, expected):
-  options = main.plain(load(name, arg).dataset)
+  options = registry.plain(load(name, arg).dataset)
   row = datasets.DATASETS[options.pop("name")]
   inspect.signature(row).bind(**options)  # raises for an unknown option
   if arg:

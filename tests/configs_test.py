@@ -73,7 +73,7 @@ def test_options_are_those_of_the_classes(name, arg, shrunk):
     {"preprocess": preprocess.Preprocess},
     "chain",
     "preprocess",
-    **main.plain(config.preprocess),
+    **registry.plain(config.preprocess),
     size=config.model.image_size,
   )
 
@@ -278,7 +278,7 @@ def test_smoke_keeps_the_scenario(name):
 def test_data_dir_of_one_part_is_that_of_all():
   config = load("five_datasets_l2p")
   config.dataset.mnist.data_dir = "/data"
-  parts = main.plain(config.dataset)
+  parts = registry.plain(config.dataset)
   assert {parts[name]["data_dir"] for name in FIVE} == {"/data"}
 
 
@@ -337,7 +337,7 @@ def test_unknown_key_on_the_command_line_is_named(tmp_path, main_py):
 
 def test_imagenet_r_takes_split_lists():
   lists = "train_list=a.txt,test_list=b.txt"
-  options = main.plain(load("imr_dualprompt", lists).dataset)
+  options = registry.plain(load("imr_dualprompt", lists).dataset)
   row = datasets.DATASETS[options.pop("name")]
   inspect.signature(row).bind(**options)  # raises for an unknown option
   assert options["train_split"] == "test"

@@ -9,7 +9,7 @@ from gs_toy import tiny
 from walks import watch
 
 from libml import trees
-from libml.train import steps
+from libml.devices.compiled import Compiled
 from methods import gs_lora
 from models import edits as edits_lib
 from models import lora
@@ -310,7 +310,7 @@ def test_subgradient_makes_no_block_zero(run, tmp_path):
 
 def begin(run, ours, stage):
   """Returns what the stage's hook makes of the run's last state."""
-  data = dataclasses.replace(run.run.data(stage), compiled=steps.Compiled())
+  data = dataclasses.replace(run.run.data(stage), compiled=Compiled())
   state = run.state
   extra = ours.init_memory(
     state.params, run.run.optimizer.groups.trainable(state.params)

@@ -13,8 +13,8 @@ from walks import watch
 
 import main
 from libml import trees
+from libml.devices.compiled import Compiled
 from libml.optim import projection
-from libml.train import steps
 from methods.parts import subspace
 from models import vit
 
@@ -293,7 +293,7 @@ def test_first_task_may_have_epochs_of_its_own(run):
 def test_sparse_b_gives_a_its_gradient_at_once(run, lora_b):
   stage = run.run.scenario.stages[0]
   data = run.run.data(stage)
-  data = dataclasses.replace(data, compiled=steps.Compiled())
+  data = dataclasses.replace(data, compiled=Compiled())
   method = change(run, lora_b=lora_b)
   state = method.before_stage(run.state, stage, data)
   batch = next(data.stream({"train": ("learn",)}, 0, 0))

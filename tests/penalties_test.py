@@ -11,8 +11,8 @@ from baselines_toy import tiny
 from walks import watch
 
 import main
+from libml.devices.compiled import Compiled
 from libml.pipeline import stage_data
-from libml.train import steps
 from methods import penalties
 
 SHAPES = {"a": (4, 3), "b": (5,)}
@@ -92,7 +92,7 @@ def test_l2_holds_a_number_a_tensor_and_reads_no_image():
   )
   classes = {"known": (0, 1, 2), "forget": (2,), "retain": (0, 1)}
   stage = types.SimpleNamespace(index=0, classes=classes)
-  data = types.SimpleNamespace(compiled=steps.Compiled())  # and no images
+  data = types.SimpleNamespace(compiled=Compiled())  # and no images
   after = method.before_stage(state, stage, data)
   assert {n: float(w) for n, w in after.memory["weights"].items()} == {
     "a": 1.0,
@@ -163,7 +163,7 @@ def test_anchors_are_weighed_on_the_role(run, stage, role):
 def test_sample_is_the_default(run, monkeypatch):
   method = dataclasses.replace(run.run.method, weigh_on="retain")
   stage, asked = run.run.scenario.stages[1], []
-  data = dataclasses.replace(run.run.data(stage), compiled=steps.Compiled())
+  data = dataclasses.replace(run.run.data(stage), compiled=Compiled())
   accumulate = stage_data.StageData.accumulate
 
   def watched(self, name, fn, state, *roles, **options):

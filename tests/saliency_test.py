@@ -13,13 +13,14 @@ from walks import watch
 import main
 from libml import optim
 from libml import trees
-from libml.optim import saliency
+from libml.optim import transforms
+from methods.parts import saliency
 
 RUNS = {"salun": 0.5, "ewc": 0.3}
 
 
 def test_example_of_the_docstring_runs():
-  found = doctest.testmod(saliency)
+  found = doctest.testmod(transforms)
   assert found.attempted > 5 and found.failed == 0
 
 
@@ -46,7 +47,7 @@ def test_weights_outside_the_mask_keep_every_bit(options):
 
 
 def test_masks_that_change_are_compiled_once():
-  tx, params = saliency.keep_salient(), {"a": jnp.ones(4)}
+  tx, params = transforms.keep_salient(), {"a": jnp.ones(4)}
   traced = []
 
   @jax.jit
@@ -60,7 +61,7 @@ def test_masks_that_change_are_compiled_once():
 
 
 def test_without_masks_an_update_passes():
-  tx, update = saliency.keep_salient(), {"a": jnp.ones(3)}
+  tx, update = transforms.keep_salient(), {"a": jnp.ones(3)}
   found, _ = tx.update(update, tx.init(update))
   assert np.array_equal(found["a"], update["a"])
 

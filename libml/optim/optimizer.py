@@ -19,7 +19,6 @@ from libml import trees
 from libml.optim import group_lasso
 from libml.optim import projection
 from libml.optim import proximal
-from libml.optim import saliency
 from libml.optim import schedules
 from libml.optim import transforms
 from libml.optim.group_lasso import Groups as LassoGroups
@@ -136,7 +135,7 @@ def group_transform(
     chain.append(transforms.unit_columns())
   if project == "update":
     chain.append(projection.project_updates())
-  chain.append(saliency.keep_salient())
+  chain.append(transforms.keep_salient())
   return optax.chain(*chain)
 
 

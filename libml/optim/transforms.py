@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from libml import trees
 from libml.optim import schedules
 
 
@@ -77,6 +78,53 @@ def unit_columns() -> optax.GradientTransformationExtraArgs:
   def update(updates, state, params=None, **extra):
     del extra
     return jax.tree.map(project, updates, params), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
+
+
+def keep_salient() -> optax.GradientTransformationExtraArgs:
+  """Zeroes the updates of weights outside a mask.
+
+  At the end of a chain it keeps these weights bit for bit, decay included:
+  SalUn's theta = m * (theta + step) + (1 - m) * theta. The mask is an extra
+  argument of ``update``, so one compiled step serves masks that change:
+
+  - ``salient``: name of a parameter -> bool array of its shape. A parameter
+    without a mask passes through.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> from libml.optim import transforms
+    >>> params = {"a": jnp.zeros(3)}
+    >>> tx = optax.chain(optax.sgd(0.5), transforms.keep_salient())
+    >>> updates, _ = tx.update(
+    ...   {"a": jnp.ones(3)},
+    ...   tx.init(params),
+    ...   params,
+    ...   salient={"a": jnp.array([True, False, True])},
+    ... )
+    >>> print(updates["a"])
+    [-0.5  0.  -0.5]
+
+  References:
+    Fan et al., `SalUn: Empowering Machine Unlearning via Gradient-based Weight
+    Saliency <https://arxiv.org/abs/2310.12508>`_, ICLR 2024
+  """
+
+  def update(updates, state, params=None, *, salient=None, **extra):
+    del params, extra
+    masks = trees.flatten(salient)
+
+    def mask(name, u):
+      return jnp.where(masks[name], u, 0) if name in masks else u
+
+    return trees.map_named(mask, updates), state
 
   return optax.GradientTransformationExtraArgs(
     lambda params: optax.EmptyState(), update

@@ -15,7 +15,7 @@ import numpy as np
 
 from libml import datasets
 from libml.devices import sharding
-from libml.train import steps
+from libml.devices.compiled import Compiled
 
 
 class Stopped(Exception):
@@ -46,7 +46,7 @@ class StageData:
   batch_size: int
   seed: int
   mesh: jax.sharding.Mesh
-  compiled: steps.Compiled
+  compiled: Compiled
   mixing: Any = None
   epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
   should_stop: Callable[[], bool] = lambda: False

@@ -6,7 +6,6 @@ for each of ten folds of pairs the one that is best on the other nine.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from libml import datasets
-from libml import scenarios
-from libml.datasets import files
 from libml.datasets import pairs as pairs_lib
 
 # False accept rates at which the true accept rate is reported.
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
 # Those of the curve: ten a decade.
 CURVE = tuple(round(float(x), 6) for x in np.geomspace(1e-4, 1, 41))
-# Name of the probe.
-PROBE = "verification"
 
 
 def similarities(
@@ -222,59 +216,3 @@ class Verification:
       ],
     }
     return {**figures(similarity, same, folds=self.pairs.folds), "roc": curve}
-
-
-def attach(
-  scenario: scenarios.Scenario,
-  *,
-  pairs: str | pathlib.Path | None = None,
-  root: str | pathlib.Path | None = None,
-  folds: int = 10,
-) -> scenarios.Scenario:
-  """Adds the probe "verification" to a scenario's last stage.
-
-  Where something is measured before the first stage, it is measured there, too.
-  It stands beside the matrix and the summaries, not in them.
-
-  Args:
-    scenario: Its last stage has probes of its own.
-    pairs: List of pairs (libml/datasets/pairs.py); None: no verification.
-    root: Folder of the images.
-    folds: As in `pairs.read`.
-
-  Raises:
-    FileNotFoundError: No such list, or images that do not exist.
-    ValueError: A list without a folder or the reverse, an image that cannot be
-      decoded, or what `pairs.read` raises.
-  """
-  if (pairs is None) != (root is None):
-    missing = "root, the folder of the images" if pairs else "pairs, their list"
-    raise ValueError(
-      f"verification.pairs={pairs!r} with verification.root={root!r}: give "
-      f"verification.{missing}, too, or neither."
-    )
-  if pairs is None or root is None:
-    return scenario
-  found = pairs_lib.read(pairs, root, folds=folds)
-  images = np.array([str(path) for path in found.images], object)
-  files.check_decodable(images)
-  numbers = np.arange(len(images), dtype=np.int32)
-  split = datasets.Split(images, numbers, encoding="path")
-  probe = scenarios.Probe(
-    datasets.Subset.of(split), classes=(), problem=Verification(found)
-  )
-  added = {PROBE: probe}
-  last = scenario.stages[-1]
-  last = dataclasses.replace(last, probes={**last.probes, **added})
-  description = {
-    "pairs": len(found.same),
-    "folds": found.folds,
-    "pairs_crc32": found.checksum,
-    "images": split.fingerprint,
-  }
-  return dataclasses.replace(
-    scenario,
-    stages=(*scenario.stages[:-1], last),
-    before={**scenario.before, **added} if scenario.before else {},
-    description={**scenario.description, PROBE: description},
-  )

@@ -9,6 +9,7 @@ import numpy as np
 
 from libml import scenarios
 from libml.devices import sharding
+from libml.devices.compiled import Compiled
 from libml.pipeline import stage_data
 from libml.problems import Problem
 from libml.train import steps
@@ -22,7 +23,7 @@ class Evaluator:
     method: Any,
     num_classes: int,
     mesh: jax.sharding.Mesh,
-    compiled: steps.Compiled,
+    compiled: Compiled,
   ):
     self._method = method
     self._num_classes = num_classes

@@ -19,6 +19,7 @@ from libml import scenarios
 from libml import trees
 from libml.devices import processes
 from libml.devices import sharding
+from libml.devices.compiled import Compiled
 from libml.pipeline import stage_data
 from libml.results import reporting
 from libml.results import results
@@ -76,7 +77,7 @@ class Run:
     self._mesh = mesh
     self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
     self._should_stop = processes.agree(should_stop, mesh)
-    self._compiled = steps.Compiled()
+    self._compiled = Compiled()
     self._rng = jax.random.key(settings.seed)
 
   def start(self, params: Any) -> TrainState:

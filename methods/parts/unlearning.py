@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from libml import trees
-from libml.optim import saliency
 from libml.pipeline.stage_data import StageData
 from libml.problems import losses
 from libml.scenarios import Stage
@@ -21,6 +20,7 @@ from libml.train.method import Outputs
 from libml.train.method import Round
 from methods.parts import pairing
 from methods.parts import relabel
+from methods.parts import saliency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

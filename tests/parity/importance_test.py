@@ -13,6 +13,7 @@ import unlearn_toy as toy
 
 from libml import trees
 from libml.devices import sharding
+from libml.devices.compiled import Compiled
 from libml.pipeline import stage_data
 from libml.train import steps
 
@@ -101,7 +102,7 @@ def run(request, file, dtype):
     )
     for part in (*ANCHORS, "current")
   }
-  current, compiled = weights["current"], steps.Compiled()
+  current, compiled = weights["current"], Compiled()
   first = toy.start(method, optimizer, current, current, 100)
   state, alone = first, {}
   for index, anchor in enumerate(ANCHORS):

@@ -10,8 +10,8 @@ import pytest
 import unlearn_toy as toy
 
 from libml import trees
-from libml.problems import losses
 from libml.train import steps
+from methods import lirf
 
 OUT, GRAD, AFTER = 1e-5, 5e-5, 1e-6
 # The reference takes 0 to 2 for the classes that go. These are as many, and no
@@ -108,8 +108,8 @@ def test_halves(file, dtype):
   found = {
     "student_low": tokens,
     "teacher_low": before,
-    "at_map_student": losses.attention_map(tokens),
-    "at_map_teacher": losses.attention_map(before),
+    "at_map_student": lirf.attention_map(tokens),
+    "at_map_teacher": lirf.attention_map(before),
     "student_logits": outputs["logits"],
     "teacher_logits": taught["logits"],
     "deposit_logits": apply(deposit, rows)[0]["logits"],
@@ -122,7 +122,7 @@ def test_attention_maps(file, dtype):
   x, y = (jnp.asarray(file[f"in/at/{name}"], dtype) for name in "xy")
 
   def distance(x):
-    maps = losses.attention_map(x), losses.attention_map(y)
+    maps = lirf.attention_map(x), lirf.attention_map(y)
     return jnp.mean((maps[0] - maps[1]) ** 2), maps
 
   (value, maps), grad = jax.value_and_grad(distance, has_aux=True)(x)
@@ -135,7 +135,7 @@ def test_attention_maps(file, dtype):
   low = ~np.any(file["out/at_alone/map_x"], axis=0)
   assert low.sum() == 6
   for entry in range(len(low)):
-    grad = jax.grad(lambda x, d=entry: losses.attention_map(x)[0, d])(x)
+    grad = jax.grad(lambda x, d=entry: lirf.attention_map(x)[0, d])(x)
     assert grad.any() == (not low[entry]), entry
 
 

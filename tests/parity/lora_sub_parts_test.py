@@ -10,9 +10,9 @@ from flax import traverse_util
 
 from libml import trees
 from libml.optim import schedules
-from libml.problems import losses
 from libml.problems import prototypes
 from libml.scenarios import metrics
+from methods import lora_sub
 from methods.parts import subspace
 from models import lora
 
@@ -218,7 +218,7 @@ def test_triplet_loss_and_gradient(golden, case):
   known = jnp.isin(jnp.arange(9), jnp.arange(2, 2 + len(stored)))
 
   def loss(features):
-    return losses.augmented_triplet(
+    return lora_sub.augmented_triplet(
       features, label, padded, known, margin=float(file[f"in/{case}/margin"])
     )
 

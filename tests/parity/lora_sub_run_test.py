@@ -7,6 +7,7 @@ import numpy as np
 
 from libml import scenarios
 from libml import trees
+from libml.devices.compiled import Compiled
 from libml.train import steps
 
 
@@ -117,7 +118,7 @@ def test_three_tasks_of_the_whole_method(golden, tmp_path):
   step = jax.jit(
     steps.make_train_step(whole.loss, whole.extra_args, step_optimizer)
   )
-  compiled, predict = steps.Compiled(), jax.jit(whole.predict)
+  compiled, predict = Compiled(), jax.jit(whole.predict)
   for task in range(3):
     data = Batches(read_batches(file, task), compiled)
     classes = tuple(range(3 * task, 3 * task + 3))

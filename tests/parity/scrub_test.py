@@ -10,6 +10,7 @@ import pytest
 import unlearn_toy as toy
 
 from libml import trees
+from libml.devices.compiled import Compiled
 from libml.optim import schedules
 from libml.problems import losses
 from libml.train import steps
@@ -121,7 +122,7 @@ class Data:
   """As much of a stage's data as rounds ask for."""
 
   def __init__(self):
-    self.compiled = steps.Compiled()
+    self.compiled = Compiled()
 
   def steps_per_epoch(self, roles):
     (role,) = roles

@@ -1,0 +1,72 @@
+"""Pairs of faces, measured after a scenario's last stage."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from libml import datasets
+from libml.datasets import files
+from libml.datasets import pairs as pairs_lib
+from libml.problems.verification import Verification
+from libml.scenarios.stage import Probe
+from libml.scenarios.stage import Scenario
+
+# Name of the probe.
+PROBE = "verification"
+
+
+def attach(
+  scenario: Scenario,
+  *,
+  pairs: str | pathlib.Path | None = None,
+  root: str | pathlib.Path | None = None,
+  folds: int = 10,
+) -> Scenario:
+  """Adds the probe "verification" to a scenario's last stage.
+
+  Where something is measured before the first stage, it is measured there, too.
+  It stands beside the matrix and the summaries, not in them.
+
+  Args:
+    scenario: Its last stage has probes of its own.
+    pairs: List of pairs (libml/datasets/pairs.py); None: no verification.
+    root: Folder of the images.
+    folds: As in `pairs.read`.
+
+  Raises:
+    FileNotFoundError: No such list, or images that do not exist.
+    ValueError: A list without a folder or the reverse, an image that cannot be
+      decoded, or what `pairs.read` raises.
+  """
+  if (pairs is None) != (root is None):
+    missing = "root, the folder of the images" if pairs else "pairs, their list"
+    raise ValueError(
+      f"verification.pairs={pairs!r} with verification.root={root!r}: give "
+      f"verification.{missing}, too, or neither."
+    )
+  if pairs is None or root is None:
+    return scenario
+  found = pairs_lib.read(pairs, root, folds=folds)
+  images = np.array([str(path) for path in found.images], object)
+  files.check_decodable(images)
+  numbers = np.arange(len(images), dtype=np.int32)
+  split = datasets.Split(images, numbers, encoding="path")
+  probe = Probe(
+    datasets.Subset.of(split), classes=(), problem=Verification(found)
+  )
+  added = {PROBE: probe}
+  last = scenario.stages[-1]
+  last = dataclasses.replace(last, probes={**last.probes, **added})
+  description = {
+    "pairs": len(found.same),
+    "folds": found.folds,
+    "pairs_crc32": found.checksum,
+    "images": split.fingerprint,
+  }
+  return dataclasses.replace(
+    scenario,
+    stages=(*scenario.stages[:-1], last),
+    before={**scenario.before, **added} if scenario.before else {},
+    description={**scenario.description, PROBE: description},
+  )

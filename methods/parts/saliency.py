@@ -1,0 +1,24 @@
+"""Which weights matter most to what is forgotten."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+
+def largest(
+  leaves: Mapping[str, jax.Array], share: float
+) -> dict[str, jax.Array]:
+  """Returns which entries are among the largest in magnitude of all leaves.
+
+  Args:
+    leaves: Name -> array.
+    share: Of all entries; those equal to the smallest of them count, too.
+
+  Returns:
+    Name -> bool array.
+  """
+  sizes = {name: jnp.abs(leaf) for name, leaf in leaves.items()}
+  ordered = jnp.sort(jnp.concatenate([s.ravel() for s in sizes.values()]))
+  first = min(round((1 - share) * ordered.size), ordered.size - 1)
+  return {name: size >= ordered[first] for name, size in sizes.items()}
