@@ -1,59 +1,10 @@
-"""Reference points that train the plain model: sequential and joint."""
+"""Sequential fine-tuning: the plain model, one stage after the other."""
 
 import dataclasses
 
-from libml.problems import losses
-from libml.train import rehearsal
-from libml.train.method import Method
+from methods.parts import tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(Method):
-  """Trains on each stage's data, one after the other.
-
-  Which parameters move is the optimizer's matter: all of them, or only the
-  head over frozen features.
-
-  Attributes:
-    mask_classes: Whether training masks the classes of other tasks, which
-      spares their columns.
-  """
-
-  mask_classes: bool = False
-
-  rehearses = True
-
-  def init_memory(self, params, trainable):
-    """Holds the classes that the loss may see."""
-    del params, trainable
-    return rehearsal.initial_memory(self.num_classes)
-
-  def before_stage(self, state, stage, data):
-    """Writes down the stage's classes."""
-    del data
-    memory = rehearsal.stage_memory(
-      state.memory, stage, masked=self.mask_classes
-    )
-    return state.replace(memory=memory)
-
-  def loss(self, params, memory, batch, rng):
-    """Cross entropy."""
-    rows = rehearsal.join(batch, memory, self.rehearsal.mask)
-    outputs = self.apply(params, rows.batch, rng)
-    logits = losses.mask_logits(outputs["logits"], rows.allowed)
-    return self.problem.loss({**outputs, "logits": logits}, rows.batch)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Joint(Finetune):
-  """Trains on everything seen so far at each stage: the usual upper bound."""
-
-  def __post_init__(self):
-    if self.mask_classes:
-      raise ValueError(
-        "Joint training sees all classes so far; set method.mask_classes=False."
-      )
-
-  def roles(self, stage):
-    """All data up to this stage make an epoch."""
-    return ("seen",)
+class Finetune(tuning.Tuning):
+  """Trains on each stage's data, one after the other."""

@@ -1,46 +1,13 @@
-"""Random labels, alone and on the weights that matter (SalUn).
+"""Random labels for what goes: see parts/wrong_labels.py for the loss.
 
-Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (random
-labels); Fan et al., "SalUn", ICLR 2024, which has it so:
-CE(x_f, y') + retain CE(x_r), y' a label of another class.
+Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020.
 """
 
 import dataclasses
 
-import jax
-
-from methods.parts import unlearning
+from methods.parts import wrong_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomLabels(unlearning.Relabelling):
-  """Learns wrong labels for what goes, beside the right ones of what stays.
-
-  Attributes:
-    retain: Weight of the latter.
-  """
-
-  retain: float = 1.0
-
-  unsigned = ("retain",)
-
-  def loss(self, params, memory, batch, rng):
-    """Both cross entropies."""
-    draw, drop = jax.random.split(rng)
-    wrong = self.wrong(memory, batch["forget"], draw)
-    gone, kept = self.both(params, memory, wrong, batch["retain"], drop)
-    forget, lost = self.problem.loss(gone, wrong)
-    retain, right = self.problem.loss(kept, batch["retain"])
-    return forget + self.retain * retain, {
-      "forget": forget,
-      "retain": retain,
-      "train_accuracy_relabelled": lost["train_accuracy"],
-      "train_accuracy_retain": right["train_accuracy"],
-    }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SalUn(RandomLabels):
-  """Random labels on half of the weights."""
-
-  saliency: float | None = 0.5
+class RandomLabels(wrong_labels.WrongLabels):
+  """Random labels on all trained weights."""

@@ -1,4 +1,4 @@
-"""Training on what stays: afresh, or from the given weights."""
+"""Training afresh on what stays."""
 
 import dataclasses
 
@@ -6,30 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from libml import trees
-from methods.parts import unlearning
+from methods.parts import retaining
 
 # Folded into the last stage's key; no step has this number.
 _FRESH = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneRetain(unlearning.Unlearning):
-  """Goes on with the images to retain, and hopes that the rest is forgotten.
-
-  Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, has
-  it as a baseline.
-  """
-
-  streams = {"retain": ("retain",)}
-
-  def loss(self, params, memory, batch, rng):
-    """Cross entropy to retain."""
-    outputs = self.outputs(params, memory, batch["retain"], rng)
-    return self.problem.loss(outputs, batch["retain"])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Retrain(FinetuneRetain):
+class Retrain(retaining.Retaining):
   """Draws a new network at each request: what never saw a class.
 
   It sees the images that the scenario leaves. With all of them

@@ -132,6 +132,13 @@ def test_a_method_imports_no_other_method():
     assert not imported(source) & set(rows), source
 
 
+def test_each_method_is_in_the_file_of_its_name():
+  rows = {s for s in of("methods") if package(s) == "methods"}
+  assert rows - {"methods/__init__.py"} == {f"methods/{n}.py" for n in METHODS}
+  for name, method in METHODS.items():
+    assert method.__module__ == f"methods.{name}"
+
+
 def test_nobody_imports_main():
   for source in SOURCES:
     assert "main" not in tops(imports(tree(source))), source

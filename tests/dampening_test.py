@@ -10,12 +10,12 @@ from baselines_toy import tiny
 from walks import watch
 
 import main
-from methods import dampening
+from methods import ssd
 
 
 def build(**options):
   """Returns a method of no model."""
-  return dampening.Dampening(
+  return ssd.SSD(
     model=None, problem=None, num_classes=3, num_stages=1, **options
   )
 

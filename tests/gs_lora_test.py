@@ -10,7 +10,7 @@ from walks import watch
 
 from libml import trees
 from libml.devices.compiled import Compiled
-from methods import gs_lora
+from methods import gs_lora_plus
 from models import edits as edits_lib
 from models import lora
 from models import vit
@@ -325,7 +325,7 @@ def plus(run, **changes):
     for field in dataclasses.fields(run.run.method)
   }
   weights = {"proto_forget": (0.1, 0.2, 0.3), "proto_retain": (0.4, 0.5, 0.6)}
-  return gs_lora.GsLoraPlus(**fields, **weights, **changes)
+  return gs_lora_plus.GsLoraPlus(**fields, **weights, **changes)
 
 
 def class_means(run, tree, stage):

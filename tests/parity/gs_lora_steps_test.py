@@ -18,6 +18,7 @@ from libml.problems import prototypes
 from libml.train import steps
 from libml.train import train_state
 from methods import gs_lora
+from methods import gs_lora_plus
 from models import lora
 
 SIZES = dict(image_size=16, depth=6, dropout=0.0)
@@ -69,7 +70,7 @@ def method(dtype, name, numbers):
   }
   if not numbers["proto"]:
     return gs_lora.GsLora(**settings)
-  return gs_lora.GsLoraPlus(**settings, proto_bound=numbers["BND_pro"])
+  return gs_lora_plus.GsLoraPlus(**settings, proto_bound=numbers["BND_pro"])
 
 
 def params(file, folder, module, placement):
@@ -272,7 +273,7 @@ def test_prototypes_are_those_of_the_reference(golden, tmp_path, dtype):
     dropout=0.0,
     lora=toy.FFN,
   )
-  ours = gs_lora.GsLoraPlus(
+  ours = gs_lora_plus.GsLoraPlus(
     model=module,
     problem=problems.PROBLEMS["classification"](),
     num_classes=10,

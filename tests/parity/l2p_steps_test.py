@@ -15,7 +15,7 @@ from libml.optim import schedules
 from libml.problems import classification
 from libml.scenarios import metrics
 from libml.train import steps
-from methods import prompting
+from methods import l2p
 from models import vit
 
 CASES = (
@@ -44,7 +44,7 @@ def _method(config):
     depth=config["layers"],
     classifier=config["classifier"],
   )
-  return prompting.L2P(
+  return l2p.L2P(
     model=model,
     problem=classification.Classification(),
     num_classes=config["classes"],

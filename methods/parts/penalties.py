@@ -99,22 +99,6 @@ class Penalty(unlearning.Relabelling):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class L2(Penalty):
-  """All weights matter alike."""
-
-  strength: float = 0.1
-
-  def no_weights(self, leaves):
-    """One number a tensor says it."""
-    return {name: jnp.zeros(()) for name in leaves}
-
-  def importance(self, state, stage, data):
-    """1, which no image has a say in."""
-    del stage, data
-    return {name: 1.0 for name in state.memory["weights"]}, 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighing(Penalty):
   """Images say what weights matter.
 
@@ -151,45 +135,3 @@ class Weighing(Penalty):
   def weigh(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
     """Returns what one batch adds."""
     raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EWC(Weighing):
-  """Elastic weight consolidation.
-
-  A batch of B images adds B times the square of the mean loss's gradient.
-  """
-
-  strength: float = 10.0
-
-  def weigh(self, params, memory, batch):
-    """The batch's gradient squared, times its size."""
-    size = jnp.sum(batch["mask"])
-    rows = jnp.where(batch["mask"], 1 / size, 0.0)
-    names = memory["weights"]
-    grads = self.gradient(params, memory, batch, names=names, weights=rows)
-    return jax.tree.map(lambda g: size * g**2, grads)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MAS(Weighing):
-  """Memory aware synapses.
-
-  A batch adds the magnitude of the gradient of its mean squared logit.
-  """
-
-  strength: float = 0.005
-
-  def weigh(self, params, memory, batch):
-    """How much the logits hang on each weight."""
-    rows = jnp.where(batch["mask"], 1 / jnp.sum(batch["mask"]), 0.0)
-    known = memory["known"][None]
-
-    def mean_square(leaves):
-      outputs = self.apply(trees.update(params, leaves), batch)
-      squares = jnp.where(known, outputs["logits"] ** 2, 0.0)
-      return jnp.sum(rows * (jnp.sum(squares, axis=-1) / jnp.sum(known)))
-
-    flat = trees.flatten(params)
-    leaves = {name: flat[name] for name in memory["weights"]}
-    return jax.tree.map(jnp.abs, jax.grad(mean_square)(leaves))

@@ -1,28 +1,12 @@
-"""Gradient ascent on what goes, alone or beside descent on what stays.
+"""NegGrad+: ascent on what goes beside descent on what stays.
 
-The first is commonly cited with Thudi et al., "Unrolling SGD", EuroS&P 2022,
-and Graves et al., "Amnesiac Machine Learning", AAAI 2021; the sum is NegGrad+
-of Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023:
+Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023:
 weight CE_r - (1 - weight) CE_f.
 """
 
 import dataclasses
 
 from methods.parts import unlearning
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientAscent(unlearning.Unlearning):
-  """Raises the cross entropy of the images to forget, without a bound."""
-
-  epoch = ("forget",)
-  streams = {"forget": ("forget",)}
-
-  def loss(self, params, memory, batch, rng):
-    """The cross entropy, turned around."""
-    outputs = self.outputs(params, memory, batch["forget"], rng)
-    forget, parts = self.problem.loss(outputs, batch["forget"])
-    return -forget, {"forget": forget, **parts}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

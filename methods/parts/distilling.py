@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from libml.problems import losses
 from libml.train.method import Outputs
 from methods.parts import teaching
 from methods.parts import unlearning
@@ -77,78 +76,6 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
     return weight * retain, told
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LwF(Distilling):
-  """Learning without forgetting.
-
-  Attributes:
-    temperature: T.
-    retain: r, weight of the cross entropy to retain.
-    dead: Whether the distance is 0, as in the released code, where it is a
-      logarithm of a negative number.
-  """
-
-  distill: float = 0.5
-  temperature: float = 2.0
-  retain: float = 10.0
-  dead: bool = False
-
-  positive = ("temperature",)
-  unsigned = ("distill", "retain")
-
-  def distance(self, student, teacher):
-    """The divergence of the answers."""
-    if self.dead:
-      return jnp.zeros(())
-    return losses.distillation(
-      student["logits"], teacher["logits"], self.temperature
-    )
-
-  def further(self, params, memory, batch, kept, rng):
-    """Cross entropy to retain."""
-    del params, memory, rng
-    return self.fit(kept, batch["retain"], self.retain)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DER(Distilling):
-  """Dark experience replay, of features."""
-
-  distill: float = 0.01
-
-  def distance(self, student, teacher):
-    """The squared distance of the features, summed over the batch."""
-    return jnp.sum((student["features"] - teacher["features"]) ** 2)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DERPlus(DER):
-  """DER with the cross entropy of another batch to retain (DER++).
-
-  Attributes:
-    retain: r, its weight.
-  """
-
-  distill: float = 0.005
-  retain: float = 0.005
-
-  unsigned = ("distill", "retain")
-  streams = {**Distilling.streams, "again": ("retain",)}
-
-  def further(self, params, memory, batch, kept, rng):
-    """Cross entropy to retain."""
-    del kept
-    outputs = self.outputs(params, memory, batch["again"], rng)
-    return self.fit(outputs, batch["again"], self.retain)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FDR(Distilling):
-  """Function distance regularization: a distance of logits, not squared."""
-
-  distill: float = 50.0
-
-  def distance(self, student, teacher):
-    """The mean distance of the logits."""
-    gap = student["logits"] - teacher["logits"]
-    return jnp.mean(losses.norm(gap, axis=-1))
+def squared_gap(student: Outputs, teacher: Outputs) -> jax.Array:
+  """Returns the squared distance of the features, summed over the batch."""
+  return jnp.sum((student["features"] - teacher["features"]) ** 2)

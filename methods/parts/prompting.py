@@ -26,7 +26,7 @@ from models import selection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class L2P(Method):
+class Prompting(Method):
   """A pool of prompts; each image takes those whose keys are nearest.
 
   One tree of parameters serves the query pass and the prompted pass; where the
@@ -61,24 +61,24 @@ class L2P(Method):
       tasks' columns of the same position: "none", "kernel" or "all".
   """
 
-  e_layers: tuple[int, ...] = (0,)
-  e_prefix: bool = False
+  e_layers: tuple[int, ...]
+  e_prefix: bool
   pool_size: int = 10
-  length: int = 10
-  top_k: int = 4
+  length: int
+  top_k: int
   prompt_key: bool = True
   prompt_init: str = "uniform"
   key_init: str = "uniform"
   e_same_key_value: bool = False
-  g_layers: tuple[int, ...] = ()
+  g_layers: tuple[int, ...]
   g_prefix: bool = True
   g_length: int = 5
   g_same_key_value: bool = False
   reweight: bool = False
   query: str = "cls"
-  vote_group: int = 16
-  prompt_mask: bool = False
-  transfer_prompts: bool = False
+  vote_group: int
+  prompt_mask: bool
+  transfer_prompts: bool
   transfer_keys: bool = False
   key_loss: float = 1.0
   mask_classes: bool = True
@@ -232,21 +232,3 @@ class L2P(Method):
     kept = jnp.broadcast_to(batch["mask"][:, None], idx.shape)
     usage = jnp.zeros(self.pool_size, jnp.int32)
     return {"prompt_usage": usage.at[idx].add(kept.astype(jnp.int32))}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DualPrompt(L2P):
-  """Prefixes shared by all tasks (G) in early layers, a task's own (E) later.
-
-  L2P's machinery with other defaults: training uses the task's own prompts, a
-  test image those with the nearest key.
-  """
-
-  e_layers: tuple[int, ...] = (2, 3, 4)
-  e_prefix: bool = True
-  length: int = 5
-  top_k: int = 1
-  g_layers: tuple[int, ...] = (0, 1)
-  vote_group: int = 24
-  prompt_mask: bool = True
-  transfer_prompts: bool = True

@@ -19,7 +19,7 @@ from methods.parts import unlearning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dampening(unlearning.Unlearning):
+class SSD(unlearning.Unlearning):
   """Two passes over the images; nothing is trained.
 
   As in the authors' code a batch's mean gradient, squared, stands for its

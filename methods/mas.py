@@ -1,0 +1,36 @@
+"""Memory aware synapses: see parts/penalties.py for the loss.
+
+Aljundi et al., ECCV 2018; as the GS-LoRA code has it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from libml import trees
+from methods.parts import penalties
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MAS(penalties.Weighing):
+  """Weighs by the answers' sensitivity.
+
+  A batch adds the magnitude of the gradient of its mean squared logit.
+  """
+
+  strength: float = 0.005
+
+  def weigh(self, params, memory, batch):
+    """How much the logits hang on each weight."""
+    rows = jnp.where(batch["mask"], 1 / jnp.sum(batch["mask"]), 0.0)
+    known = memory["known"][None]
+
+    def mean_square(leaves):
+      outputs = self.apply(trees.update(params, leaves), batch)
+      squares = jnp.where(known, outputs["logits"] ** 2, 0.0)
+      return jnp.sum(rows * (jnp.sum(squares, axis=-1) / jnp.sum(known)))
+
+    flat = trees.flatten(params)
+    leaves = {name: flat[name] for name in memory["weights"]}
+    return jax.tree.map(jnp.abs, jax.grad(mean_square)(leaves))

@@ -1,0 +1,17 @@
+"""Training on what stays alone."""
+
+import dataclasses
+
+from methods.parts import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retaining(unlearning.Unlearning):
+  """Trains on the images to retain."""
+
+  streams = {"retain": ("retain",)}
+
+  def loss(self, params, memory, batch, rng):
+    """Cross entropy to retain."""
+    outputs = self.outputs(params, memory, batch["retain"], rng)
+    return self.problem.loss(outputs, batch["retain"])

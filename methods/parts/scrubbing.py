@@ -1,0 +1,156 @@
+"""SCRUB and SCRUB-S: away from a teacher on what goes, towards it on the rest.
+
+Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023; SCRUB-S
+("smoothing") as the GS-LoRA code has it. With s the student, t the teacher and
+KD(s, t) = T^2 KL(t || s) at temperature T:
+
+  max step, images to forget:  -KD(s, t) + D
+  min step, images to retain:  gamma CE + alpha KD(s, t) + D
+  D = smoothing sum over tensors of ||theta - average||
+
+where query, key and value are one tensor, as there. An epoch has ten rounds;
+the first five pass over the images to forget and then over those to retain, the
+others over those to retain alone.
+"""
+
+import dataclasses
+import re
+
+import jax.numpy as jnp
+
+from libml import trees
+from libml.problems import losses
+from libml.train.method import Round
+from methods.parts import teaching
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scrubbing(teaching.Taught):
+  """Passes of max steps and of min steps, in turn.
+
+  Attributes:
+    retain: gamma, weight of the cross entropy.
+    distill: alpha, weight of the distance to the teacher on what stays.
+    temperature: T.
+    smoothing: Of SCRUB-S; 0: SCRUB.
+    average_decay: Of the averaged weights, which an epoch's end moves; the
+      first one copies the weights.
+    max_rounds: Rounds of an epoch with a pass of max steps.
+    min_rounds: Rounds of an epoch, all with a pass of min steps.
+  """
+
+  retain: float = 0.99
+  distill: float = 0.001
+  temperature: float = 2.0
+  smoothing: float
+  average_decay: float = 0.9
+  max_rounds: int = 5
+  min_rounds: int = 10
+
+  positive = ("temperature",)
+  unsigned = ("retain", "distill", "smoothing")
+  prepared = ("forget", "retain")
+  epoch = ("forget", "retain")
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.max_rounds <= self.min_rounds or not self.min_rounds:
+      raise ValueError(
+        f"method.max_rounds={self.max_rounds} must be 0 to min_rounds="
+        f"{self.min_rounds}, and that 1 or more."
+      )
+    if not 0 <= self.average_decay < 1:
+      raise ValueError(
+        f"method.average_decay={self.average_decay} must be in 0 to 1, without "
+        "1."
+      )
+
+  def init_memory(self, params, trainable):
+    """Holds the averaged weights, where they are wanted."""
+    memory = super().init_memory(params, trainable)
+    if self.smoothing:
+      copies = {name: jnp.array(x) for name, x in memory["teacher"].items()}
+      memory.update(average=copies, averaged=jnp.zeros((), jnp.int32))
+    return memory
+
+  def steps_per_epoch(self, stage, data):
+    """Returns the steps of all rounds of an epoch."""
+    del stage
+    forget, retain = (data.steps_per_epoch((r,)) for r in ("forget", "retain"))
+    return self.max_rounds * forget + self.min_rounds * retain
+
+  def rounds(self, stage, data):
+    """Returns the passes of all epochs."""
+    del stage
+    kinds = {"max": (self.max_loss, "forget"), "min": (self.min_loss, "retain")}
+    passes = {
+      name: Round(
+        name,
+        loss,
+        {role: (role,)},
+        data.steps_per_epoch((role,)),
+        continues=True,
+      )
+      for name, (loss, role) in kinds.items()
+    }
+    epoch = [passes["max"], passes["min"]] * self.max_rounds
+    epoch += [passes["min"]] * (self.min_rounds - self.max_rounds)
+    if self.smoothing:
+
+      def finish(state):
+        average = data.compiled("average", self.average)
+        parts = {key: state.memory[key] for key in ("average", "averaged")}
+        moved = average(parts, state.params)
+        return state.replace(memory={**state.memory, **moved})
+
+      epoch[-1] = dataclasses.replace(epoch[-1], finish=finish)
+    return tuple(epoch) * self.epochs
+
+  def average(self, memory, params):
+    """Returns what an epoch's end changes in the memory."""
+    flat, first = trees.flatten(params), memory["averaged"] == 0
+    decay = jnp.where(first, 0.0, self.average_decay)
+    average = {
+      name: (decay * old + (1 - decay) * flat[name]).astype(old.dtype)
+      for name, old in memory["average"].items()
+    }
+    return {"average": average, "averaged": memory["averaged"] + 1}
+
+  def max_loss(self, params, memory, batch, rng):
+    """Away from the teacher."""
+    rows = batch["forget"]
+    outputs = self.outputs(params, memory, rows, rng)
+    distance = self.distance(params, memory, rows, outputs)
+    smooth = self.smooth(params, memory)
+    return smooth - distance, {"forget_distill": distance}
+
+  def min_loss(self, params, memory, batch, rng):
+    """Towards labels and teacher."""
+    rows = batch["retain"]
+    outputs = self.outputs(params, memory, rows, rng)
+    retain, parts = self.problem.loss(outputs, rows)
+    distance = self.distance(params, memory, rows, outputs)
+    total = self.retain * retain + self.distill * distance
+    return total + self.smooth(params, memory), {
+      "retain": retain,
+      "retain_distill": distance,
+      "train_accuracy_retain": parts["train_accuracy"],
+    }
+
+  def distance(self, params, memory, batch, outputs):
+    """Returns KD(s, t) of a batch."""
+    teacher = self.taught(params, memory, batch)
+    return losses.distillation(
+      outputs["logits"], teacher["logits"], self.temperature
+    )
+
+  def smooth(self, params, memory):
+    """Returns D, 0 without smoothing."""
+    if not self.smoothing:
+      return jnp.zeros(())
+    flat, tensors = trees.flatten(params), {}
+    for name, old in memory["average"].items():
+      tensor = re.sub(r"/(query|key|value)/", "/qkv/", name)
+      tensors.setdefault(tensor, []).append(losses.norm(flat[name] - old))
+    norms = [losses.norm(jnp.stack(parts)) for parts in tensors.values()]
+    return self.smoothing * sum(norms)

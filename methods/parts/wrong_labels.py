@@ -1,0 +1,34 @@
+"""Random labels: CE(x_f, y') + retain CE(x_r), y' a label of another class."""
+
+import dataclasses
+
+import jax
+
+from methods.parts import unlearning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrongLabels(unlearning.Relabelling):
+  """Learns wrong labels for what goes, beside the right ones of what stays.
+
+  Attributes:
+    retain: Weight of the latter.
+  """
+
+  retain: float = 1.0
+
+  unsigned = ("retain",)
+
+  def loss(self, params, memory, batch, rng):
+    """Both cross entropies."""
+    draw, drop = jax.random.split(rng)
+    wrong = self.wrong(memory, batch["forget"], draw)
+    gone, kept = self.both(params, memory, wrong, batch["retain"], drop)
+    forget, lost = self.problem.loss(gone, wrong)
+    retain, right = self.problem.loss(kept, batch["retain"])
+    return forget + self.retain * retain, {
+      "forget": forget,
+      "retain": retain,
+      "train_accuracy_relabelled": lost["train_accuracy"],
+      "train_accuracy_retain": right["train_accuracy"],
+    }
