@@ -9,7 +9,8 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402  (the environment comes first)
+import figures  # noqa: E402  (the environment comes first)
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -27,14 +28,29 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def golden():
-  """Returns a reader of stored reference figures: golden("l2p", "l2p_step")."""
-  import numpy as np
+  """Returns a reader of stored reference figures: golden("l2p", "l2p_step").
 
-  def read(family, name):
-    with np.load(ROOT / "tests" / "golden" / family / f"{name}.npz") as file:
-      return dict(file)
+  They are those of tests/golden, or of the folder PALIMPSEST_GOLDEN.
+  """
+  return figures.Reader(figures.folder())
 
-  return read
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_figures(request):
+  """Fails a module that leaves keys of its `FIGURES` unread, see figures.py."""
+  claimed = getattr(request.module, "FIGURES", None)
+  option = request.config.option
+  chosen = any("::" in argument for argument in request.config.args)
+  if not claimed or chosen or option.keyword or option.markexpr or option.lf:
+    yield
+    return
+  reader = request.getfixturevalue("golden")
+  reader.read.clear()
+  failed = request.session.testsfailed
+  yield
+  wrong = reader.unread(claimed)
+  if wrong and request.session.testsfailed == failed:
+    pytest.fail("\n".join(wrong), pytrace=False)
 
 
 @pytest.fixture(scope="session")
