@@ -50,6 +50,7 @@ from libml.train import made_once
 from libml.train import run as run_lib
 from libml.train import settings as settings_lib
 from libml.train import workdirs
+from libml.train.observer import Observer
 from libml.train.rehearsal import Rehearsal
 from methods import METHODS
 from methods.parts import masking
@@ -252,6 +253,7 @@ def execute(
   *,
   mesh: jax.sharding.Mesh | None = None,
   audit: bool = False,
+  observer: Observer | None = None,
 ) -> dict[str, Any]:
   """Runs a config to its end, or goes on where it stopped.
 
@@ -261,6 +263,7 @@ def execute(
     should_stop: Asked after each step.
     mesh: Takes the place of the config's.
     audit: Whether to audit a finished run instead.
+    observer: Watches the run.
 
   Returns:
     The results; in a run of several processes, what process 0 returns counts.
@@ -315,6 +318,7 @@ def execute(
     mesh=mesh,
     rules=plain(config.sharding),
     should_stop=should_stop,
+    observer=observer,
   )
   names, new = scenario.class_names, scenario.new_classes
   params, weights = initial_params(

@@ -37,6 +37,7 @@ class StageData:
     mixing: What is done to pairs of training examples; None: nothing.
     epoch_steps: Role -> steps of one epoch, where its images do not say.
     should_stop: Asked after each batch of a pass over images.
+    on_pass: (stage, name, total); told when a pass begins and when it is done.
     tables: Role -> what joins its images in training: {name: [N, ...]}.
   """
 
@@ -50,6 +51,7 @@ class StageData:
   mixing: Any = None
   epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
   should_stop: Callable[[], bool] = lambda: False
+  on_pass: Callable[[int, str, Any], None] = lambda *_: None
   tables: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
     default_factory=dict
   )
@@ -147,6 +149,7 @@ class StageData:
     whole = sharding.replicated(self.mesh)
     ask = self.compiled("tabulate", fn, out_shardings=whole)
     tables = dict(self.tables)
+    self.on_pass(self.stage, "tabulate", None)
     for role in roles:
       parts = []
       for batch in self.sweep(self.train[role]):
@@ -160,6 +163,7 @@ class StageData:
         name: np.concatenate([part[name] for part in parts])[:count]
         for name in parts[0]
       }
+    self.on_pass(self.stage, "tabulate", tables)
     return dataclasses.replace(self, tables=tables)
 
   def sweep(
@@ -209,6 +213,7 @@ class StageData:
 
     everywhere = sharding.replicated(self.mesh)
     total = None
+    self.on_pass(self.stage, name, None)
     for batch in self.sweep(self.subset(roles), augment=augment):
       batch = sharding.place_batch(batch, self.mesh)
       if total is None:
@@ -226,4 +231,5 @@ class StageData:
       )(total, state.params, state.memory, batch)
       if self.should_stop():
         raise Stopped
+    self.on_pass(self.stage, name, total)
     return total

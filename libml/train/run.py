@@ -2,12 +2,8 @@
 
 import dataclasses
 import functools
-import json
-import logging
 import pathlib
-import re
 import time
-import zlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -26,12 +22,12 @@ from libml.results import results
 from libml.train import checkpoint
 from libml.train import compatibility
 from libml.train import evaluation
+from libml.train import observer as observer_lib
 from libml.train import progress as progress_lib
+from libml.train import resume
 from libml.train import settings as settings_lib
 from libml.train import steps
 from libml.train.train_state import TrainState
-
-_LOG = logging.getLogger("palimpsest")
 
 
 class Interrupted(Exception):
@@ -60,6 +56,7 @@ class Run:
     rules: sharding.Rules,
     should_stop: Callable[[], bool],
     mixing: Any = None,
+    observer: observer_lib.Observer | None = None,
   ):
     compatibility.check(
       method,
@@ -78,6 +75,7 @@ class Run:
     self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
     self._should_stop = processes.agree(should_stop, mesh)
     self._compiled = Compiled()
+    self._observer = observer or observer_lib.Observer()
     self._rng = jax.random.key(settings.seed)
 
   def start(self, params: Any) -> TrainState:
@@ -91,31 +89,13 @@ class Run:
     rng = jax.random.fold_in(self._rng, 1)
     state = steps.first_state(self.method, self.optimizer, params, rng)
     self.optimizer.check(self.method.extra_args(state.memory), params)
-    return self._place(state)
+    state = self._place(state)
+    self._observer.on_start(self, state)
+    return state
 
   def changing(self, state: TrainState) -> dict[str, Any]:
     """Returns the leaves that a checkpoint must hold, by name."""
-    trainable = trees.flatten(self.optimizer.groups.trainable(state.params))
-    return {
-      name: leaf
-      for name, leaf in trees.flatten(state).items()
-      if self._changes(name, trainable)
-    }
-
-  def _changes(self, name: str, trainable: Mapping[str, bool]) -> bool:
-    part, _, leaf = name.partition("/")
-    if part == "memory":
-      return not re.fullmatch(self.method.constant, leaf)
-    if part == "params":
-      return trainable[leaf] or bool(re.fullmatch(self.method.rewrites, leaf))
-    return True
-
-  def frozen(self, state: TrainState) -> int:
-    """Returns the checksum of the leaves that a checkpoint does not hold."""
-    changing = self.changing(state)
-    leaves = trees.flatten(state).items()
-    held = {name: leaf for name, leaf in leaves if name not in changing}
-    return zlib.crc32(repr([*held, *checkpoint.fingerprint(held)]).encode())
+    return resume.changing(state, self.method, self.optimizer)
 
   def data(self, stage: scenarios.Stage) -> stage_data.StageData:
     """Returns the images of a stage."""
@@ -130,6 +110,7 @@ class Run:
       compiled=self._compiled,
       mixing=self._mixing,
       should_stop=self._should_stop,
+      on_pass=self._observer.on_pass,
     )
 
   def walk(
@@ -168,6 +149,7 @@ class Run:
         self._write(workdir, progress, facts)
       elif self.scenario.before:
         data = self.data(self.scenario.stages[0])
+        self._observer.on_stage(-1, "measure", state)
         row, observed = self._probe(
           evaluator, state, self.scenario.before, data, saver, progress
         )
@@ -184,9 +166,11 @@ class Run:
         edit = sharding.to_host(self.method.edit(state), self._mesh)
         if edit:
           results.write_edit(workdir, stage, edit)
+        self._observer.on_stage(stage.index, "measure", state)
         row, observed = self._probe(
           evaluator, state, stage.probes, data, saver, progress
         )
+        self._observer.on_stage(stage.index, "audit", state)
         found = self._ask(audit, state, stage, data, saver, progress)
         progress = progress.to(
           stage=stage.index + 1,
@@ -205,6 +189,7 @@ class Run:
         saver.wait()
         record = self._write(workdir, progress, facts)
         self._reporter.measured(progress.stage, record)
+        self._observer.on_stage(stage.index, "end", state)
     return state, results.assemble(self.scenario, progress, facts)
 
   def _probe(self, evaluator, state, probes, data, saver, progress):
@@ -258,33 +243,7 @@ class Run:
     return record
 
   def _resume(self, state, saver, facts):
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      self.changing(state),
-    )
-    found = saver.restore(abstract)
-    frozen = self.frozen(state)
-    seen = json.dumps([facts["data"], facts["scenario"]], sort_keys=True)
-    data = zlib.crc32(seen.encode())
-    if found is None:
-      return state, progress_lib.Progress(frozen=frozen, data=data)
-    number, leaves, progress = found
-    progress = progress_lib.Progress(**progress)
-    if progress.frozen != frozen:
-      raise ValueError(
-        "The frozen weights are not those with which this run started, and "
-        "its checkpoints hold none. Give the old file as init_checkpoint "
-        "again, or take another --workdir."
-      )
-    if progress.data != data:
-      raise ValueError(
-        "The images are not those with which this run started: files or "
-        "labels changed. Restore them, or take another --workdir."
-      )
-    saver.delete_above(number)
-    _LOG.info(
-      "Resuming in stage %d, after step %d.", progress.stage + 1, progress.steps
-    )
+    leaves, progress = resume.restore(state, saver, self.changing(state), facts)
     return self._place(trees.update(state, leaves)), progress
 
   def _save(self, saver, state, progress) -> progress_lib.Progress:
@@ -309,6 +268,7 @@ class Run:
   def _train(self, state, stage, data, saver, progress):
     method = self.method
     if not progress.begun:
+      self._observer.on_stage(stage.index, "begin", state)
       try:
         state = self._place(method.before_stage(state, stage, data))
       except stage_data.Stopped:  # the last stage's checkpoint is as far
@@ -372,8 +332,10 @@ class Run:
     )
     window = reporting.Window(stage.index)
     timer, timed_from = None, 0
+    self._observer.on_stage(stage.index, "train", state)
     for step in range(progress.step, round_.steps):
       state, metrics = step_fn(state, next(batches))
+      self._observer.on_step(stage.index, progress.steps, metrics)
       window.add(progress.steps, metrics)
       progress = progress.to(step=step + 1, steps=progress.steps + 1)
       last = step + 1 == round_.steps
@@ -396,4 +358,5 @@ class Run:
       steps_timed = progress.steps - timed_from
       seconds["timed_batches"] += steps_timed * len(round_.streams)
       progress = progress.to(seconds=seconds)
+    self._observer.on_stage(stage.index, "trained", state)
     return state, progress

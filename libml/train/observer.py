@@ -1,0 +1,57 @@
+"""What may watch a run while it goes on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from libml.train.train_state import TrainState
+
+
+class Observer:
+  """Watches a run; each hook does nothing here and is made to be overridden.
+
+  A hook must not change what it is given. The buffers of a state are donated to
+  the next step, so a hook copies what it wants to keep. An exception from a
+  hook ends the run as a crash does: nothing more is saved.
+  """
+
+  def on_start(self, run: Any, state: TrainState) -> None:
+    """Called once, before a checkpoint is looked for.
+
+    Args:
+      run: The Run: its method, scenario and optimizer.
+      state: Before the first stage.
+    """
+
+  def on_stage(self, stage: int, event: str, state: TrainState) -> None:
+    """Called where a stage goes from one part to the next.
+
+    Args:
+      stage: Its index; -1 for what is measured before the first stage.
+      event: "begin": the method's `before_stage` comes next. "train": a round
+        comes next, or is resumed. "trained": the last step of a round is
+        taken, and its `finish` comes next. "measure": the probes come next.
+        "audit": the audit comes next. "end": all of it is done, and saved.
+      state: At that moment.
+    """
+
+  def on_step(
+    self, stage: int, step: int, metrics: Mapping[str, jax.Array]
+  ) -> None:
+    """Called after each training step, before it is checked for NaN.
+
+    Args:
+      stage: Its index.
+      step: Steps taken in the run before this one.
+      metrics: On the devices.
+    """
+
+  def on_pass(self, stage: int, name: str, total: Any) -> None:
+    """Called when a pass over a stage's images begins, and when it is done.
+
+    Args:
+      stage: Its index.
+      name: Of the compiled function.
+      total: None at the begin; what the pass found at the end.
+    """

@@ -1,0 +1,104 @@
+"""What a checkpoint holds of a state, and how a run goes on from one."""
+
+import json
+import logging
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from libml import trees
+from libml.train import checkpoint
+from libml.train.progress import Progress
+from libml.train.train_state import TrainState
+
+_LOG = logging.getLogger("palimpsest")
+
+
+def changing(
+  state: TrainState, method: Any, optimizer: Any
+) -> dict[str, jax.Array]:
+  """Returns the leaves that a checkpoint must hold, by name.
+
+  Args:
+    state: Of a run.
+    method: Its `constant` and `rewrites` are patterns of leaf names.
+    optimizer: Says which parameters it trains.
+  """
+  trainable = trees.flatten(optimizer.groups.trainable(state.params))
+
+  def changes(name: str) -> bool:
+    part, _, leaf = name.partition("/")
+    if part == "memory":
+      return not re.fullmatch(method.constant, leaf)
+    if part == "params":
+      return trainable[leaf] or bool(re.fullmatch(method.rewrites, leaf))
+    return True
+
+  leaves = trees.flatten(state).items()
+  return {name: leaf for name, leaf in leaves if changes(name)}
+
+
+def frozen(state: TrainState, changing: Mapping[str, Any]) -> int:
+  """Returns the checksum of the leaves that a checkpoint does not hold.
+
+  Args:
+    state: Of a run.
+    changing: Name -> leaf of those that it holds.
+  """
+  leaves = trees.flatten(state).items()
+  held = {name: leaf for name, leaf in leaves if name not in changing}
+  return zlib.crc32(repr([*held, *checkpoint.fingerprint(held)]).encode())
+
+
+def restore(
+  state: TrainState,
+  saver: checkpoint.Saver,
+  changing: Mapping[str, jax.Array],
+  facts: Mapping[str, Any],
+) -> tuple[dict[str, jax.Array], Progress]:
+  """Returns the leaves of the newest sound checkpoint, and how far it is.
+
+  Args:
+    state: Before the first stage, placed on the mesh.
+    saver: Of the run's checkpoints.
+    changing: Name -> leaf of what a checkpoint holds.
+    facts: "data" and "scenario" say which images there are.
+
+  Returns:
+    No leaves and a Progress that is at the start, where there is no checkpoint.
+
+  Raises:
+    ValueError: No checkpoint can be read, or the run was started with other
+      frozen weights or images.
+  """
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    dict(changing),
+  )
+  found = saver.restore(abstract)
+  weights = frozen(state, changing)
+  seen = json.dumps([facts["data"], facts["scenario"]], sort_keys=True)
+  data = zlib.crc32(seen.encode())
+  if found is None:
+    return {}, Progress(frozen=weights, data=data)
+  number, leaves, fields = found
+  progress = Progress(**fields)
+  if progress.frozen != weights:
+    raise ValueError(
+      "The frozen weights are not those with which this run started, and "
+      "its checkpoints hold none. Give the old file as init_checkpoint "
+      "again, or take another --workdir."
+    )
+  if progress.data != data:
+    raise ValueError(
+      "The images are not those with which this run started: files or "
+      "labels changed. Restore them, or take another --workdir."
+    )
+  saver.delete_above(number)
+  _LOG.info(
+    "Resuming in stage %d, after step %d.", progress.stage + 1, progress.steps
+  )
+  return leaves, progress
