@@ -70,7 +70,8 @@ class FaceViT(nn.Module):
     width: D.
     depth: Number of blocks.
     mlp_dim: Hidden width of the blocks' MLPs.
-    num_heads: H; divides width.
+    num_heads: H; divides width unless head_dim is given.
+    head_dim: K, the width of a head; None: D / H.
     image_size: Side of the square images.
     dropout: Rate in the blocks and after the position embedding.
     head: Row of heads.HEADS.
@@ -93,6 +94,7 @@ class FaceViT(nn.Module):
   mlp_dim: int
   num_heads: int
   padding: int = 0
+  head_dim: int | None = None
   image_size: int = 112
   dropout: float = 0.1
   head: str = "cosface"
@@ -111,10 +113,15 @@ class FaceViT(nn.Module):
         f" resize the images to {below or self.stride} or"
         f" {below + self.stride}."
       )
-    if self.width % self.num_heads:
+    if self.head_dim is None and self.width % self.num_heads:
       raise ValueError(
         f"width={self.width} is no multiple of num_heads={self.num_heads}:"
-        " choose a number of heads that divides it."
+        " choose a number of heads that divides it, or give head_dim."
+      )
+    if self.head_dim is not None and self.head_dim < 1:
+      raise ValueError(
+        f"head_dim={self.head_dim} must be at least 1, or None: width /"
+        " num_heads."
       )
     for name in ("dtype", "param_dtype"):
       try:
@@ -147,6 +154,7 @@ class FaceViT(nn.Module):
       block=functools.partial(
         layers.EncoderBlock,
         num_heads=self.num_heads,
+        head_dim=self.head_dim,
         mlp_dim=self.mlp_dim,
         dropout=self.dropout,
         gelu="erf",

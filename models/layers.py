@@ -68,7 +68,8 @@ class Attention(nn.Module):
   Prefix tuning: Li and Liang, "Prefix-Tuning", ACL 2021.
 
   Attributes:
-    num_heads: H; must divide the width of the input.
+    num_heads: H.
+    head_dim: K, the width of a head; None: D / H, and H must divide D.
     dropout: Rate on the attention weights.
     scale: Of the products before the softmax; None: 1 / sqrt(K).
     qkv_bias: Whether query, key and value have a bias.
@@ -79,6 +80,7 @@ class Attention(nn.Module):
   """
 
   num_heads: int
+  head_dim: int | None = None
   dropout: float = 0.0
   scale: float | None = None
   qkv_bias: bool = True
@@ -107,22 +109,35 @@ class Attention(nn.Module):
 
     Returns:
       [B, T, D] or fewer rows: with a prefix no more than without.
+
+    Raises:
+      ValueError: If the prefix is of other heads.
     """
     width = x.shape[-1]
-    head = width // self.num_heads
-    init = {"kernel_init": nn.initializers.xavier_uniform()}
-    dense = functools.partial(
-      self.dense,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      dot_general=kernels.dot_general,
-      **(uniform_init(width) if self.uniform else init),
-    )
+    heads = (self.num_heads, self.head_dim or width // self.num_heads)
+
+    def dense(features, fan_in, **options):
+      init = {"kernel_init": nn.initializers.xavier_uniform()}
+      return self.dense(
+        features,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        dot_general=kernels.dot_general,
+        **(uniform_init(fan_in) if self.uniform else init),
+        **options,
+      )
+
     query, key, value = (
-      dense((self.num_heads, head), use_bias=self.qkv_bias, name=name)(tokens)
+      dense(heads, width, use_bias=self.qkv_bias, name=name)(tokens)
       for name, tokens in (("query", x[:, rows]), ("key", x), ("value", x))
     )  # [B, T, H, K]
     if prefix is not None:
+      if prefix.shape[-2:] != heads:
+        raise ValueError(
+          f"The prefix is {prefix.shape} and ends in {prefix.shape[-2:]}, the"
+          f" heads and their width; this attention has {heads}: make prompts of"
+          " its size."
+        )
       prefix = prefix.astype(key.dtype)
       key = jnp.concatenate([prefix[0], key], axis=1)  # [B, L + T, H, K]
       value = jnp.concatenate([prefix[1], value], axis=1)
@@ -132,7 +147,7 @@ class Attention(nn.Module):
       x = jnp.einsum("bhts,bshk->bthk", weights, value)
     else:
       x = kernels.attention(query, key, value, self.scale)
-    return dense(width, axis=(-2, -1), name="out")(x)
+    return dense(width, math.prod(heads), axis=(-2, -1), name="out")(x)
 
 
 class Mlp(nn.Module):
@@ -186,7 +201,8 @@ class EncoderBlock(nn.Module):
   """Pre-norm transformer block: attention, then MLP, each with a residual.
 
   Attributes:
-    num_heads: H; must divide the width of the input.
+    num_heads: H.
+    head_dim: K, the width of a head; None: D / H, and H must divide D.
     mlp_dim: Hidden width of the MLP.
     dropout: Rate after the attention and in the MLP.
     attention_dropout: Rate on the attention weights.
@@ -202,6 +218,7 @@ class EncoderBlock(nn.Module):
 
   num_heads: int
   mlp_dim: int
+  head_dim: int | None = None
   dropout: float = 0.0
   attention_dropout: float = 0.0
   gelu: str = "tanh"
@@ -232,6 +249,7 @@ class EncoderBlock(nn.Module):
     y = norm(name="LayerNorm_0")(x)
     y = Attention(
       num_heads=self.num_heads,
+      head_dim=self.head_dim,
       dropout=self.attention_dropout,
       scale=self.scale,
       qkv_bias=self.qkv_bias,

@@ -112,6 +112,20 @@ def test_first_values():
   assert 0.97 / math.sqrt(2048) < jnp.abs(lora_a).max() <= 1 / math.sqrt(2048)
 
 
+def test_heads_of_their_own_width():
+  model = smoke(width=10, num_heads=3, head_dim=6, depth=1)
+  params = model.init(jax.random.key(0), BATCH)["params"]
+  block = params["Transformer"]["encoderblock_0"]
+  attention = block["MultiHeadDotProductAttention_0"]
+  for part in ("query", "key", "value"):
+    assert attention[part]["kernel"].shape == (10, 3, 6)
+  assert attention["out"]["kernel"].shape == (3, 6, 10)
+  # torch's layer has 3 * 6 inputs.
+  bound = 1 / math.sqrt(18)
+  assert 0.9 * bound < jnp.abs(attention["out"]["kernel"]).max() <= bound
+  assert model.apply({"params": params}, BATCH)["logits"].shape == (4, 5)
+
+
 @pytest.mark.parametrize("size, patches", [(8, 4), (16, 16)])
 def test_smoke_model_takes_small_images(size, patches):
   model = smoke(image_size=size)
@@ -262,7 +276,8 @@ def test_softmax_takes_any_label():
   "fields, message",
   [
     (dict(image_size=10), "image_size=10 .* stride=4.* 8 or 12"),
-    (dict(num_heads=3), "width=16 .* num_heads=3"),
+    (dict(num_heads=3), "width=16 .* num_heads=3.* or give head_dim"),
+    (dict(head_dim=0), "head_dim=0 must be at least 1"),
     (dict(dtype="float31"), "Unknown dtype 'float31'"),
     (dict(head="face"), "Unknown head 'face'; known: .*'cosface'"),
     (dict(head="softmax", margin=0.3), "margin=0.3.* model.margin=None"),

@@ -36,6 +36,7 @@ BUILDERS = {
     face_vit.build, **TOY | {"patch_size": 12, "padding": 4}
   ),
   "softmax": functools.partial(face_vit.build, **TOY, head="softmax"),
+  "heads": functools.partial(face_vit.build, **TOY, head_dim=5),
   "vit": functools.partial(vit.build, **VIT),
 }
 

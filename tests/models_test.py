@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from models import MODELS
+from models import layers
 from models import prompts
 from models import selection
 from models import vit
@@ -319,3 +320,13 @@ def test_bad_prompts(fields, message):
 def test_unknown_query():
   with pytest.raises(ValueError, match="Unknown query 'min'"):
     selection.query_from_patches(jnp.ones((1, 2, 3)), "min")
+
+
+def test_prefix_of_other_heads_is_refused():
+  attention = layers.Attention(num_heads=2, head_dim=3)
+  x, prefix = jnp.zeros((1, 4, 8)), jnp.zeros((2, 1, 5, 2, 4))
+  with pytest.raises(ValueError, match=r"\(2, 4\).* this attention has \(2, 3"):
+    attention.init(jax.random.key(0), x, prefix)
+  fits = prefix[..., :3]
+  y, _ = attention.init_with_output(jax.random.key(0), x, fits)
+  assert y.shape == x.shape
