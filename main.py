@@ -24,7 +24,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
-import numpy as np
 from absl import app
 from absl import flags
 from ml_collections import ConfigDict
@@ -159,8 +158,7 @@ def initial_params(
     class_names: One name a column of the head, for config.init_head_names.
     new: Columns at its end that weights to load lack.
   """
-  shape = (1, config.model.image_size, config.model.image_size, 3)
-  inputs = {"image": np.zeros(shape, np.float32)}
+  inputs = model.example_input()
   init = functools.partial(model.init, jax.random.key(config.seed))
   path, prefix = config.init_checkpoint, ""
   if path is None and config.pretrain:

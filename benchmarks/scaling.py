@@ -134,8 +134,7 @@ def compile_step(config: Any, num_classes: int = 100) -> Step:
   config = main.with_global_batch(config, mesh)
   method = main.build_method(config, num_classes, 10)
   optimizer = main.build_optimizer(config, method)
-  size = config.model.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  image = method.model.example_input()["image"]
   rng = jax.eval_shape(lambda: jax.random.key(0))
 
   def first_params(rng, image):
@@ -147,7 +146,7 @@ def compile_step(config: Any, num_classes: int = 100) -> Step:
     functools.partial(steps.first_state, method, optimizer), params, rng
   )
   batch = {
-    "image": ((config.batch_size, size, size, 3), jnp.float32),
+    "image": ((config.batch_size, *image.shape[1:]), jnp.float32),
     "label": ((config.batch_size,), jnp.int32),
   }
   rows = NamedSharding(mesh, P("data"))

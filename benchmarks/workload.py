@@ -131,15 +131,16 @@ def build(config: Any, num_classes: int) -> Workload:
   optimizer = main.build_optimizer(config, method)
   mesh = sharding.make_mesh(**registry.plain(config.mesh))
   rules = registry.plain(config.sharding)
-  size, count = config.model.image_size, config.batch_size
-  image = {"image": np.zeros((1, size, size, 3), np.float32)}
-  params = jax.jit(method.model.init)(jax.random.key(0), image)["params"]
+  count, inputs = config.batch_size, method.model.example_input()
+  params = jax.jit(method.model.init)(jax.random.key(0), inputs)["params"]
   params = method.init_params(params, jax.random.key(1))
   params = sharding.place({"params": params}, rules, mesh)["params"]
   state = steps.first_state(method, optimizer, params, jax.random.key(2))
   rng = np.random.default_rng(0)
   batch = {
-    "image": rng.standard_normal((count, size, size, 3), np.float32),
+    "image": rng.standard_normal(
+      (count, *inputs["image"].shape[1:]), np.float32
+    ),
     "label": rng.integers(0, num_classes, count).astype(np.int32),
     "index": np.arange(count, dtype=np.int32),
     "mask": np.ones(count, bool),

@@ -34,8 +34,7 @@ class BadTeacher(teaching.Taught):
   def bad(self, batch):
     """Returns the bad teacher's logits [B, C]."""
     rng = jax.random.key(self.draw)
-    one = {"image": batch["image"][:1]}
-    params = self.model.init(rng, one)["params"]
+    params = self.model.init(rng, self.model.example_input())["params"]
     params = masking.draw_head(params, rng)
     return self.apply(params, batch)["logits"]
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from libml import trees
 from methods.parts import retaining
@@ -34,11 +33,9 @@ class Retrain(retaining.Retaining):
 
   def before_stage(self, state, stage, data):
     """Draws all parameters."""
-    size = self.model.image_size
 
     def draw(rng):
-      inputs = {"image": jnp.zeros((1, size, size, 3))}
-      return self.model.init(rng, inputs)["params"]
+      return self.model.init(rng, self.model.example_input())["params"]
 
     rng = jax.random.fold_in(state.rng, _FRESH)
     params = data.compiled("draw", draw)(rng)

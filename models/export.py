@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
@@ -294,8 +293,7 @@ def _names(
 
 def _template(model: nn.Module) -> Any:
   """Returns the shapes of a model's parameters, without adapters."""
-  size = model.image_size
-  inputs = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.float32)}
+  inputs = model.example_input()
   shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
   return lora.split(shapes)[0]
 

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 import main
@@ -59,16 +60,16 @@ def test_sample_is_no_retrained_model(finished):
 
 
 def test_model_with_the_first_weights_is_not_retrained():
-  first = {"a": main.np.eye(2), "b": main.np.zeros(2)}
+  first = {"a": np.eye(2), "b": np.zeros(2)}
   with pytest.raises(ValueError, match="first model's weights in a"):
     audits._check_apart(first, first)
-  audits._check_apart(first, {**first, "a": 2 * main.np.eye(2)})
+  audits._check_apart(first, {**first, "a": 2 * np.eye(2)})
 
 
 def test_lirf_leaves_earlier_requests_alone():
   made = digits_baselines.get_config("smoke,method=lirf")
   method = main.build_method(made, 4, 3)
   masks = {"known": [1] * 4, "forget": [0, 1, 0, 0], "old": [0, 0, 0, 1]}
-  memory = {k: main.np.array(v, bool) for k, v in masks.items()}
+  memory = {k: np.array(v, bool) for k, v in masks.items()}
   assert isinstance(method, METHODS["lirf"])
   assert method.columns(memory)[1].tolist() == [True, False, True, False]

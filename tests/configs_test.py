@@ -7,7 +7,6 @@ import pathlib
 import re
 
 import jax
-import numpy as np
 import pytest
 
 import main
@@ -54,12 +53,10 @@ def build(config, num_classes):
 def shapes(config, num_classes):
   """Returns the shapes of a config's parameters, and which are trained."""
   method, optimizer = build(config, num_classes)
-  size = config.model.image_size
-  image = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.float32)}
   init = functools.partial(method.model.init, jax.random.key(0))
   params = jax.eval_shape(
     lambda image: method.init_params(init(image)["params"], jax.random.key(0)),
-    image,
+    method.model.example_input(),
   )
   return params, optimizer.groups.trainable(params)
 
