@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from libml.problems import prototypes
+from methods.parts import class_means
 from methods.parts import group_sparse
 
 
@@ -73,9 +74,7 @@ class GsLoraPlus(group_sparse.GroupSparse):
       "proto_retain": jnp.float32(self.proto_retain[stage.index]),
     }
     if self.proto_source == "start" or not stage.index:
-      seen = data.accumulate(
-        "class_sums", self.class_sums, state, "forget", "retain"
-      )
+      seen = class_means.sums(self, state, data, "forget", "retain")
       memory["prototypes"] = prototypes.means(seen["sums"], seen["counts"])
     return state.replace(memory=memory)
 

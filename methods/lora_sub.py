@@ -27,6 +27,7 @@ from libml.problems import losses
 from libml.problems import prototypes as prototypes_lib
 from libml.train.method import Method
 from methods.parts import adapting
+from methods.parts import class_means
 from methods.parts import masking
 from methods.parts import subspace
 from models import attention_inputs
@@ -202,13 +203,8 @@ class LoraSub(Method):
       "sums": jax.tree.map(jnp.add, state.memory["sums"], changes),
     }
     state = state.replace(params=params, memory=memory)
-    seen = data.accumulate(
-      "class_sums",
-      self.class_sums,
-      state,
-      *self.roles(stage),
-      augment=self.augment_prototypes,
-    )
+    roles, augment = self.roles(stage), self.augment_prototypes
+    seen = class_means.sums(self, state, data, *roles, augment=augment)
     new = seen["counts"] > 0
     means = prototypes_lib.means(seen["sums"], seen["counts"])
     known = {

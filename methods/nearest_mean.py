@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from libml.problems import prototypes
 from libml.train.method import Method
+from methods.parts import class_means
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class NearestMean(Method):
 
   def after_stage(self, state, stage, data):
     """Adds the stage's images to the means."""
-    added = data.accumulate("class_sums", self.class_sums, state, stage.goal)
+    added = class_means.sums(self, state, data, stage.goal)
     return state.replace(memory=jax.tree.map(jnp.add, state.memory, added))
 
   def precompute(self, params, memory, batch):

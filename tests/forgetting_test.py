@@ -210,17 +210,17 @@ def test_summary_of_each_request():
     row(request_0=0.1, request_1=0.6, kept=0.8, missing=0.4),
     row(request_0=0.2, request_1=0.3, kept=0.6, missing=0.2),
   ]
-  before = scenarios.summarize_forgetting(table[:1], "")
+  before = scenarios.summarize_forgetting(table[:1], "", "accuracy")
   everything = (0.9 * 10 + 0.8 * 30 + 0.7 * 40 + 0.5 * 20) / 100
   assert before["acc_retain"] == pytest.approx(everything)
-  first = scenarios.summarize_forgetting(table[:2], "")
+  first = scenarios.summarize_forgetting(table[:2], "", "accuracy")
   retain = (0.6 * 30 + 0.8 * 40 + 0.4 * 20) / 90
   assert first["acc_forget"] == pytest.approx(0.1)
   assert first["acc_retain"] == pytest.approx(retain)
   assert first["drop_forget"] == pytest.approx(0.8)
   assert first["h_mean"] == pytest.approx(2 * retain * 0.8 / (retain + 0.8))
   assert "acc_old" not in first
-  second = scenarios.summarize_forgetting(table, "")
+  second = scenarios.summarize_forgetting(table, "", "accuracy")
   assert second["acc_old"] == pytest.approx(0.2)
   assert second["acc_retain"] == pytest.approx((0.6 * 40 + 0.2 * 20) / 60)
   assert second["acc_retain_trained"] == pytest.approx(0.6)
@@ -262,7 +262,7 @@ def test_the_run_of_the_reference_is_summed_up_alike(golden):
   columns = {2: "acc_forget", 3: "acc_retain", 5: "drop_forget", 6: "h_mean"}
   columns |= {4: "acc_old", 8: "h_mean_previous"}
   for task, wanted in enumerate(stored["out/run"]):
-    found = scenarios.summarize_forgetting(table[: task + 2], "")
+    found = scenarios.summarize_forgetting(table[: task + 2], "", "accuracy")
     for column, name in columns.items():
       if name in found:  # nothing is old at first
         value = 100 * found[name]

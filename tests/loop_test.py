@@ -103,9 +103,8 @@ def forgetting(source, order):
   return scenarios.Scenario(
     stages=tuple(stages),
     num_classes=source.num_classes,
-    figure="accuracy",
-    summarize=lambda rows, reading: {
-      role: rows[-1][role][reading]["accuracy"] for role in roles
+    summarize=lambda rows, reading, figure: {
+      role: rows[-1][role][reading][figure] for role in roles
     },
     probes=tuple(probes),
     description={"order": list(order)},

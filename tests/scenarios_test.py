@@ -94,9 +94,9 @@ def _row(*accuracies, counts=(10, 30)):
 
 def test_summary_of_two_tasks_by_hand():
   rows = [_row(0.9), _row(0.5, 0.7)]
-  first = scenarios.summarize_tasks(rows[:1], "")
+  first = scenarios.summarize_tasks(rows[:1], "", "accuracy")
   assert "forgetting" not in first and "backward" not in first
-  last = scenarios.summarize_tasks(rows, "")
+  last = scenarios.summarize_tasks(rows, "", "accuracy")
   assert last["avg_acc"] == pytest.approx(0.6)
   assert last["forgetting"] == pytest.approx(0.4)
   assert last["backward"] == pytest.approx(-0.4)
@@ -106,7 +106,7 @@ def test_summary_of_two_tasks_by_hand():
 
 
 def test_matrix_is_empty_where_a_task_was_not_yet_there():
-  matrix = scenarios.task_matrix([_row(0.9), _row(0.5, 0.7)], "")
+  matrix = scenarios.task_matrix([_row(0.9), _row(0.5, 0.7)], "", "accuracy")
   np.testing.assert_array_equal(matrix, [[0.9, 0.5], [np.nan, 0.7]])
 
 
@@ -292,7 +292,9 @@ def test_one_test_set_has_no_forgetting():
     names = {"test": proper, "test_augmented": augmented}
     return {k: {"": {"accuracy": a, "count": 9}} for k, a in names.items()}
 
-  found = scenarios.summarize_test([row(0.5, 0.4), row(0.7, 0.2)], "")
+  found = scenarios.summarize_test(
+    [row(0.5, 0.4), row(0.7, 0.2)], "", "accuracy"
+  )
   assert found == {
     "avg_acc": pytest.approx(0.7),
     "curve_mean_acc": pytest.approx(0.6),

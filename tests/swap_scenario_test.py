@@ -194,7 +194,7 @@ ROWS = (row(0.0, 0.9, 0.8), row(0.6, 0.8, 0.7), row(0.5, 0.1, 0.75))
 
 
 def test_summary_by_hand(source):
-  told = swap(source, "lf").summarize(ROWS, "")
+  told = swap(source, "lf").summarize(ROWS, "", "accuracy")
   assert told["acc_learn"] == 0.5 and told["acc_forget"] == 0.1
   assert told["acc_retain"] == 0.75 and told["acc_train_forget"] == 0.11
   assert told["drop_forget"] == pytest.approx(0.8)
@@ -216,14 +216,17 @@ def test_summary_by_hand(source):
 def test_drop_since_the_last_stage_is_of_forgetting_alone(source, order, told):
   summarize = swap(source, order).summarize
   found = [
-    "h_mean_previous" in summarize(ROWS[: i + 2], "") for i in range(len(order))
+    "h_mean_previous" in summarize(ROWS[: i + 2], "", "accuracy")
+    for i in range(len(order))
   ]
   assert found == told
-  assert "h_mean_previous" in swap(source, "joint").summarize(ROWS[:2], "")
+  assert "h_mean_previous" in swap(source, "joint").summarize(
+    ROWS[:2], "", "accuracy"
+  )
 
 
 def test_first_row_has_accuracies_alone(source):
-  told = swap(source).summarize(ROWS[:1], "")
+  told = swap(source).summarize(ROWS[:1], "", "accuracy")
   assert set(told) == {
     f"acc_{prefix}{name}" for prefix in ("", "train_") for name in COLUMNS
   }
@@ -231,7 +234,7 @@ def test_first_row_has_accuracies_alone(source):
 
 def test_nothing_learned_or_forgotten_counts_nothing(source):
   same = (ROWS[0], ROWS[0])
-  told = swap(source, "f").summarize(same, "")
+  told = swap(source, "f").summarize(same, "", "accuracy")
   assert told["h_mean"] == told["swap_mean"] == 0
   assert metrics.h_mean(0.5, 0.8, 0.0) == 0
 

@@ -27,11 +27,12 @@ def ask(
 ) -> dict[str, jax.Array]:
   """Returns "features" [B, D] and "logits" [B, C] of one batch.
 
-  The model does not see the labels: a margin would be put on the true class.
+  The model sees no targets: a margin would be put on the true class.
   """
+  targets = method.problem.targets
 
   def answer(params, memory, batch):
-    inputs = {name: x for name, x in batch.items() if name != "label"}
+    inputs = {name: x for name, x in batch.items() if name not in targets}
     outputs = method.predict(params, memory, inputs)[""]
     return {
       name: outputs[name].astype(jnp.float32) for name in ("features", "logits")

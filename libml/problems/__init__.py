@@ -3,20 +3,45 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import ClassVar
 from typing import Protocol
 
 import jax
+import numpy as np
 
 from libml.problems import classification
 
 
 class Problem(Protocol):
-  """A kind of task: loss, measures of a batch, figures of a whole split."""
+  """A kind of task: loss, measures of a batch, figures of a whole split.
+
+  Attributes:
+    name: By which methods say that they serve it.
+    figure: The number of `report` that scenarios sum up and tables show.
+    targets: Entries of a batch that tell its answers. Audits hide them.
+    hidden: Those that `predict` must not see, either, where this is measured.
+  """
+
+  name: ClassVar[str]
+  figure: ClassVar[str]
+  targets: ClassVar[tuple[str, ...]]
+  hidden: ClassVar[tuple[str, ...]]
 
   def loss(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the batch's mean loss, and named scalars for the log."""
+    ...
+
+  def constants(
+    self, classes: Sequence[int], num_classes: int
+  ) -> dict[str, np.ndarray]:
+    """Returns what joins all batches of a probe for `measure`, such as a mask.
+
+    Args:
+      classes: Ids that an answer may name.
+      num_classes: Columns of the head.
+    """
     ...
 
   def measure(
@@ -34,3 +59,11 @@ class Problem(Protocol):
 
 
 PROBLEMS = {"classification": classification.Classification}
+
+# Figure -> its name in summaries, where that is shorter.
+_SHORT = {classification.Classification.figure: "acc"}
+
+
+def short(figure: str) -> str:
+  """Returns the name of a problem's figure in summaries, such as "acc"."""
+  return _SHORT.get(figure, figure)

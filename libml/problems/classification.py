@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,16 @@ from libml.problems import losses
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-  """Classification by `outputs["logits"]` [B, C] against `batch["label"]`."""
+  """Classification by `outputs["logits"]` [B, C] against `batch["label"]`.
+
+  Labels are not hidden: the published accuracies of heads with a margin are
+  measured with the margin on the true class.
+  """
+
+  name: ClassVar[str] = "classification"
+  figure: ClassVar[str] = "accuracy"
+  targets: ClassVar[tuple[str, ...]] = ("label",)
+  hidden: ClassVar[tuple[str, ...]] = ()
 
   def loss(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
@@ -33,6 +43,12 @@ class Classification:
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == truth)
     return value, {name: value, "train_accuracy": accuracy}
 
+  def constants(
+    self, classes: Sequence[int], num_classes: int
+  ) -> dict[str, np.ndarray]:
+    """Returns "allowed", bool [C]: the classes that an answer may name."""
+    return {"allowed": np.isin(np.arange(num_classes), classes)}
+
   def measure(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
   ) -> dict[str, jax.Array]:
@@ -40,8 +56,7 @@ class Classification:
 
     Args:
       outputs: logits [B, C], perhaps loss [B], as in `loss`.
-      batch: label int32 [B], mask bool [B], allowed bool [C]: the classes
-        that an answer may name.
+      batch: label int32 [B], mask bool [B], allowed bool [C] of `constants`.
     """
     logits = losses.mask_logits(outputs["logits"], batch["allowed"])
     hits = jnp.argmax(logits, axis=-1) == batch["label"]

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,11 @@ class Verification:
 
   pairs: pairs_lib.Pairs
 
+  name: ClassVar[str] = "verification"
+  figure: ClassVar[str] = "accuracy"
+  targets: ClassVar[tuple[str, ...]] = ("label",)
+  hidden: ClassVar[tuple[str, ...]] = ("label",)  # they are no classes
+
   def loss(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -163,6 +169,13 @@ class Verification:
     raise ValueError(
       "Verification has no loss: train with problem.name='classification'."
     )
+
+  def constants(
+    self, classes: Sequence[int], num_classes: int
+  ) -> dict[str, np.ndarray]:
+    """Returns nothing: pairs have no classes."""
+    del classes, num_classes
+    return {}
 
   def measure(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]

@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -87,7 +88,10 @@ def facts(
 
 
 def assemble(
-  scenario: scenarios.Scenario, progress: Any, facts: Mapping[str, Any]
+  scenario: scenarios.Scenario,
+  progress: Any,
+  facts: Mapping[str, Any],
+  figure: str,
 ) -> dict[str, Any]:
   """Returns the record of a run so far.
 
@@ -95,6 +99,7 @@ def assemble(
     scenario: Its stages, and how they are summed up.
     progress: How far the run is, with each stage's figures.
     facts: Config, seeds, weights, data, versions, devices.
+    figure: The problem's.
 
   Returns:
     "matrix": {reading: R[p][s], figure of probe p after measured stage s, None
@@ -111,16 +116,7 @@ def assemble(
   measured = [rows[number - first] for number in numbers]
   names = {i: s.name or f"stage {i}" for i, s in enumerate(scenario.stages)}
   names[-1] = "before"
-  readings = list(next(iter(measured[-1].values()))) if measured else []
-  matrix, summary = {}, {}
-  for reading in readings:
-    key = f"{scenario.figure}{reading}"
-    grid = scenario.matrix(measured, reading)
-    matrix[key] = [[None if np.isnan(x) else float(x) for x in r] for r in grid]
-    summary[key] = [
-      scenario.summarize(measured[: i + 1], reading)
-      for i in range(len(measured))
-    ]
+  matrix, summary = _summed_up(scenario, measured, figure)
   seconds = progress.seconds
   trained = seconds["timed_batches"] * facts["global_batch_size"]
   return {
@@ -135,8 +131,8 @@ def assemble(
       "stage_name": [names[n] for n in numbers],
     },
     "summary": summary,
-    "figure": scenario.figure,
-    "final": summary[scenario.figure][-1] if measured else {},
+    "figure": figure,
+    "final": summary[figure][-1] if measured else {},
     "probes": list(rows),
     "observed": list(progress.observed),
     "reports": list(progress.reports),
@@ -149,6 +145,22 @@ def assemble(
       round(trained / seconds["train"], 1) if seconds["train"] else None
     ),
   }
+
+
+def _summed_up(
+  scenario: scenarios.Scenario, rows: Sequence[scenarios.Row], figure: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns `assemble`'s "matrix" and "summary" of the measured rows."""
+  matrix, summary = {}, {}
+  for reading in next(iter(rows[-1].values())) if rows else ():
+    key = f"{figure}{reading}"
+    grid = scenario.matrix(rows, reading, figure)
+    matrix[key] = [[None if np.isnan(x) else float(x) for x in r] for r in grid]
+    summary[key] = [
+      scenario.summarize(rows[: i + 1], reading, figure)
+      for i in range(len(rows))
+    ]
+  return matrix, summary
 
 
 def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:

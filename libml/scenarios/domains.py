@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from libml import datasets
+from libml import problems
 from libml.scenarios import metrics
 from libml.scenarios import stage as stage_lib
 from libml.scenarios import tasks
 
 
 def summarize_test(
-  rows: Sequence[stage_lib.Row], reading: str
+  rows: Sequence[stage_lib.Row], reading: str, figure: str
 ) -> dict[str, float]:
   """Returns the summary of one test set that no stage owns.
 
@@ -20,8 +21,8 @@ def summarize_test(
   summary = {}
   for prefix, probe in probes.items():
     if probe in rows[-1]:
-      curve = stage_lib.probe_matrix(rows, reading, probes=[probe])[0]
-      found = metrics.single_test(curve)
+      curve = stage_lib.probe_matrix(rows, reading, figure, [probe])[0]
+      found = metrics.single_test(curve, problems.short(figure))
       summary.update({f"{prefix}{name}": v for name, v in found.items()})
   return summary
 
@@ -101,7 +102,6 @@ def domain_incremental(
       dataclasses.replace(arrival, probes=probes) for arrival in arrivals
     ),
     num_classes=len(names),
-    figure="accuracy",
     summarize=summarize_test,
     probes=("test",),
     description={**description, "evaluation": "on one test for all domains"},

@@ -7,6 +7,7 @@ CVPR 2024, and its extension of 2025.
 from collections.abc import Sequence
 
 from libml import datasets
+from libml import problems
 from libml.scenarios import metrics
 from libml.scenarios import sampling
 from libml.scenarios import stage as stage_lib
@@ -131,7 +132,6 @@ def forgetting(
   return stage_lib.Scenario(
     stages=tuple(stages),
     num_classes=total,
-    figure="accuracy",
     summarize=summarize_forgetting,
     probes=tuple(probes),
     class_names=(*source.class_names, *source.other_names),
@@ -148,14 +148,15 @@ def forgetting(
 
 
 def summarize_forgetting(
-  rows: Sequence[stage_lib.Row], reading: str
+  rows: Sequence[stage_lib.Row], reading: str, figure: str
 ) -> dict[str, float]:
   """Returns what the last row says of its request; the first row is before.
 
-  "acc_retain" is over all classes still to be kept, missing ones and those of
-  later requests included; "acc_old" over all of earlier requests. "h_mean"
-  takes the drop from the first row, as the papers' tables do, and
-  "h_mean_previous" from the row before the request, as the code logs.
+  Where accuracy is the figure, "acc_retain" is over all classes still to be
+  kept, missing ones and those of later requests included; "acc_old" over all of
+  earlier requests. "h_mean" takes the drop from the first row, as the papers'
+  tables do, and "h_mean_previous" from the row before the request, as the code
+  logs.
   """
   requests = sorted(
     (p for p in rows[0] if p.startswith("request_")),
@@ -165,33 +166,34 @@ def summarize_forgetting(
   kept = [p for p in ("kept", "missing") if p in last]
   staying = kept + requests[now + 1 :]
 
-  def accuracy(row: stage_lib.Row, probes: Sequence[str]) -> float:
+  def pooled(row: stage_lib.Row, probes: Sequence[str]) -> float:
     found = [row[probe][reading] for probe in probes]
     counts = [int(f["count"]) for f in found]
-    return metrics.pooled([f["accuracy"] for f in found], counts)
+    return metrics.pooled([f[figure] for f in found], counts)
 
-  summary = {"acc_retain": accuracy(last, staying)}
+  name, retained = problems.short(figure), pooled(last, staying)
+  summary = {f"{name}_retain": retained}
   if now >= 0:
     forget = requests[now : now + 1]
-    after, retained = accuracy(last, forget), summary["acc_retain"]
-    drop = accuracy(first, forget) - after
-    since = accuracy(rows[-2], forget) - after
+    after = pooled(last, forget)
+    drop = pooled(first, forget) - after
+    since = pooled(rows[-2], forget) - after
     summary = {
-      "acc_forget": after,
+      f"{name}_forget": after,
       **summary,
       "drop_forget": drop,
-      "drop_retain": accuracy(first, staying) - retained,
+      "drop_retain": pooled(first, staying) - retained,
       "h_mean": metrics.h_mean(retained, drop),
       "h_mean_previous": metrics.h_mean(retained, since),
     }
   if now > 0:
-    summary["acc_old"] = accuracy(last, requests[:now])
+    summary[f"{name}_old"] = pooled(last, requests[:now])
   if "missing" in last:
     trained = [p for p in staying if p != "missing"]
-    summary["acc_retain_trained"] = accuracy(last, trained)
-    summary["acc_missing"] = accuracy(last, ["missing"])
+    summary[f"{name}_retain_trained"] = pooled(last, trained)
+    summary[f"{name}_missing"] = pooled(last, ["missing"])
   if "others" in last:
-    summary["acc_others"] = accuracy(last, ["others"])
+    summary[f"{name}_others"] = pooled(last, ["others"])
   return summary
 
 

@@ -81,14 +81,21 @@ def libcontinual_backward(matrix: np.ndarray, task: int) -> float:
 
 
 def class_incremental(
-  matrix: np.ndarray, counts: np.ndarray, task: int
+  matrix: np.ndarray, counts: np.ndarray, task: int, name: str = "acc"
 ) -> dict[str, float]:
-  """Returns the summary after `task`; what needs a past is absent without."""
+  """Returns the summary after `task`; what needs a past is absent without.
+
+  Args:
+    matrix: R, [T, T].
+    counts: Test images of each task, [T].
+    task: The last task.
+    name: Of the figure in R, such as "acc".
+  """
   summary = {
-    "avg_acc": avg_acc(matrix, task),
-    "learning_acc": learning_acc(matrix, task),
-    "seen_acc": seen_acc(matrix, counts, task),
-    "curve_mean_acc": curve_mean(matrix, counts, task),
+    f"avg_{name}": avg_acc(matrix, task),
+    f"learning_{name}": learning_acc(matrix, task),
+    f"seen_{name}": seen_acc(matrix, counts, task),
+    f"curve_mean_{name}": curve_mean(matrix, counts, task),
   }
   if task:
     summary["forgetting"] = forgetting(matrix, task)
@@ -99,15 +106,16 @@ def class_incremental(
   return summary
 
 
-def single_test(accuracies: np.ndarray) -> dict[str, float]:
+def single_test(figures: np.ndarray, name: str = "acc") -> dict[str, float]:
   """Returns the summary where one test set serves all stages.
 
   Args:
-    accuracies: After each measured stage, [S].
+    figures: After each measured stage, [S].
+    name: Of the figure, such as "acc".
   """
   return {
-    "avg_acc": float(accuracies[-1]),
-    "curve_mean_acc": float(np.mean(accuracies)),
+    f"avg_{name}": float(figures[-1]),
+    f"curve_mean_{name}": float(np.mean(figures)),
   }
 
 

@@ -68,9 +68,8 @@ class Scenario:
   Attributes:
     stages: In order.
     num_classes: Columns of the head.
-    figure: What of a problem's report the matrix shows ("accuracy").
-    summarize: (measured rows so far, reading) -> named figures of the last;
-      the row of `before`, if there is one, is the first.
+    summarize: (measured rows so far, reading, the problem's figure) -> named
+      figures of the last; the row of `before`, if there is one, is the first.
     probes: Names of the matrix's rows, in order.
     description: Plain facts for the results.
     seeds: What its draws came from.
@@ -82,8 +81,7 @@ class Scenario:
 
   stages: tuple[Stage, ...]
   num_classes: int
-  figure: str
-  summarize: Callable[[Sequence[Row], str], dict[str, float]]
+  summarize: Callable[[Sequence[Row], str, str], dict[str, float]]
   probes: tuple[str, ...]
   description: Mapping[str, object]
   seeds: Mapping[str, int | None]
@@ -101,18 +99,15 @@ class Scenario:
     """Returns the probes of the matrix that were measured so far."""
     return tuple(p for p in self.probes if any(p in row for row in rows))
 
-  def matrix(self, rows: Sequence[Row], reading: str) -> np.ndarray:
+  def matrix(
+    self, rows: Sequence[Row], reading: str, figure: str
+  ) -> np.ndarray:
     """Returns the figure of each probe after each measured stage, [P, S]."""
-    probes = self.measured_probes(rows)
-    return probe_matrix(rows, reading, probes=probes, figure=self.figure)
+    return probe_matrix(rows, reading, figure, self.measured_probes(rows))
 
 
 def probe_matrix(
-  rows: Sequence[Row],
-  reading: str,
-  *,
-  probes: Sequence[str],
-  figure: str = "accuracy",
+  rows: Sequence[Row], reading: str, figure: str, probes: Sequence[str]
 ) -> np.ndarray:
   """Returns R[p, s], a figure of probe p in row s; NaN where not measured."""
   matrix = np.full((len(probes), len(rows)), np.nan)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 
 from libml import datasets
+from libml import problems
 from libml.scenarios import metrics
 from libml.scenarios import sampling
 from libml.scenarios import stage as stage_lib
@@ -130,7 +131,6 @@ def swapping(
   return stage_lib.Scenario(
     stages=tuple(stages),
     num_classes=len(names),
-    figure="accuracy",
     summarize=functools.partial(summarize_swapping, goals=goals),
     probes=datasets.SETS,
     class_names=names,
@@ -148,41 +148,46 @@ def swapping(
 
 
 def summarize_swapping(
-  rows: Sequence[stage_lib.Row], reading: str, *, goals: Sequence[str]
+  rows: Sequence[stage_lib.Row],
+  reading: str,
+  figure: str,
+  *,
+  goals: Sequence[str],
 ) -> dict[str, float]:
   """Returns what the last row says; the first row is before.
 
   "drop_forget" and "drop_retain" are since the first row. "h_mean" is that of
-  the accuracy on what is retained and drop_forget; "h_mean_previous", where the
+  the figure of what is retained and drop_forget; "h_mean_previous", where the
   last stage forgets, takes the drop since the row before it. "swap_mean", ours,
-  is the harmonic mean of these two and of the accuracy on what is learned.
+  is the harmonic mean of these two and of the figure of what is learned.
 
   Args:
     rows: As in Scenario.
     reading: As in Scenario.
+    figure: As in Scenario.
     goals: Of the stages.
   """
 
-  def accuracy(row: stage_lib.Row, probe: str) -> float:
-    return row[probe][reading]["accuracy"]
+  def value(row: stage_lib.Row, probe: str) -> float:
+    return row[probe][reading][figure]
 
-  first, last = rows[0], rows[-1]
+  first, last, short = rows[0], rows[-1], problems.short(figure)
   names = [f"{p}{name}" for p in ("", "train_") for name in datasets.SETS]
-  summary = {f"acc_{name}": accuracy(last, name) for name in names}
+  summary = {f"{short}_{name}": value(last, name) for name in names}
   if len(rows) == 1:
     return summary
-  retained = summary["acc_retain"]
+  retained = value(last, "retain")
   drops = {
-    name: accuracy(first, name) - summary[f"acc_{name}"]
+    name: value(first, name) - value(last, name)
     for name in ("forget", "retain")
   }
   summary |= {f"drop_{name}": drop for name, drop in drops.items()}
   summary["h_mean"] = metrics.h_mean(retained, drops["forget"])
   if goals[len(rows) - 2] != "learn":
-    since = accuracy(rows[-2], "forget") - summary["acc_forget"]
+    since = value(rows[-2], "forget") - value(last, "forget")
     summary["h_mean_previous"] = metrics.h_mean(retained, since)
   summary["swap_mean"] = metrics.h_mean(
-    retained, drops["forget"], summary["acc_learn"]
+    retained, drops["forget"], value(last, "learn")
   )
   return summary
 

@@ -165,7 +165,6 @@ def gaussian(
   return stage_lib.Scenario(
     stages=stage_lib.learn_in_order(arrivals),
     num_classes=source.num_classes,
-    figure="accuracy",
     summarize=domains.summarize_test,
     probes=("test",),
     description={

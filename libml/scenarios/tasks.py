@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from libml import datasets
+from libml import problems
 from libml.scenarios import metrics
 from libml.scenarios import stage as stage_lib
 
@@ -35,20 +36,23 @@ def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
   return tuple(int(c) for c in order)
 
 
-def task_matrix(rows: Sequence[stage_lib.Row], reading: str) -> np.ndarray:
-  """Returns R[i, j], accuracy on task i after stage j; NaN elsewhere."""
+def task_matrix(
+  rows: Sequence[stage_lib.Row], reading: str, figure: str
+) -> np.ndarray:
+  """Returns R[i, j], the figure of task i after stage j; NaN elsewhere."""
   probes = [f"task_{i}" for i in range(len(rows))]
-  return stage_lib.probe_matrix(rows, reading, probes=probes)
+  return stage_lib.probe_matrix(rows, reading, figure, probes)
 
 
 def summarize_tasks(
-  rows: Sequence[stage_lib.Row], reading: str
+  rows: Sequence[stage_lib.Row], reading: str, figure: str
 ) -> dict[str, float]:
   """Returns the class-incremental summary after the last row."""
   last = len(rows) - 1
   counts = [rows[-1][f"task_{i}"][reading]["count"] for i in range(len(rows))]
+  matrix = task_matrix(rows, reading, figure)
   return metrics.class_incremental(
-    task_matrix(rows, reading), np.asarray(counts), last
+    matrix, np.asarray(counts), last, problems.short(figure)
   )
 
 
@@ -78,7 +82,6 @@ def tested_on_all(
       for i, arrival in enumerate(arrivals)
     ),
     num_classes=num_classes,
-    figure="accuracy",
     summarize=summarize_tasks,
     probes=tuple(name for name, _ in probes),
     description=description,

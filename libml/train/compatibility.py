@@ -19,7 +19,7 @@ def check(
   """Raises ValueError for what would fail, or mislead, once a run goes on.
 
   Args:
-    method: Its goals and whether its labels may be probabilities.
+    method: Its problem and goals, and whether its labels may be probabilities.
     scenario: What it is to do.
     batch_size: Global.
     mesh: That batches are divided over.
@@ -33,6 +33,12 @@ def check(
       "per_device_batch_size."
     )
   sharding.batch_part(mesh)  # processes must be able to divide it, too
+  if method.problem.name not in method.problems:
+    raise ValueError(
+      f"{type(method).__name__} serves {' or '.join(method.problems)}, and the "
+      f"problem is {method.problem.name}; take another method, or another "
+      "problem.name."
+    )
   for stage in scenario.stages:
     if stage.goal not in method.goals:
       raise ValueError(

@@ -1,5 +1,6 @@
 """Measuring a model on the probes of a stage."""
 
+import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -52,27 +53,26 @@ class Evaluator:
         self._method.precompute, state.params, state.memory, batch
       )
       self._has_fixed = bool(fixed)
+      batch = {**batch, **fixed}
       jax.eval_shape(
-        self._fn(probe.problem),
-        state.params,
-        state.memory,
-        {**batch, **fixed},
-        self._allowed(probe),
+        functools.partial(self._fn(probe.problem), state.params, state.memory),
+        batch,
+        self._constants(probe),
       )
+
+  def _problem(self, probe: scenarios.Probe) -> Problem:
+    return probe.problem or self._method.problem
 
   def _fn(self, problem: Problem | None) -> Callable[..., Any]:
     """Returns the step of the method's problem (None) or another one."""
-    method = self._method
-    if problem is None:
-      return steps.make_evaluate_step(
-        method.predict, method.problem.measure, method.observe
-      )
+    method, asked = self._method, problem or self._method.problem
 
     def predict(params, memory, batch):
-      readings = method.predict(params, memory, _unlabelled(batch))
-      return {"": readings[""]}
+      readings = method.predict(params, memory, _without_hidden(batch, asked))
+      return {"": readings[""]} if problem else readings
 
-    return steps.make_evaluate_step(predict, problem.measure, lambda *_: {})
+    observe = (lambda *_: {}) if problem else method.observe
+    return steps.make_evaluate_step(predict, asked.measure, observe)
 
   def _step(self, problem: Problem | None) -> Any:
     kind = f"/{type(problem).__name__.lower()}" if problem else ""
@@ -82,9 +82,10 @@ class Evaluator:
       out_shardings=sharding.replicated(self._mesh),
     )
 
-  def _allowed(self, probe: scenarios.Probe) -> jax.Array:
-    allowed = np.isin(np.arange(self._num_classes), probe.classes)
-    return jax.device_put(allowed, sharding.replicated(self._mesh))
+  def _constants(self, probe: scenarios.Probe) -> dict[str, jax.Array]:
+    problem = self._problem(probe)
+    constants = problem.constants(probe.classes, self._num_classes)
+    return jax.device_put(constants, sharding.replicated(self._mesh))
 
   def _batches(self, name, probe, state, data):
     known = self._fixed.setdefault(name, []) if self._has_fixed else None
@@ -95,7 +96,7 @@ class Evaluator:
         yield batch
         continue
       if number == len(known):
-        given = _unlabelled(batch) if probe.problem else batch
+        given = _without_hidden(batch, self._problem(probe))
         known.append(self._precompute(state.params, state.memory, given))
       yield {**batch, **known[number]}
 
@@ -114,14 +115,15 @@ class Evaluator:
     """
     row, observed = {}, {}
     for name, probe in probes.items():
-      step = self._step(probe.problem)
-      problem = probe.problem or self._method.problem
-      allowed, batches = self._allowed(probe), []
+      step, problem = self._step(probe.problem), self._problem(probe)
+      constants, batches = self._constants(probe), []
       for batch in self._batches(name, probe, state, data):
-        batches.append(step(state.params, state.memory, batch, allowed))
+        batches.append(step(state.params, state.memory, batch, constants))
+        # Fetch one batch late: the device computes, and keeps no measures.
+        batches[-2:-1] = jax.device_get(batches[-2:-1])
         if stop():
           raise stage_data.Stopped
-      batches = jax.device_get(batches)
+      batches[-1] = jax.device_get(batches[-1])
       row[name] = {
         reading: problem.report([b["measures"][reading] for b in batches])
         for reading in batches[0]["measures"]
@@ -133,5 +135,7 @@ class Evaluator:
     return row, observed
 
 
-def _unlabelled(batch: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: value for name, value in batch.items() if name != "label"}
+def _without_hidden(
+  batch: Mapping[str, Any], problem: Problem
+) -> dict[str, Any]:
+  return {name: x for name, x in batch.items() if name not in problem.hidden}

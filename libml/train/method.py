@@ -11,7 +11,6 @@ import jax
 from libml.optim.group_lasso import Groups
 from libml.pipeline.stage_data import StageData
 from libml.problems import Problem
-from libml.problems import prototypes
 from libml.scenarios import Scenario
 from libml.scenarios import Stage
 from libml.train.rehearsal import Rehearsal
@@ -88,6 +87,8 @@ class Method:
   private: ClassVar[tuple[str, ...]] = ()
   # Roles for whose images `prepare` is asked.
   prepared: ClassVar[tuple[str, ...]] = ()
+  # Names of the problems that it serves.
+  problems: ClassVar[tuple[str, ...]] = ("classification",)
   # What stages may be for.
   goals: ClassVar[tuple[str, ...]] = ("learn",)
   # Whether `loss` takes labels that are probabilities.
@@ -207,14 +208,6 @@ class Method:
     """Returns what a finished stage did to the weights, to be kept on disk."""
     del state
     return {}
-
-  def class_sums(self, params: Any, memory: Any, batch: Any) -> Any:
-    """Returns what a batch adds to its classes' features: sums and counts."""
-    del memory
-    features = self.apply(params, batch)["features"]
-    return prototypes.class_sums(
-      features, batch["label"], batch["mask"], self.num_classes
-    )
 
   def apply(
     self, params: Any, inputs: Any, rng: jax.Array | None = None

@@ -190,7 +190,9 @@ class Run:
         record = self._write(workdir, progress, facts)
         self._reporter.measured(progress.stage, record)
         self._observer.on_stage(stage.index, "end", state)
-    return state, results.assemble(self.scenario, progress, facts)
+    return state, results.assemble(
+      self.scenario, progress, facts, self.method.problem.figure
+    )
 
   def _probe(self, evaluator, state, probes, data, saver, progress):
     try:
@@ -238,7 +240,8 @@ class Run:
     return record
 
   def _write(self, workdir, progress, facts) -> dict[str, Any]:
-    record = results.assemble(self.scenario, progress, facts)
+    figure = self.method.problem.figure
+    record = results.assemble(self.scenario, progress, facts, figure)
     results.write(workdir / "results.json", record)
     return record
 

@@ -98,12 +98,14 @@ def make_evaluate_step(
 ) -> Callable[..., Any]:
   """Returns the step that measures one batch under every reading.
 
+  It takes params, memory, a batch, and what the problem adds to all batches of
+  a probe (`Problem.constants`).
   Its result is {"measures": {reading: measures}, "observed": {name: sums}}.
   """
 
-  def evaluate(params, memory, batch, allowed):
+  def evaluate(params, memory, batch, constants):
     readings = predict(params, memory, batch)
-    batch = {**batch, "allowed": allowed}
+    batch = {**batch, **constants}
     return {
       "measures": {
         name: measure(outputs, batch) for name, outputs in readings.items()

@@ -1,5 +1,7 @@
 """LoRA-Sub-DRS, part by part (tests/golden/lora_sub/README.md)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import lora_sub_toy as toy
@@ -13,6 +15,7 @@ from libml.optim import schedules
 from libml.problems import prototypes
 from libml.scenarios import metrics
 from methods import lora_sub
+from methods.parts import class_means
 from methods.parts import subspace
 from models import lora
 
@@ -244,13 +247,14 @@ def test_prototypes_and_predictions(golden, tmp_path):
   )
   params = lora.merge(params, 1.0)
   sums = None
+  add = functools.partial(class_means.batch_sums, ours)
   for number in range(3):
     batch = {
       "image": toy.image(file[f"in/train{number}/image"]),
       "label": jnp.asarray(file[f"in/train{number}/label"], jnp.int32),
     }
     batch["mask"] = jnp.ones(len(batch["label"]), bool)
-    added = jax.jit(ours.class_sums)(params, {}, batch)
+    added = jax.jit(add)(params, {}, batch)
     sums = jax.tree.map(jnp.add, sums, added) if sums else added
   means = prototypes.means(**sums)
   for c in range(3):
