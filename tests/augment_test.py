@@ -269,14 +269,15 @@ OPTIONS = {
 def test_option_changes_training_alone_and_depends_on_the_seed(name, photos):
   plain = Preprocess(size=32, train="crop_flip", eval="native")
   chain = Preprocess(size=32, train="crop_flip", eval="native", **OPTIONS[name])
-  image = tf.constant(photos[0])
-  np.testing.assert_array_equal(chain.eval_fn(image), plain.eval_fn(image))
-  run = tf.function(chain.train_fn)
-  found = [run(image, _seed(n)).numpy() for n in range(12)]
+  example = {"image": tf.constant(photos[0])}
+  evaluated, wanted = chain.eval_fn(example), plain.eval_fn(example)
+  np.testing.assert_array_equal(evaluated["image"], wanted["image"])
+  run = tf.function(lambda seed: chain.train_fn(example, seed)["image"])
+  found = [run(_seed(n)).numpy() for n in range(12)]
   for number, augmented in enumerate(found):
-    np.testing.assert_array_equal(augmented, run(image, _seed(number)))
+    np.testing.assert_array_equal(augmented, run(_seed(number)))
     assert augmented.min() >= 0 and augmented.max() <= 1
-  without = [plain.train_fn(image, _seed(n)).numpy() for n in range(12)]
+  without = [plain.train_fn(example, _seed(n))["image"] for n in range(12)]
   differ = [
     not np.allclose(a, b, atol=1e-3)
     for a, b in zip(found, without, strict=True)
@@ -295,7 +296,7 @@ def test_augmentations_come_in_order(monkeypatch):
     monkeypatch.setattr(augment, name, record)
   options = {k: v for option in OPTIONS.values() for k, v in option.items()}
   chain = Preprocess(size=32, train="none", eval="native", **options)
-  chain.train_fn(tf.zeros([32, 32, 3], tf.uint8), _seed(0))
+  chain.train_fn({"image": tf.zeros([32, 32, 3], tf.uint8)}, _seed(0))
   assert order == ["randaugment", "color_jitter", "grayscale", "erase"]
 
 
@@ -310,5 +311,6 @@ def test_mean_fill_is_nought_after_normalization(photos):
     erase=1.0,
     erase_fill="mean",
   )
-  found = chain.train_fn(tf.constant(photos[0]), _seed(0)).numpy()
+  example = {"image": tf.constant(photos[0])}
+  found = chain.train_fn(example, _seed(0))["image"].numpy()
   assert (abs(found) < 1e-6).all(-1).mean() > 0.015

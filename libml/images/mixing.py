@@ -5,6 +5,7 @@ may be mixed with, so it does not depend on batches or processes.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -62,48 +63,51 @@ class Mixing:
     """Whether labels are probabilities."""
     return bool(self.has_partners or self.label_smoothing)
 
-  def soften(self, label: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-    """Returns the probabilities of a label, float32 [C].
+  def soften(
+    self, example: Mapping[str, tf.Tensor], present: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    """Returns the example with its label as probabilities, float32 [C].
 
     Args:
-      label: int32 [].
+      example: label int32 [].
       present: float32 [C], 1 at the classes among the stage's images.
     """
-    certain = tf.one_hot(label, self.num_classes)
+    certain = tf.one_hot(example["label"], self.num_classes)
     even = present / tf.reduce_sum(present)
-    return certain + self.label_smoothing * (even - certain)
+    label = certain + self.label_smoothing * (even - certain)
+    return {**example, "label": label}
 
   def mix(
     self,
-    image: tf.Tensor,
-    label: tf.Tensor,
-    other: tuple[tf.Tensor, tf.Tensor],
+    example: Mapping[str, tf.Tensor],
+    other: Mapping[str, tf.Tensor],
     seed: tf.Tensor,
-  ) -> tuple[tf.Tensor, tf.Tensor]:
+  ) -> dict[str, tf.Tensor]:
     """Returns the mixture of two examples.
 
     Args:
-      image: float32 [H, W, 3].
-      label: float32 [C].
-      other: The same of the other example.
+      example: image float32 [H, W, 3], label float32 [C].
+      other: The same of the other one.
       seed: int [2].
     """
+    image = example["image"]
     which_seed, weight_seed, place_seed = tf.unstack(tf.random.split(seed, 3))
 
     def mixup() -> tuple[tf.Tensor, tf.Tensor]:
       weight = draw_beta(weight_seed, self.mixup)
-      return other[0] + weight * (image - other[0]), weight
+      return other["image"] + weight * (image - other["image"]), weight
 
     def cutmix() -> tuple[tf.Tensor, tf.Tensor]:
       weight = draw_beta(weight_seed, self.cutmix)
-      return paste(image, other[0], weight, place_seed)
+      return paste(image, other["image"], weight, place_seed)
 
     if self.mixup and self.cutmix:
       chosen = tf.random.stateless_uniform([], which_seed) < 0.5
       image, weight = tf.cond(chosen, mixup, cutmix)
     else:
       image, weight = mixup() if self.mixup else cutmix()
-    return image, other[1] + weight * (label - other[1])
+    label = other["label"] + weight * (example["label"] - other["label"])
+    return {**example, "image": image, "label": label}
 
 
 def draw_beta(seed: tf.Tensor, alpha: float) -> tf.Tensor:

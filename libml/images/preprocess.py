@@ -1,12 +1,14 @@
 """From an image file or array to what the model sees, as TensorFlow functions.
 
-Everything is a pure function of the image and a seed. A chain maps a uint8 or
-encoded image to float32 [size, size, 3] in 0 to 1; optional augmentations come
-after it, then mean and standard deviation.
+Everything is a pure function of an example and a seed. An example is a dict
+whose "image" is uint8 or encoded. A chain maps it to float32 [size, size, 3] in
+0 to 1; optional augmentations come after it, then mean and standard deviation.
+The other entries stay as they are.
 """
 
 import dataclasses
 from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -143,22 +145,28 @@ class Preprocess:
     random = (self.randaugment, self.color_jitter, self.grayscale, self.erase)
     return self.train != "none" or any(random)
 
-  def train_fn(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns an augmented image.
+  def train_fn(
+    self, example: Mapping[str, tf.Tensor], seed: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    """Returns the example with an augmented image.
 
     Args:
-      image: uint8 [H, W, 1 or 3], or the contents of an image file.
+      example: "image" uint8 [H, W, 1 or 3], or the contents of an image file;
+        other entries stay.
       seed: int [2], decides the augmentation.
 
     Returns:
-      float32 [size, size, 3].
+      The example, "image" float32 [size, size, 3].
     """
-    image = self._checked(CHAINS_TRAIN[self.train](self, image, seed))
-    return self._normalize(self._augment(image, seed))
+    chain = CHAINS_TRAIN[self.train]
+    image = self._checked(chain(self, example["image"], seed))
+    image = self._normalize(self._augment(image, seed))
+    return {**example, "image": image}
 
-  def eval_fn(self, image: tf.Tensor) -> tf.Tensor:
-    """Returns an image without augmentation; see train_fn."""
-    return self._normalize(self._checked(CHAINS_EVAL[self.eval](self, image)))
+  def eval_fn(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns the example without augmentation; see train_fn."""
+    image = self._checked(CHAINS_EVAL[self.eval](self, example["image"]))
+    return {**example, "image": self._normalize(image)}
 
   def _checked(self, image: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, [self.size, self.size, 3])

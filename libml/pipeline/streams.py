@@ -20,6 +20,7 @@ from libml.images import mixing as mixing_lib
 from libml.images import preprocess as preprocess_lib
 
 Batch = dict[str, np.ndarray]
+Example = dict[str, tf.Tensor]
 
 # Seed of all sweeps that augment; train streams start at another.
 _AUGMENTED_SWEEP = [0, 1]
@@ -146,15 +147,14 @@ def sweep(
   mask = index < num
   index = np.where(mask, index, 0)
 
-  def load(index: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
-    def chain(image: tf.Tensor) -> tf.Tensor:
+  def load(index: tf.Tensor, mask: tf.Tensor) -> Example:
+    def chain(example: Example) -> Example:
       if augment:
-        return preprocess.train_fn(image, _fold(_AUGMENTED_SWEEP, index))
-      return preprocess.eval_fn(image)
+        return preprocess.train_fn(example, _fold(_AUGMENTED_SWEEP, index))
+      return preprocess.eval_fn(example)
 
-    image, label = read(index, chain)
-    index = tf.cast(index, tf.int32)
-    return {"image": image, "label": label, "mask": mask, "index": index}
+    example = read(index, chain)
+    return {**example, "mask": mask, "index": tf.cast(index, tf.int32)}
 
   data = tf.data.Dataset.from_tensor_slices((index, mask))
   return _iterate(data, load, batch_size // process_count, threads)
@@ -195,10 +195,8 @@ def _images(split: source.Split) -> tf.Tensor:
   return _TENSORS[split]
 
 
-def _reader(
-  subset: subset_lib.Subset,
-) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-  """Returns a function (index, chain) -> (image, label) of one example."""
+def _reader(subset: subset_lib.Subset) -> Callable[..., Example]:
+  """Returns a function (index, chain) -> example after the chain."""
   splits = list(dict.fromkeys(piece.split for piece in subset.pieces))
   images = [_images(split) for split in splits]
   numbers = [splits.index(piece.split) for piece in subset.pieces]
@@ -207,22 +205,20 @@ def _reader(
   rows = _constant(np.concatenate([piece.rows for piece in subset.pieces]))
   labels = _constant(subset.labels)
 
-  def read(
-    index: tf.Tensor, chain: Callable[[tf.Tensor], tf.Tensor]
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    def branch(number: int) -> Callable[[], tf.Tensor]:
-      def load() -> tf.Tensor:
+  def read(index: tf.Tensor, chain: Callable[[Example], Example]) -> Example:
+    def branch(number: int) -> Callable[[], Example]:
+      def load() -> Example:
         image = images[number][rows[index]]
         if splits[number].encoding == "path":
           image = tf.io.read_file(image)
-        return chain(image)
+        return chain({"image": image, "label": labels[index]})
 
       return load
 
     branches = [branch(number) for number in range(len(splits))]
     if len(branches) == 1:
-      return branches[0](), labels[index]
-    return tf.switch_case(which[index], branches), labels[index]
+      return branches[0]()
+    return tf.switch_case(which[index], branches)
 
   return read
 
@@ -232,16 +228,15 @@ def _train_loader(
   preprocess: preprocess_lib.Preprocess,
   seed: tf.Tensor,
   mixing: mixing_lib.Mixing | None,
-) -> Callable[..., dict[str, tf.Tensor]]:
+) -> Callable[..., Example]:
   """Returns a function (epoch, index) -> example of a train stream."""
   read = _reader(subset)
 
-  def plain(rng: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return read(index, lambda image: preprocess.train_fn(image, rng))
+  def plain(rng: tf.Tensor, index: tf.Tensor) -> Example:
+    return read(index, lambda example: preprocess.train_fn(example, rng))
 
-  def load(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-    image, label = plain(_fold(seed, epoch, index), index)
-    return {"image": image, "label": label}
+  def load(epoch: tf.Tensor, index: tf.Tensor) -> Example:
+    return plain(_fold(seed, epoch, index), index)
 
   if mixing is None or not mixing.is_on:
     return load
@@ -254,12 +249,11 @@ def _train_loader(
   present = np.isin(np.arange(mixing.num_classes), subset.labels)
   present = _constant(present.astype(np.float32))
 
-  def soft(rng: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    image, label = plain(rng, index)
-    return image, mixing.soften(label, present)
+  def soft(rng: tf.Tensor, index: tf.Tensor) -> Example:
+    return mixing.soften(plain(rng, index), present)
 
-  def load_mixed(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-    image, label = soft(_fold(seed, epoch, index), index)
+  def load_mixed(epoch: tf.Tensor, index: tf.Tensor) -> Example:
+    example = soft(_fold(seed, epoch, index), index)
     if mixing.has_partners:
       # No epoch has this number: the example itself is that without mixing.
       rng = _fold(seed, -1, epoch, index)
@@ -269,18 +263,18 @@ def _train_loader(
         [], step_seed, 1, max(num, 2), tf.int64
       )
       other = soft(other_seed, (index + step) % num)
-      image, label = mixing.mix(image, label, other, mix_seed)
-    return {"image": image, "label": label}
+      example = mixing.mix(example, other, mix_seed)
+    return example
 
   return load_mixed
 
 
 def _joined(
-  load: Callable[..., dict[str, tf.Tensor]], table: Mapping[str, np.ndarray]
-) -> Callable[..., dict[str, tf.Tensor]]:
+  load: Callable[..., Example], table: Mapping[str, np.ndarray]
+) -> Callable[..., Example]:
   rows = {name: _constant(array) for name, array in table.items()}
 
-  def load_joined(epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+  def load_joined(epoch: tf.Tensor, index: tf.Tensor) -> Example:
     found = {name: array[index] for name, array in rows.items()}
     return {**load(epoch, index), **found}
 
@@ -289,7 +283,7 @@ def _joined(
 
 def _iterate(
   data: tf.data.Dataset,
-  load: Callable[..., dict[str, tf.Tensor]],
+  load: Callable[..., Example],
   batch_size: int,
   threads: int | None,
 ) -> Iterator[Batch]:
