@@ -309,7 +309,8 @@ def test_matrix_of_one_test_set_is_one_row(sessions):
     {n: {"": {"accuracy": a}} for n in ("test", "test_augmented")}
     for a in (0.1, 0.2, 0.3)
   ]
-  np.testing.assert_array_equal(scenario.matrix(rows, ""), [[0.1, 0.2, 0.3]])
+  found = scenario.matrix(rows, "", "accuracy")
+  np.testing.assert_array_equal(found, [[0.1, 0.2, 0.3]])
 
 
 def _method(**options):
