@@ -72,3 +72,29 @@ def test_runs_beside_each_other_show_the_worst_request():
     "a", "30.0", "10.0", "2.0", "60.0", "3", "0", "of", "6", "33",
   ]  # fmt: skip
   assert lines[5] == ["b", "10.0", "10.0", "2.0", "60.0", "33"]
+
+
+def test_whatever_a_method_reports_is_a_column():
+  reports = [
+    {
+      "mean_gap": 0.12345,
+      "pruned_heads": 3,
+      "heads": 12,
+      "kept_images": 1234,
+      "other_images": 5,
+      "old": 7,
+      "norms": {"a": 1.0},
+    },
+    {"mean_gap": 2.0, "settled": True},
+  ]
+  lines = printed(tables.run_table(record("run", 0.3, reports)))
+  names = ["mean", "gap", "pruned", "kept", "reported", "old", "s"]
+  assert lines[2][-7:] == names
+  assert lines[5][-5:] == ["0.1235", "3/12", "1,234", "7", "12"]
+  assert lines[6][-2:] == ["2", "7"]
+  # Of the last request alone, so others have a cell less.
+  runs = [record("a", 0.3, reports), record("b", 0.3, EDITS)]
+  lines = printed(tables.summary_table(runs))
+  assert lines[2][-3:] == ["pruned", "zero", "seconds"]
+  assert lines[4][-4:] == ["3", "of", "12", "33"]
+  assert lines[5][-5:] == ["3", "0", "of", "6", "33"]

@@ -8,6 +8,8 @@ from rich import console
 from rich import table
 from rich import text
 
+from libml.results import cells as cells_lib
+
 # Row -> what it means, in a line. Where nothing else is said, figures are in %
 # and of test images of the classes forgotten so far.
 MEANINGS = {
@@ -31,10 +33,6 @@ MODELS = ("before", "after", "retrained")
 
 
 _INTERVAL = ("auc", "low", "high")
-
-
-def _percent(value: float | None) -> str:
-  return "" if value is None else f"{100 * value:.1f}"
 
 
 def _number(value: float | None) -> str:
@@ -65,8 +63,8 @@ def rows(audit: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     for model in MODELS:
       if model in probe:
         accuracy = probe[model]["forget"]
-        cells[f"probe, {words}"][model] = _percent(accuracy)
-    cells[f"left, {words}"]["after"] = _percent(probe.get("left"))
+        cells[f"probe, {words}"][model] = cells_lib.percent(accuracy)
+    cells[f"left, {words}"]["after"] = cells_lib.percent(probe.get("left"))
   relearning = audit["relearning"]
   for model in MODELS:
     if model in relearning:
@@ -76,8 +74,8 @@ def rows(audit: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         row = cells[f"membership, {attack.replace('_', ' ')}"]
         row[model] = _area(found)
   for model, found in audit.get("distance", {}).items():
-    cells["average gap"][model] = _percent(found["average_gap"])
-    cells["tug-of-war"][model] = _percent(found["tug_of_war"])
+    cells["average gap"][model] = cells_lib.percent(found["average_gap"])
+    cells["tug-of-war"][model] = cells_lib.percent(found["tug_of_war"])
     cells["KL, forgotten"][model] = _number(found["kl"]["forget"])
     cells["KL, kept"][model] = _number(found["kl"]["retain"])
   cells["drift, cosine"]["after"] = _number(audit["drift"]["cosine"])

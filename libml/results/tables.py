@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +11,16 @@ from rich import box
 from rich import console
 from rich import table
 
+from libml import problems
 from libml.results import audit_table
+from libml.results import cells as cells_lib
 from libml.results import results
+
+# Title of a stage's seconds.
+_SECONDS = "s"
 
 # Wider than this the columns of tasks no longer fit a terminal's line.
 _MOST_TASKS = 10
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-  return "" if value is None else f"{100 * value:.{digits}f}"
 
 
 def _table(title: str) -> table.Table:
@@ -36,21 +38,21 @@ def _add_columns(out: table.Table, names: Sequence[str]) -> None:
     out.add_column(name, justify="right", no_wrap=True)
 
 
-# Column -> reading of a summary, and its figure there.
+# Column -> reading of a summary, and its entry there; {} is the figure's name.
 _SUMMARY = {
-  "learn": ("", "acc_learn"),
-  "forget": ("", "acc_forget"),
-  "retain": ("", "acc_retain"),
-  "old": ("", "acc_old"),
-  "missing": ("", "acc_missing"),
-  "others": ("", "acc_others"),
+  "learn": ("", "{}_learn"),
+  "forget": ("", "{}_forget"),
+  "retain": ("", "{}_retain"),
+  "old": ("", "{}_old"),
+  "missing": ("", "{}_missing"),
+  "others": ("", "{}_others"),
   "H-mean": ("", "h_mean"),
   "of three": ("", "swap_mean"),
-  "avg_acc": ("", "avg_acc"),
-  "augmented": ("", "augmented_avg_acc"),
+  "avg_{}": ("", "avg_{}"),
+  "augmented": ("", "augmented_avg_{}"),
   "forgetting": ("", "forgetting"),
-  "curve mean": ("", "curve_mean_acc"),
-  "by vote": ("_batchwise", "avg_acc"),
+  "curve mean": ("", "curve_mean_{}"),
+  "by vote": ("_batchwise", "avg_{}"),
 }
 
 
@@ -62,46 +64,66 @@ def _summaries(
   A cell is empty where its figure is not defined; a column that would be empty
   is left out.
   """
-  columns = {}
-  for column, (suffix, name) in _SUMMARY.items():
-    cells = []
-    for record in records:
-      rows = record["summary"].get(record["figure"] + suffix)
-      cells += [_percent(rows[s].get(name) if rows else None) for s in stages]
-    if any(cells):
-      columns[column] = cells
-  return columns
-
-
-def _edits(record: Mapping[str, Any]) -> dict[str, list[str]]:
-  """Returns what each stage's edit was, a cell each measured stage.
-
-  Runs whose method tells nothing have no such columns.
-  """
   columns: dict[str, list[str]] = {}
+  for column, (suffix, name) in _SUMMARY.items():
+    for record in records:
+      figure = record["figure"]
+      short = problems.short(figure)
+      rows = record["summary"].get(figure + suffix)
+      columns.setdefault(column.format(short), []).extend(
+        cells_lib.percent(rows[s].get(name.format(short)) if rows else None)
+        for s in stages
+      )
+  return {column: cells for column, cells in columns.items() if any(cells)}
+
+
+def _reported(
+  record: Mapping[str, Any], taken: Collection[str]
+) -> dict[str, list[str]]:
+  """Returns what the method reports of each stage, a cell each measured stage.
+
+  Behind it stand the stage's seconds. Runs whose method reports nothing have no
+  such columns.
+
+  Args:
+    record: Of one run.
+    taken: Titles of other columns.
+  """
+  found = cells_lib.columns(record["reports"], {*taken, _SECONDS})
+  columns = {column.title: [] for column in found}
+  seconds = []
   for number in record["axes"]["stage"]:
     told = record["reports"][number] if number >= 0 else {}
-    groups = f"{told['zero_groups']}/{told['groups']}" if told else ""
-    weights = f"{told['touched_weights']:,}" if told else ""
-    seconds = f"{record['stage_seconds'][number]:.0f}" if told else ""
-    columns.setdefault("zero", []).append(groups)
-    columns.setdefault("touched", []).append(weights)
-    columns.setdefault("s", []).append(seconds)
-  return columns if any(columns.get("s", ())) else {}
+    for column in found:
+      columns[column.title].append(column.cell(told))
+    seconds += [f"{record['stage_seconds'][number]:.0f}" if told else ""]
+  return {**columns, _SECONDS: seconds} if any(seconds) else {}
 
 
 def _swaps(record: Mapping[str, Any]) -> bool:
   """Whether a run measures what it learns apart from what it forgets."""
   rows = record["summary"].get(record["figure"])
-  return bool(rows) and "acc_learn" in rows[-1]
+  return bool(rows) and f"{problems.short(record['figure'])}_learn" in rows[-1]
+
+
+def _measured(record: Mapping[str, Any]) -> str:
+  """Returns of what, and when, a run's matrix has figures."""
+  if _swaps(record):
+    return "before and after each stage"
+  if record["axes"]["stage"][0] < 0:
+    return "before and after each request"
+  if len(record["axes"]["probe"]) > 1:
+    return "of each task after each task"
+  return "of all test images"
 
 
 def run_table(record: Mapping[str, Any]) -> table.Table:
-  """Returns one run: accuracy of each probe after each stage, and summaries.
+  """Returns one run: the figure of each probe after each stage, and summaries.
 
-  A single probe has no column: its accuracy is avg_acc.
+  A single probe has no column: its figure is the summary's average.
   """
-  matrix = record["matrix"][record["figure"]]
+  figure = record["figure"]
+  matrix = record["matrix"][figure]
   probes = [name.replace("_", " ") for name in record["axes"]["probe"]]
   stages = record["axes"]["stage_name"]
   many = len(probes) > _MOST_TASKS // 2
@@ -110,29 +132,21 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
     for word in ("task ", "request ", "stage "):
       probes = [name.removeprefix(word) for name in probes]
       stages = [name.removeprefix(word) for name in stages]
-  if _swaps(record):
-    what = "before and after each stage"
-  elif record["axes"]["stage"][0] < 0:
-    what = "before and after each request"
-  elif len(probes) > 1:
-    what = "of each task after each task"
-  else:
-    what = "of all test images"
-  out = _table(f"{record['name']}: accuracy (%) {what}")
+  out = _table(f"{record['name']}: {figure} (%) {_measured(record)}")
   shown = range(len(probes)) if 1 < len(probes) <= _MOST_TASKS else range(0)
   summaries = {
     name: cells
     for name, cells in _summaries([record], range(len(stages))).items()
     if name not in probes
   }
-  summaries.update(_edits(record))
+  summaries.update(_reported(record, {*probes, *summaries}))
   # Names of classes may be long: they wrap, figures do not.
   out.add_column(
     "after", justify="left" if named else "right", no_wrap=not named
   )
   _add_columns(out, [*(probes[i] for i in shown), *summaries])
   for j, stage in enumerate(stages):
-    cells = [_percent(matrix[i][j], 0 if many else 1) for i in shown]
+    cells = [cells_lib.percent(matrix[i][j], 0 if many else 1) for i in shown]
     out.add_row(stage, *cells, *(column[j] for column in summaries.values()))
   return out
 
@@ -144,24 +158,24 @@ def _over_requests(
 
   What is forgotten and what is kept count where they are worst.
   """
-  columns: dict[str, list[str]] = {
-    name: []
-    for name in ("forget", "retain lost", "old", "missing", "H-mean", "zero")
-  }
+  columns: dict[str, list[str]] = {}
   for record in records:
     _, *rows = record["summary"][record["figure"]]
-    told = [report for report in record["reports"] if report]
-    zero = " ".join(str(r["zero_groups"]) for r in told)
+    short = problems.short(record["figure"])
     values = {
-      "forget": max(row["acc_forget"] for row in rows),
+      "forget": max(row[f"{short}_forget"] for row in rows),
       "retain lost": max(row["drop_retain"] for row in rows),
-      "old": rows[-1].get("acc_old"),
-      "missing": rows[-1].get("acc_missing"),
+      "old": rows[-1].get(f"{short}_old"),
+      "missing": rows[-1].get(f"{short}_missing"),
       "H-mean": sum(row["h_mean"] for row in rows) / len(rows),
     }
     for name, value in values.items():
-      columns[name].append(_percent(value))
-    columns["zero"].append(f"{zero} of {told[0]['groups']}" if told else "")
+      columns.setdefault(name, []).append(cells_lib.percent(value))
+  everything = [report for record in records for report in record["reports"]]
+  for part in cells_lib.columns(everything, columns):
+    if part.total:
+      cells = [part.over_stages(record["reports"]) for record in records]
+      columns[part.title] = cells
   return {name: cells for name, cells in columns.items() if any(cells)}
 
 
@@ -169,9 +183,9 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
   """Returns runs beside each other.
 
   Of runs that learn or swap, what is left after the last stage; of runs that
-  forget, the worst request's accuracies on what goes and losses of what stays,
+  forget, the worst request's figures of what goes and losses of what stays,
   what is left of earlier requests at the end, the mean H, and each request's
-  number of groups that are exactly zero.
+  parts of a total that the method reports.
   """
   swaps = all(map(_swaps, records))
   if all(r["axes"]["stage"][0] < 0 for r in records) and not swaps:
