@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def name(path: tuple[Any, ...]) -> str:
@@ -26,6 +27,18 @@ def flatten(tree: Any) -> dict[str, Any]:
   return {name(path): leaf for path, leaf in leaves}
 
 
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested dictionaries of leaves by name; undoes `flatten`."""
+  tree: dict[str, Any] = {}
+  for key, leaf in leaves.items():
+    *parents, last = key.split("/")
+    place = tree
+    for part in parents:
+      place = place.setdefault(part, {})
+    place[last] = leaf
+  return tree
+
+
 def without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
   """Returns a tree without its branches of these names."""
   return {name: part for name, part in tree.items() if name not in names}
@@ -34,3 +47,10 @@ def without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def update(tree: Any, leaves: Mapping[str, Any]) -> Any:
   """Returns the tree with the named leaves replaced."""
   return map_named(lambda key, leaf: leaves.get(key, leaf), tree)
+
+
+def widened(tree: Any) -> Any:
+  """Returns the tree with every leaf of at least float32."""
+  return jax.tree.map(
+    lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree
+  )

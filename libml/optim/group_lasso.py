@@ -71,7 +71,8 @@ def norms(tree: Any, groups: Groups) -> dict[str, jax.Array]:
 
   def norm(names):
     total = sum(
-      jnp.sum(jnp.square(_widened(leaves[name])), initial=0.0) for name in names
+      jnp.sum(jnp.square(trees.widened(leaves[name])), initial=0.0)
+      for name in names
     )
     positive = total > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1.0)), 0.0)
@@ -91,7 +92,3 @@ def zeros(tree: Any, groups: Groups) -> dict[str, jax.Array]:
     group: jnp.stack([jnp.all(leaves[name] == 0) for name in names]).all()
     for group, names in members(tree, groups).items()
   }
-
-
-def _widened(leaf: jax.Array) -> jax.Array:
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

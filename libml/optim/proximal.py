@@ -38,6 +38,10 @@ class ProximalAdamState(NamedTuple):
   learning_rate: jax.Array
   zero_groups: jax.Array
 
+  def reported(self, group: str) -> dict[str, jax.Array]:
+    """The rate, by group, and the number of groups at zero."""
+    return _reported(self, group)
+
 
 class ProximalSgdState(NamedTuple):
   """Momentum of the loss's gradient alone, and what the last step did.
@@ -53,6 +57,10 @@ class ProximalSgdState(NamedTuple):
   trace: Any
   learning_rate: jax.Array
   zero_groups: jax.Array
+
+  def reported(self, group: str) -> dict[str, jax.Array]:
+    """The rate, by group, and the number of groups at zero."""
+    return _reported(self, group)
 
 
 def proximal_group_lasso(
@@ -194,7 +202,11 @@ def proximal_group_lasso(
     stacked=stacked,
   )
   return proximal_step.transform(
-    ProximalAdamState, penalty, adam.init, advance, prox
+    ProximalAdamState,
+    penalty,
+    start=adam.init,
+    advance=advance,
+    prox=prox,
   )
 
 
@@ -281,7 +293,11 @@ def proximal_group_lasso_sgd(
     gain=gain,
   )
   return proximal_step.transform(
-    ProximalSgdState, penalty, start, advance, shrinkage.soft_thresholds
+    ProximalSgdState,
+    penalty,
+    start=start,
+    advance=advance,
+    prox=shrinkage.soft_thresholds,
   )
 
 
@@ -338,8 +354,21 @@ def decoupled_group_lasso(
     stacked=stacked,
   )
   return proximal_step.transform(
-    ProximalSgdState, penalty, start, advance, shrinkage.soft_thresholds
+    ProximalSgdState,
+    penalty,
+    start=start,
+    advance=advance,
+    prox=shrinkage.soft_thresholds,
   )
+
+
+def _reported(
+  state: ProximalAdamState | ProximalSgdState, group: str
+) -> dict[str, jax.Array]:
+  return {
+    f"learning_rate/{group}": state.learning_rate,
+    "zero_groups": state.zero_groups,
+  }
 
 
 def _descend(direction: Any, rate: jax.Array) -> Any:

@@ -139,6 +139,7 @@ Prox = Callable[[Sequence[shrinkage.Problem]], list[list[jax.Array]]]
 def transform(
   kind: Any,
   penalty: Penalty,
+  *,
   start: Callable[[Any], tuple[Any, ...]],
   advance: Callable[..., tuple[tuple[Any, ...], Any, Any]],
   prox: Prox,
@@ -158,7 +159,7 @@ def transform(
   def init(params):
     penalty.find(params)
     rate, zeros = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    return kind(*start(widened(params)), rate, zeros)
+    return kind(*start(trees.widened(params)), rate, zeros)
 
   def update(updates, state, params=None, *, alpha=None, **extra):
     if params is None:
@@ -166,11 +167,15 @@ def transform(
     rate = penalty.at(penalty.learning_rate, state.count, extra)
     if alpha is None:
       alpha = penalty.at(penalty.alpha, state.count, extra)
-    theta = widened(params)
-    inner, step, metric = advance(state[:-2], widened(updates), theta, rate)
+    theta = trees.widened(params)
+    inner, step, metric = advance(
+      state[:-2], trees.widened(updates), theta, rate
+    )
     threshold = rate * alpha * penalty.gain
     groups = penalty.find(params)
-    moved = _shrink(theta, step, metric, groups, threshold, prox)
+    moved = _shrink(
+      theta, step, metric, groups=groups, threshold=threshold, prox=prox
+    )
     moved = jax.tree.map(lambda u, p: u.astype(p.dtype), moved, params)
     zeros = _zeros(optax.apply_updates(params, moved), groups)
     return moved, kind(*inner, rate.astype(jnp.float32), zeros)
@@ -178,14 +183,7 @@ def transform(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def widened(tree: Any) -> Any:
-  """Returns a tree with at least float32."""
-  return jax.tree.map(
-    lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree
-  )
-
-
-def _shrink(theta, step, metric, groups, threshold, prox):
+def _shrink(theta, step, metric, *, groups, threshold, prox):
   """Returns the step with the groups' parts of it led to their prox."""
   old, steps, h = (trees.flatten(tree) for tree in (theta, step, metric))
   problems = [

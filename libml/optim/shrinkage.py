@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from libml import trees
+
 
 class Problem(NamedTuple):
   """One group to shrink.
@@ -22,6 +24,20 @@ class Problem(NamedTuple):
   h: list[jax.Array]
   threshold: jax.Array
   stacked: bool = False
+
+
+class _Scaled(NamedTuple):
+  """A problem divided by its metric's largest entry.
+
+  Attributes:
+    hy: h y, at least float32.
+    h: The metric, at most 1.
+    threshold: float[], lambda.
+  """
+
+  hy: list[jax.Array]
+  h: list[jax.Array]
+  threshold: jax.Array
 
 
 def metric_prox(y: Any, h: Any, threshold: Any, *, updates: int = 8) -> Any:
@@ -90,14 +106,14 @@ def metric_proxes(
 
   def climb(_, norms):
     return [
-      _each(_newton, p)(norm, *s[1:])
-      for p, norm, s in zip(problems, norms, scaled, strict=True)
+      _each(_newton, p)(norm, part)
+      for p, norm, (_, part) in zip(problems, norms, scaled, strict=True)
     ]
 
-  norms = jax.lax.fori_loop(0, updates, climb, [s[0] for s in scaled])
+  norms = jax.lax.fori_loop(0, updates, climb, [norm for norm, _ in scaled])
   return [
-    _each(_solution, p)(norm, *s[1:], p.y)
-    for p, norm, s in zip(problems, norms, scaled, strict=True)
+    _each(_solution, p)(norm, part, p.y)
+    for p, norm, (_, part) in zip(problems, norms, scaled, strict=True)
   ]
 
 
@@ -127,18 +143,13 @@ def _each(function: Any, problem: Problem) -> Any:
   return jax.vmap(function, in_axes)
 
 
-def _widened(leaves: list[jax.Array]) -> list[jax.Array]:
-  dtype = jnp.result_type(jnp.float32, *leaves)
-  return [leaf.astype(dtype) for leaf in leaves]
-
-
 def _sum(leaves: list[jax.Array]) -> jax.Array:
   return jnp.stack([jnp.sum(leaf) for leaf in leaves]).sum()
 
 
 def _scale(y, h, threshold):
-  """Returns a lower bound of z's norm, h y, h and lambda, h at most 1."""
-  h, y = _widened(h), _widened(y)
+  """Returns a lower bound of z's norm, and the problem scaled."""
+  h, y = trees.widened(h), trees.widened(y)
   largest = jnp.stack([jnp.max(leaf, initial=0.0) for leaf in h]).max()
   # The problem is homogeneous in (h, lambda); squares of h may underflow.
   largest = jnp.where(largest > 0, largest, 1.0)
@@ -146,11 +157,12 @@ def _scale(y, h, threshold):
   threshold = (threshold / largest).astype(largest.dtype)
   hy = [a * b for a, b in zip(h, y, strict=True)]
   slope = jnp.sqrt(_sum([jnp.square(leaf) for leaf in hy]))
-  return jnp.maximum(slope - threshold, 0.0), hy, h, threshold
+  return jnp.maximum(slope - threshold, 0.0), _Scaled(hy, h, threshold)
 
 
-def _newton(norm, hy, h, threshold):
+def _newton(norm, scaled):
   """Returns a better lower bound of the norm; 0 stays 0."""
+  hy, h, threshold = scaled
   # At threshold 0 the solution is y, and here is a quotient 0 / 0.
   threshold = jnp.where(threshold > 0, threshold, 1.0)
   below = [norm * a + threshold for a in h]
@@ -161,7 +173,8 @@ def _newton(norm, hy, h, threshold):
   return jnp.maximum(norm + step, norm)
 
 
-def _solution(norm, hy, h, threshold, y):
+def _solution(norm, scaled, y):
+  hy, h, threshold = scaled
   on = threshold > 0
   safe = jnp.where(on, threshold, 1.0)
   shrunk = [norm * a / (norm * b + safe) for a, b in zip(hy, h, strict=True)]
@@ -173,7 +186,7 @@ def _solution(norm, hy, h, threshold, y):
 
 def _shrink(y, h, threshold):
   del h
-  wide = _widened(y)
+  wide = trees.widened(y)
   norm = jnp.sqrt(_sum([jnp.square(leaf) for leaf in wide]))
   factor = 1.0 - threshold / jnp.where(norm > 0, norm, 1.0)
   factor = jnp.where(norm > threshold, factor, 0.0).astype(norm.dtype)
