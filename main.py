@@ -112,7 +112,11 @@ def build_optimizer(config: ConfigDict, method: Any) -> optim.Optimizer:
   per = settings.pop("lr_batch_size")
   scale = config.batch_size / per if per else 1.0
   return optim.build(
-    **settings, epochs=config.epochs, lr_scale=scale, lasso=method.groups
+    **settings,
+    epochs=config.epochs,
+    lr_scale=scale,
+    lasso=method.groups,
+    transforms=method.transforms,
   )
 
 
@@ -322,7 +326,6 @@ def execute(
   params, weights = initial_params(
     config, method.model, should_stop, names, new
   )
-  lora.check_trained(optimizer.groups.trainable(params))
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
   facts = results.facts(

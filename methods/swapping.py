@@ -25,6 +25,7 @@ import numpy as np
 
 from libml import trees
 from libml.optim import group_lasso
+from libml.optim import transforms
 from libml.train.method import Method
 from libml.train.method import Round
 from methods.parts import adapting
@@ -98,6 +99,11 @@ class Swapping(Method):
   def groups(self):
     """Groups of adapters that are shrunk together."""
     return group_lasso.by_pattern(group_lasso.GROUPINGS[self.grouping])
+
+  @property
+  def transforms(self):
+    """Of a pattern in `new_columns`, the other columns keep every bit."""
+    return (transforms.keep_salient(),)
 
   @property
   def rewrites(self):

@@ -188,9 +188,16 @@ LORA_CASES = {
   ),
   "margin that is no number": ({"method__margin": float("nan")}, r"margin=nan"),
   "scale 0": ({"model__lora__alpha": 0.0}, r"alpha=0.0 of LoRA .*above 0"),
-  "adapters that nobody trains": (
-    {"method": {"name": "finetune"}, "optimizer__lora": None},
-    r"the optimizer trains none; put a group .*lora_\[ab\]",
+  "adapters under another name": (
+    {
+      "method": {"name": "finetune"},
+      "optimizer__groups": (
+        ("lora", r".*/lora[ab]"),
+        ("head", r"head/.*"),
+        ("backbone", r".*"),
+      ),
+    },
+    r"group 'lora', .*; similar names are .*key/lora_a' \(in group 'backbone'",
   ),
   "a trained kernel beside an adapter": (
     {"optimizer__backbone": common.adam(0.1)},

@@ -129,6 +129,20 @@ def test_frozen_weights_stay_bit_for_bit(run):
     assert changed <= may_change(run) - trained(run)
 
 
+def test_every_trained_group_moves(run):
+  groups = run.run.optimizer.groups
+  labels = trees.flatten(groups.labels(run.state.params))
+  moved = {
+    labels[name.removeprefix("params/")]
+    for begun, trained in zip(run.begun, run.trained, strict=True)
+    for name in begun
+    if name.startswith("params/")
+    and not np.array_equal(begun[name], trained[name])
+  }
+  # Some methods take no step, whatever the optimizer would train.
+  assert moved >= (set(groups.trained) if run.metrics else set())
+
+
 def test_memory_keeps_its_structure(run):
   kinds = [
     {name: (x.shape, x.dtype) for name, x in state.items()}

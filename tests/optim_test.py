@@ -70,6 +70,64 @@ def test_unmatched_parameter_is_named():
     optimizer.tx.init(PARAMS)
 
 
+UNMATCHED = {
+  "no such name": (
+    (("prompt", r"prompt/.*"), *GROUPS),
+    {"prompt": PLAIN},
+    r"trains the group 'prompt', .*'prompt/\.\*' gets none of the 3 param.*; "
+    r"they are called 'body/kernel' \(in group 'body'\), .*prompt=None",
+  ),
+  "another spelling": (
+    (("heads", r"heads/.*"), ("body", r".*")),
+    {"heads": PLAIN, "head": None},
+    r"'heads/\.\*' .*; similar names are 'head/bias' \(in group 'body'\)",
+  ),
+  "taken by an earlier group": (
+    (("all", r".*"), *GROUPS),
+    {"all": PLAIN},
+    r"group 'head', .*; an earlier group takes 'head/bias' \(in group 'all'\)",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", UNMATCHED)
+def test_trained_group_without_a_parameter_is_refused(case):
+  groups, settings, message = UNMATCHED[case]
+  settings = {"head": PLAIN, "body": None, **settings}
+  settings = {name: settings[name] for name, _ in groups}
+  optimizer = optim.build(groups=groups, epochs=1, **settings)
+  with pytest.raises(ValueError, match=message):
+    optimizer.check({}, PARAMS)
+
+
+def test_frozen_group_may_have_no_parameter():
+  groups = (("prompt", r"prompt/.*"), *GROUPS)
+  settings = {"prompt": None, "head": PLAIN, "body": None}
+  optim.build(groups=groups, epochs=1, **settings).check({}, PARAMS)
+
+
+def test_prompts_that_the_options_leave_out_are_not_trained(tmp_path):
+  config = tiny()
+  config.method.update({"e_layers": (), "key_loss": 0.0})
+  with pytest.raises(
+    ValueError, match=r"trains the group 'prompt', .*reweight"
+  ):
+    main.execute(config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sgd", "proximal_sgd"])
+def test_transforms_of_the_method_end_each_chain_of_a_trained_group(name):
+  updates, _ = update(
+    head={**PLAIN, "name": name},
+    lasso=lambda name: name.split("/")[0],
+    transforms=(optax.scale(10.0),),
+  )
+  # The proximal step is the last of its group: nothing may rescale it.
+  factor = 10.0 if name == "sgd" else 1.0
+  np.testing.assert_allclose(updates["head"]["bias"], factor * -0.2)
+  assert (updates["body"]["kernel"] == 0).all()
+
+
 @pytest.mark.parametrize(
   ("scope", "norm"), [("trainable", 2 * 8**0.5), ("all", 2 * 17**0.5)]
 )

@@ -35,7 +35,13 @@ def test_weights_outside_the_mask_keep_every_bit(options):
   rng = np.random.default_rng(0)
   params = {n: jnp.float32(rng.normal(size=(6, 4))) for n in ("a", "b")}
   masks = {"a": jnp.asarray(rng.random((6, 4)) < 0.4)}
-  tx = optim.group_transform(name="adam", lr=0.1, epochs=1, **options)
+  tx = optim.group_transform(
+    name="adam",
+    lr=0.1,
+    epochs=1,
+    transforms=(transforms.keep_salient(),),
+    **options,
+  )
   state, now = tx.init(params), params
   for _ in range(3):
     grads = {n: jnp.float32(rng.normal(size=(6, 4))) for n in params}

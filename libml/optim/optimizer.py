@@ -6,7 +6,6 @@ whatever bends it is a transform that takes arrays as extra arguments.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +19,9 @@ from libml.optim import group_lasso
 from libml.optim import projection
 from libml.optim import proximal
 from libml.optim import schedules
-from libml.optim import transforms
+from libml.optim import transforms as transforms_lib
 from libml.optim.group_lasso import Groups as LassoGroups
+from libml.optim.groups import Groups
 
 
 def adam(
@@ -73,6 +73,7 @@ def group_transform(
   l2: float = 0.0,
   project: str | None = None,
   lasso: LassoGroups | None = None,
+  transforms: Sequence[optax.GradientTransformation] = (),
   **options,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the transform of one parameter group.
@@ -90,6 +91,8 @@ def group_transform(
     project: What the method's factors (extra arguments `left` and `right`)
       multiply: the "update", the "gradient", or None: nothing.
     lasso: The method's groups, for a row of PROXIMAL.
+    transforms: The method's, at the end of the chain; a row of PROXIMAL, whose
+      step must be the last, takes none.
     **options: Of the optimizer, such as b1 or momentum.
 
   Raises:
@@ -109,80 +112,47 @@ def group_transform(
     if lasso is None or project or normalize_columns or l2:
       raise ValueError(
         f"The optimizer {name!r} takes a step of its own: set project=None, "
-        "normalize_columns=False and l2=0, and a method with groups to shrink, "
-        "such as gs_lora with subgradient=False; else take 'adam' or 'sgd'."
+        "normalize_columns=False and l2=0, and a method with groups to shrink; "
+        f"else take one of {sorted(OPTIMIZERS)}."
       )
-    if weight_decay:
-      options["weight_decay"] = weight_decay
-    return registry.build(
-      PROXIMAL,
-      "optimizer",
-      name,
-      learning_rate=rate,
-      alpha=0.0,  # the method's extra argument takes its place
-      groups=lasso,
-      clock="epoch",
-      **options,
-    )
+    return _proximal(name, rate, lasso, weight_decay, **options)
   chain = [optax.add_decayed_weights(l2)] if l2 else []
   if project == "gradient":
     chain.append(projection.project_updates())
   chain.append(registry.build(OPTIMIZERS, "optimizer", name, **options))
   if weight_decay:
     chain.append(optax.add_decayed_weights(weight_decay))
-  chain.append(transforms.scale_by_rate(rate))
+  chain.append(transforms_lib.scale_by_rate(rate))
   if normalize_columns:
-    chain.append(transforms.unit_columns())
+    chain.append(transforms_lib.unit_columns())
   if project == "update":
     chain.append(projection.project_updates())
-  chain.append(transforms.keep_salient())
-  return optax.chain(*chain)
+  return optax.chain(*chain, *transforms)
 
 
-@dataclasses.dataclass(frozen=True)
-class Groups:
-  """Named parts of a parameter tree: ordered (name, pattern), first match wins.
-
-  Attributes:
-    patterns: Regular expressions over whole leaf names.
-    frozen: Names of the groups that are not trained.
-  """
-
-  patterns: tuple[tuple[str, str], ...]
-  frozen: frozenset[str]
-
-  def labels(self, params: Any) -> Any:
-    """Returns the tree of group names.
-
-    Raises:
-      ValueError: A parameter that matches no group.
-    """
-
-    def label(name, leaf):
-      del leaf
-      for group, pattern in self.patterns:
-        if re.fullmatch(pattern, name):
-          return group
-      raise ValueError(
-        f"Parameter {name!r} matches none of the optimizer's groups "
-        f"{self.patterns}; add a last group with the pattern '.*'."
-      )
-
-    return trees.map_named(label, params)
-
-  def trainable(self, params: Any) -> Any:
-    """Returns the tree of booleans: whether a leaf is trained."""
-    return jax.tree.map(lambda g: g not in self.frozen, self.labels(params))
-
-  def sizes(self, params: Any) -> dict[str, int]:
-    """Returns the number of weights: "total" and "trainable"."""
-    sizes = jax.tree.map(lambda leaf: leaf.size, params)
-    trained = jax.tree.map(lambda s, on: s * on, sizes, self.trainable(params))
-    total, trainable = (sum(jax.tree.leaves(t)) for t in (sizes, trained))
-    return {"total": total, "trainable": trainable}
+def _proximal(
+  name: str,
+  rate: schedules.Schedule,
+  lasso: LassoGroups,
+  weight_decay: float,
+  **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """Returns a row of PROXIMAL; alpha comes from the method at each step."""
+  if weight_decay:
+    options["weight_decay"] = weight_decay
+  return registry.build(
+    PROXIMAL,
+    "optimizer",
+    name,
+    learning_rate=rate,
+    alpha=0.0,
+    groups=lasso,
+    clock="epoch",
+    **options,
+  )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
   """What turns gradients into a step.
 
@@ -201,36 +171,56 @@ class Optimizer:
   lasso: LassoGroups | None = None
 
   def check(self, extra: Mapping[str, Any], params: Any) -> None:
-    """Checks that a method's factors reach the updates that they are for.
+    """Checks that the groups fit the parameters and what a method asks for.
+
+    Args:
+      extra: The method's arrays for the transforms.
+      params: All parameters, the method's own included.
 
     Raises:
-      ValueError: Factors for a parameter whose group has no `project`, a
-        `project` without factors, a weight of the group lasso that no proximal
-        optimizer reads, or a proximal optimizer without one.
+      ValueError: A trained group without a parameter, factors for a parameter
+        whose group has no `project`, a `project` without factors, a weight of
+        the group lasso that no proximal optimizer reads, or a proximal
+        optimizer without one.
     """
-    if "alpha" in extra and not self.proximal:
+    self.groups.check(params)
+    labels = trees.flatten(self.groups.labels(params))
+    self._check_proximal("alpha" in extra, params, labels)
+    self._check_projected(extra, labels)
+
+  def _check_proximal(
+    self, weighed: bool, params: Any, labels: Mapping[str, str]
+  ) -> None:
+    """Checks that what the method shrinks is shrunk, and all of it at once."""
+    if weighed and not self.proximal:
       raise ValueError(
         "The method shrinks groups of parameters by a proximal step, which "
         f"none of the optimizer's groups {[n for n, _ in self.groups.patterns]}"
-        f" takes; name one of {sorted(PROXIMAL)} there, or set "
-        "method.subgradient=True."
+        f" takes; name one of {sorted(PROXIMAL)} there, or set the method's "
+        "option that adds the penalty to its loss instead."
       )
-    if self.proximal and "alpha" not in extra:
+    if self.proximal and not weighed:
       raise ValueError(
         f"The optimizer's groups {sorted(self.proximal)} take a proximal step, "
         "and the method gives it no weight, so nothing would be shrunk; name "
-        "'adam' or 'sgd' there, or set method.subgradient=False."
+        f"one of {sorted(OPTIMIZERS)} there, or set the method's option that "
+        "leaves the penalty to the optimizer."
       )
-    labels = trees.flatten(self.groups.labels(params))
-    if self.lasso is not None and self.proximal:
-      for group, members in group_lasso.members(params, self.lasso).items():
-        where = {labels[name] for name in members}
-        if len(where) > 1 or not where <= self.proximal:
-          raise ValueError(
-            f"The parameters of {group!r} are shrunk together, and lie in the "
-            f"optimizer's groups {sorted(where)}; put them into one, of "
-            f"{sorted(PROXIMAL)}."
-          )
+    if self.lasso is None or not self.proximal:
+      return
+    for group, members in group_lasso.members(params, self.lasso).items():
+      where = {labels[name] for name in members}
+      if len(where) > 1 or not where <= self.proximal:
+        raise ValueError(
+          f"The parameters of {group!r} are shrunk together, and lie in the "
+          f"optimizer's groups {sorted(where)}; put them into one, of "
+          f"{sorted(PROXIMAL)}."
+        )
+
+  def _check_projected(
+    self, extra: Mapping[str, Any], labels: Mapping[str, str]
+  ) -> None:
+    """Checks that a method's factors reach the updates that they are for."""
     names = {
       name
       for side in ("left", "right")
@@ -259,6 +249,7 @@ def build(
   clip_scope: str = "trainable",
   l2: float = 0.0,
   lasso: LassoGroups | None = None,
+  transforms: Sequence[optax.GradientTransformation] = (),
   **settings: Mapping[str, Any] | None,
 ) -> Optimizer:
   """Builds the optimizer of a run.
@@ -273,13 +264,42 @@ def build(
     l2: Weight of 0.5 * sum of squares over all leaves of two dimensions or
       more, added to the gradient before clipping (L2P's decay in the loss).
     lasso: Which parameters a proximal optimizer shrinks together.
+    transforms: The method's, at the end of every trained group's chain.
     **settings: For each group a dict for `group_transform`, or None: frozen.
 
   Raises:
     ValueError: A group without settings, settings without a group, an
       unknown option, or an unknown clip_scope.
   """
-  names = [name for name, _ in groups]
+  if clip_scope not in ("trainable", "all"):
+    raise ValueError(f"clip_scope={clip_scope!r} must be 'trainable' or 'all'.")
+  _check_settings([name for name, _ in groups], settings)
+  frozen = frozenset(n for n, options in settings.items() if options is None)
+  parts = Groups(tuple((name, pattern) for name, pattern in groups), frozen)
+  clip: Any = transforms_lib.clip_by_global_norm(clip_norm)
+  if clip_scope == "trainable":
+    # Outside the mask a clip reads, and so keeps alive, frozen gradients.
+    clip = optax.masked(clip, parts.trainable)
+  shared = {"epochs": epochs, "lasso": lasso, "transforms": transforms}
+  by_group: dict[Any, optax.GradientTransformation] = {
+    name: _transform(settings[name], lr_scale, **shared) for name, _ in groups
+  }
+  chain = [clip, optax.partition(by_group, parts.labels)]
+  if l2:
+    matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+    chain = [optax.add_decayed_weights(l2, mask=matrices), *chain]
+  trained = {name: settings[name] or {} for name in parts.trained}
+  return Optimizer(
+    tx=optax.chain(*chain),
+    groups=parts,
+    projected=frozenset(n for n, o in trained.items() if o.get("project")),
+    proximal=frozenset(n for n, o in trained.items() if o["name"] in PROXIMAL),
+    lasso=lasso,
+  )
+
+
+def _check_settings(names: Sequence[str], settings: Mapping[str, Any]) -> None:
+  """Raises ValueError unless each group has settings, and they have a group."""
   for name in [*names, *settings]:
     if name not in settings:
       raise ValueError(
@@ -291,54 +311,17 @@ def build(
         f"Optimizer settings for {name!r}, which is no group. "
         f"{registry.nearest(name, names)}"
       )
-  if clip_scope not in ("trainable", "all"):
-    raise ValueError(f"clip_scope={clip_scope!r} must be 'trainable' or 'all'.")
-  frozen = frozenset(name for name in names if settings[name] is None)
-  parts = Groups(tuple((name, pattern) for name, pattern in groups), frozen)
-
-  def transform(options: Mapping[str, Any] | None) -> Any:
-    if options is None:
-      return optax.set_to_zero()
-    settled: dict[str, Any] = {"min_lr": 0.0, **options, "epochs": epochs}
-    if "lr" not in settled:
-      raise ValueError(f"Optimizer settings {dict(options)} need an 'lr'.")
-    for rate in ("lr", "min_lr"):
-      settled[rate] *= lr_scale
-    return group_transform(**settled, lasso=lasso)
-
-  clip: Any = transforms.clip_by_global_norm(clip_norm)
-  if clip_scope == "trainable":
-    # Outside the mask a clip reads, and so keeps alive, frozen gradients.
-    clip = optax.masked(clip, parts.trainable)
-  chain = [
-    clip,
-    optax.partition(
-      {name: transform(settings[name]) for name in names}, parts.labels
-    ),
-  ]
-  if l2:
-    matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
-    chain = [optax.add_decayed_weights(l2, mask=matrices), *chain]
-  projected = {n for n in names if (settings[n] or {}).get("project")}
-  shrunk = {n for n in names if (settings[n] or {}).get("name") in PROXIMAL}
-  return Optimizer(
-    optax.chain(*chain), parts, frozenset(projected), frozenset(shrunk), lasso
-  )
 
 
-def metrics(opt_state: Any) -> dict[str, jax.Array]:
-  """Returns what the transforms remembered of a step, by name.
-
-  The learning rates of several groups are told apart by the group's name.
-  """
-  found = {}
-  for name, leaf in trees.flatten(opt_state).items():
-    parts = name.split("/")
-    if parts[-1] == "l2_grads":
-      found["l2_grads"] = leaf
-    elif parts[-1] == "learning_rate":
-      group = parts[parts.index("inner_states") + 1]
-      found[f"learning_rate/{group}"] = leaf
-    elif parts[-1] == "zero_groups":
-      found["zero_groups"] = leaf
-  return found
+def _transform(
+  options: Mapping[str, Any] | None, lr_scale: float, **shared: Any
+) -> optax.GradientTransformation:
+  """Returns the transform of a group's settings, its rates scaled."""
+  if options is None:
+    return optax.set_to_zero()
+  settled: dict[str, Any] = {"min_lr": 0.0, **options}
+  if "lr" not in settled:
+    raise ValueError(f"Optimizer settings {dict(options)} need an 'lr'.")
+  for rate in ("lr", "min_lr"):
+    settled[rate] *= lr_scale
+  return group_transform(**{**settled, **shared})

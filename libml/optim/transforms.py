@@ -16,6 +16,10 @@ class RateState(NamedTuple):
 
   learning_rate: jax.Array
 
+  def reported(self, group: str) -> dict[str, jax.Array]:
+    """The rate, by group."""
+    return {f"learning_rate/{group}": self.learning_rate}
+
 
 def scale_by_rate(
   rate: schedules.Schedule,
@@ -39,6 +43,11 @@ class ClipState(NamedTuple):
   """The gradient's norm before the last clipping, for the log."""
 
   l2_grads: jax.Array
+
+  def reported(self, group: str) -> dict[str, jax.Array]:
+    """The norm."""
+    del group
+    return {"l2_grads": self.l2_grads}
 
 
 def clip_by_global_norm(

@@ -7,6 +7,7 @@ from typing import Any
 from typing import ClassVar
 
 import jax
+import optax
 
 from libml.optim.group_lasso import Groups
 from libml.pipeline.stage_data import StageData
@@ -100,6 +101,14 @@ class Method:
   def groups(self) -> Groups | None:
     """Groups of parameters that a proximal optimizer shrinks together."""
     return None
+
+  @property
+  def transforms(self) -> tuple[optax.GradientTransformation, ...]:
+    """Transforms that end the chain of every trained group.
+
+    Their extra arguments come from `extra_args`.
+    """
+    return ()
 
   def check(self, scenario: Scenario) -> None:
     """Raises ValueError for a scenario that the options do not fit."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from libml import trees
+from libml.optim import transforms
 from libml.pipeline.stage_data import StageData
 from libml.problems import losses
 from libml.scenarios import Stage
@@ -60,6 +61,11 @@ class Unlearning(Method):
           f"method.{name}={value} must be a finite number, "
           f"{'0 or more' if zero else 'above 0'}."
         )
+
+  @property
+  def transforms(self):
+    """Where some weights matter, the others keep every bit."""
+    return () if self.saliency is None else (transforms.keep_salient(),)
 
   def init_memory(self, params, trainable):
     """Holds the stage's classes, and which weights may move."""

@@ -1,0 +1,43 @@
+"""Figures of the last step that optimizer states hold for the log."""
+
+from collections.abc import Iterator
+from typing import Any
+from typing import Protocol
+from typing import runtime_checkable
+
+import jax
+import optax
+
+
+@runtime_checkable
+class Reports(Protocol):
+  """A transform's state that holds figures for the log."""
+
+  def reported(self, group: str) -> dict[str, jax.Array]:
+    """Returns name -> scalar of the last step.
+
+    Args:
+      group: The optimizer's group that the transform is of; "" outside of
+        groups. It belongs into the names of figures that every group has.
+    """
+    ...
+
+
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
+  """Returns what the transforms report of the last step, name -> scalar."""
+  found = {}
+  for group, state in _reporting(opt_state):
+    found.update(state.reported(group))
+  return found
+
+
+def _reporting(tree: Any, group: str = "") -> Iterator[tuple[str, Reports]]:
+  """Yields the states that report, each with its group."""
+  kinds = (optax.transforms.PartitionState, Reports)
+  nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kinds))
+  for node in nodes:
+    if isinstance(node, optax.transforms.PartitionState):
+      for name, inner in node.inner_states.items():
+        yield from _reporting(inner, str(name))
+    elif isinstance(node, Reports):
+      yield group, node
