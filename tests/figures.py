@@ -9,6 +9,7 @@ import collections
 import fnmatch
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,6 +31,24 @@ def folder():
       "files of tests/golden, or unset it."
     )
   return found
+
+
+def cases(path, pattern):
+  """Returns what a pattern's groups say of the keys of a file, in order.
+
+  For parametrized tests, whose cases are known before any fixture is.
+
+  Args:
+    path: "family/name".
+    pattern: A regular expression with groups, over whole keys.
+
+  Returns:
+    Strings, or tuples of them if the pattern has several groups.
+  """
+  with np.load(folder() / f"{path}.npz") as file:
+    matches = [re.fullmatch(pattern, key) for key in file.files]
+  groups = [match.groups() for match in matches if match]
+  return list(dict.fromkeys(g[0] if len(g) == 1 else g for g in groups))
 
 
 class Figures(Mapping):

@@ -61,5 +61,12 @@ def test_a_missing_folder_is_named(monkeypatch, tmp_path):
   assert figures.folder() == tmp_path
 
 
+def test_cases_are_those_of_the_file(monkeypatch, reader):
+  monkeypatch.setenv(figures.VARIABLE, str(reader.root))
+  assert figures.cases("family/one", r".*/(.)") == ["x", "y"]
+  assert figures.cases("family/one", r"(o.*)/(.)") == [("out", "y")]
+  assert figures.cases("family/one", r"grad/(.*)") == []
+
+
 def test_no_file_is_answered_for_twice():
   assert all(len(modules) == 1 for modules in claims().values())
