@@ -3,10 +3,12 @@
 import json
 import re
 
+import figures
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from libml.datasets import tfds_rows
 from libml.images import preprocess
 from libml.images.preprocess import Preprocess
 
@@ -21,16 +23,8 @@ _STATS = {
     "std": (0.2675, 0.2565, 0.2761),
   },
 }
-_CASES = [
-  "square_40_32",
-  "ragged_40_32",
-  "square_40_35",
-  "ragged_40_35",
-  "native",
-  "grey_40_32_offset10",
-  "square_40_32_cifar100_stats",
-  "ragged_40_32_cifar10_stats",
-]
+FIGURES = {"l2p/preprocess": {}}
+_CASES = figures.cases(*FIGURES, r"out/([^/]+)/image")
 
 
 def _noise(height, width, channels=3, seed=0):
@@ -56,19 +50,24 @@ def _evaluated(chain, image):
   return chain.eval_fn({"image": tf.constant(image)})["image"].numpy()
 
 
-def test_golden_cases_are_all_tested(golden):
-  assert set(_CASES) == set(json.loads(str(_golden(golden)["in/config"])))
+@pytest.fixture
+def reference(golden):
+  """Returns the stored arrays, and the config of each case."""
+  data = golden("l2p", "preprocess")
+  return data, json.loads(str(data["in/config"]))
 
 
-def _golden(golden):
-  return golden("l2p", "preprocess")
+def test_golden_cases_are_all_tested(reference):
+  assert set(_CASES) == set(reference[1])
 
 
 @pytest.mark.parametrize("case", _CASES)
-def test_eval_equals_the_reference(golden, case):
-  data = _golden(golden)
-  config = json.loads(str(data["in/config"]))[case]
+def test_eval_equals_the_reference(reference, case):
+  data, configs = reference
+  config = configs[case]
   expected = data[f"out/{case}/image"]
+  if config["crop"] is not None:
+    assert expected.shape[1:] == (config["crop"], config["crop"], 3)
   chain = Preprocess(
     size=expected.shape[1],
     eval="native" if config["resize"] is None else "reference",
@@ -85,6 +84,18 @@ def test_eval_equals_the_reference(golden, case):
   level = 1.01 / 255 / np.array(chain.std or 1.0)
   assert np.all(abs(found - expected) <= level)
   assert np.mean(abs(found - expected) > 1e-6) <= 0.015
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_labels_are_those_of_the_reference(reference, case):
+  data, configs = reference
+  source = configs[case].get("label_source", "label")
+  label = data[f"in/{source}"]
+  if source == "imagenet_r_label":
+    label = [tfds_rows.IMAGENET_R_IDS.index(number) for number in label]
+  # A collection's later data sets count on from the classes before them.
+  label = np.add(label, configs[case].get("label_offset", 0))
+  np.testing.assert_array_equal(label, data[f"out/{case}/label"])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
