@@ -1,6 +1,6 @@
 """Domain-incremental learning: the same classes under ever new conditions."""
 
-import dataclasses
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 from libml import datasets
@@ -48,6 +48,43 @@ def domain_incremental(
       image, an augmented test of several test splits, or a single data set.
   """
   parts = stage_lib.several(source).parts
+  _check_domains(parts)
+  names = parts[0].class_names
+  everything = tuple(range(len(names)))
+  shared = len({part.splits["test"] for part in parts}) == 1
+  if augmented_test and not shared:
+    raise ValueError(
+      "augmented_test=True needs domains that share one test split; these "
+      "have tests of their own. Set scenario.augmented_test=False."
+    )
+  description = {"order": [p.name for p in parts], "classes": len(names)}
+  if not shared:
+    tests = [datasets.Subset.of(part.splits["test"]) for part in parts]
+    return tasks.tested_on_all(
+      _arrivals(parts),
+      [stage_lib.Probe(test, everything) for test in tests],
+      num_classes=len(names),
+      description={**description, "evaluation": "on each domain's test"},
+      seeds={},
+    )
+  test = parts[0].splits["test"]
+  stage_lib.check_tested(test, names, source.name)
+  subset = datasets.Subset.of(test)
+  probes = {"test": stage_lib.Probe(subset, everything)}
+  if augmented_test:
+    probes["test_augmented"] = stage_lib.Probe(subset, everything, augment=True)
+  return stage_lib.Scenario(
+    stages=stage_lib.learn_in_order(_arrivals(parts, probes)),
+    num_classes=len(names),
+    summarize=summarize_test,
+    probes=("test",),
+    description={**description, "evaluation": "on one test for all domains"},
+    seeds={},
+  )
+
+
+def _check_domains(parts: Sequence[datasets.Source]) -> None:
+  """Raises ValueError for other classes, or a domain without a test image."""
   names = parts[0].class_names
   for part in parts:
     if part.class_names != names:
@@ -62,7 +99,13 @@ def domain_incremental(
         f"Domain {part.name!r} has no test image; add some, or set holdout to "
         "test on a part of the training images."
       )
-  everything = tuple(range(len(names)))
+
+
+def _arrivals(
+  parts: Sequence[datasets.Source],
+  probes: Mapping[str, stage_lib.Probe] | None = None,
+) -> list[stage_lib.Arrival]:
+  """Returns what each domain brings; probes are those of all stages."""
   arrivals, seen = [], datasets.Subset(())
   for i, part in enumerate(parts):
     learn = datasets.Subset.of(part.splits["train"])
@@ -72,38 +115,8 @@ def domain_incremental(
         name=f"task {i}: {part.name}",
         learn=learn,
         seen=seen,
-        classes=everything,
+        classes=tuple(range(part.num_classes)),
+        probes=probes or {},
       )
     )
-  shared = len({part.splits["test"] for part in parts}) == 1
-  if augmented_test and not shared:
-    raise ValueError(
-      "augmented_test=True needs domains that share one test split; these "
-      "have tests of their own. Set scenario.augmented_test=False."
-    )
-  description = {"order": [p.name for p in parts], "classes": len(names)}
-  if not shared:
-    tests = [datasets.Subset.of(part.splits["test"]) for part in parts]
-    return tasks.tested_on_all(
-      arrivals,
-      [stage_lib.Probe(test, everything) for test in tests],
-      num_classes=len(names),
-      description={**description, "evaluation": "on each domain's test"},
-      seeds={},
-    )
-  test = parts[0].splits["test"]
-  stage_lib.check_tested(test, names, source.name)
-  subset = datasets.Subset.of(test)
-  probes = {"test": stage_lib.Probe(subset, everything)}
-  if augmented_test:
-    probes["test_augmented"] = stage_lib.Probe(subset, everything, augment=True)
-  return stage_lib.Scenario(
-    stages=stage_lib.learn_in_order(
-      dataclasses.replace(arrival, probes=probes) for arrival in arrivals
-    ),
-    num_classes=len(names),
-    summarize=summarize_test,
-    probes=("test",),
-    description={**description, "evaluation": "on one test for all domains"},
-    seeds={},
-  )
+  return arrivals

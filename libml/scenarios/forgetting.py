@@ -4,6 +4,7 @@ GS-LoRA: Zhao et al., "Continual Forgetting for Pre-trained Vision Models",
 CVPR 2024, and its extension of 2025.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 from libml import datasets
@@ -67,84 +68,114 @@ def forgetting(
   """
   source = stage_lib.single(source)
   known = tuple(range(source.num_classes))
-  order = known if order is None else tuple(order)
-  if sorted(order) != list(known):
-    raise ValueError(
-      f"scenario.order has {len(order)} entries, such as {order[:5]}; it must "
-      f"hold each class id 0 to {len(known) - 1} once."
-    )
+  order = _checked(known if order is None else order, known)
   if requests is None:
     requests = _from_order(order, num_requests, classes_per_request)
   forget = [source.ids(r, f"request {i}") for i, r in enumerate(requests)]
   _check_requests(forget, len(known))
-  gone = {c for request in forget for c in request}
-  kept = tuple(c for c in order if c not in gone)
-  trained = _trained(source, kept, gone, retain, missing, missing_from)
-  absent = tuple(c for c in kept if c not in trained)
-  train, test = source.splits["train"], source.splits["test"]
-  stage_lib.check_tested(test, source.class_names, source.name)
-  sample = sampling.Sample(
-    datasets.Subset.of(train), ratio, shots, redraw, sample_seed
+  classes = _staying(
+    source,
+    [c for c in order if not any(c in request for request in forget)],
+    retain=retain,
+    missing=missing,
+    missing_from=missing_from,
   )
-  sample.draw(
-    0, (*trained, *gone)
-  )  # one draw serves all, if nothing is redrawn
-
-  probes = {
-    f"request_{i}": stage_lib.Probe(datasets.Subset.of(test, c), known)
-    for i, c in enumerate(forget)
-  }
-  for name, classes in (("kept", trained), ("missing", absent)):
-    if classes:
-      probes[name] = stage_lib.Probe(datasets.Subset.of(test, classes), known)
-  total = len(known) + len(source.other_names)
-  if source.others is not None:
-    everything = tuple(range(total))
-    others = datasets.Subset.of(source.others)
-    probes["others"] = stage_lib.Probe(others, everything)
-
-  stages = []
-  for i, classes in enumerate(forget):
-    later = tuple(c for request in forget[i + 1 :] for c in request)
-    images = {
-      "forget": sample.draw(2 * i + 1, classes),
-      "retain": sample.draw(2 * i + 2, (*trained, *later)),
-    }
-    if whole_retain:
-      whole = datasets.Subset.of(train, (*trained, *later))
-      images["retain_all"] = whole
-    stages.append(
-      stage_lib.Stage(
-        index=i,
-        goal="forget",
-        train=images,
-        probes=probes,
-        classes={
-          "forget": classes,
-          "retain": (*trained, *later),
-          "missing": absent,
-          "old": tuple(c for request in forget[:i] for c in request),
-          "known": known,
-        },
-        name=f"request {i}: {_shown(source, classes)}",
-      )
-    )
+  stage_lib.check_tested(source.splits["test"], source.class_names, source.name)
+  train = datasets.Subset.of(source.splits["train"])
+  sample = sampling.Sample(
+    train, ratio=ratio, shots=shots, redraw=redraw, seed=sample_seed
+  )
+  # One draw serves all, if nothing is redrawn.
+  sample.draw(0, (*classes["kept"], *(c for ids in forget for c in ids)))
+  probes = _probes(source, forget, classes)
+  whole = train if whole_retain else None
+  stages = _stages(
+    source, forget, classes, sample=sample, whole=whole, probes=probes
+  )
   return stage_lib.Scenario(
-    stages=tuple(stages),
-    num_classes=total,
+    stages=stages,
+    num_classes=len(known) + len(source.other_names),
     summarize=summarize_forgetting,
     probes=tuple(probes),
     class_names=(*source.class_names, *source.other_names),
     before=probes,
     description={
       "requests": [list(map(int, r)) for r in forget],
-      "kept": list(map(int, trained)),
-      "missing": list(map(int, absent)),
+      **{name: list(map(int, ids)) for name, ids in classes.items()},
       "sample": sample.describe(),
       "images": [{k: len(s) for k, s in t.train.items()} for t in stages],
     },
     seeds={"sample": sample_seed},
   )
+
+
+def _probes(
+  source: datasets.Source,
+  requests: Sequence[Sequence[int]],
+  classes: Mapping[str, tuple[int, ...]],
+) -> dict[str, stage_lib.Probe]:
+  """Returns the probes of the requests, of other classes, of other images."""
+  known, test = tuple(range(source.num_classes)), source.splits["test"]
+  parts = {f"request_{i}": ids for i, ids in enumerate(requests)}
+  parts |= {name: ids for name, ids in classes.items() if ids}
+  probes = {
+    name: stage_lib.Probe(datasets.Subset.of(test, ids), known)
+    for name, ids in parts.items()
+  }
+  if source.others is not None:
+    everything = tuple(range(len(known) + len(source.other_names)))
+    others = datasets.Subset.of(source.others)
+    probes["others"] = stage_lib.Probe(others, everything)
+  return probes
+
+
+def _stages(
+  source: datasets.Source,
+  requests: Sequence[tuple[int, ...]],
+  classes: Mapping[str, tuple[int, ...]],
+  *,
+  sample: sampling.Sample,
+  whole: datasets.Subset | None,
+  probes: Mapping[str, stage_lib.Probe],
+) -> tuple[stage_lib.Stage, ...]:
+  """Returns a stage for each request.
+
+  Args:
+    source: The images.
+    requests: Class ids that each forgets.
+    classes: Those "kept", and those of them that are "missing".
+    sample: Training images that are still there.
+    whole: All training images, for the role "retain_all"; None: no such role.
+    probes: Of all stages.
+  """
+  stages = []
+  for i, gone in enumerate(requests):
+    later = tuple(c for request in requests[i + 1 :] for c in request)
+    staying = (*classes["kept"], *later)
+    images = {
+      "forget": sample.draw(2 * i + 1, gone),
+      "retain": sample.draw(2 * i + 2, staying),
+    }
+    if whole is not None:
+      images["retain_all"] = whole.select(staying)
+    roles = {
+      "forget": gone,
+      "retain": staying,
+      "missing": classes["missing"],
+      "old": tuple(c for request in requests[:i] for c in request),
+      "known": tuple(range(source.num_classes)),
+    }
+    stages.append(
+      stage_lib.Stage(
+        index=i,
+        goal="forget",
+        train=images,
+        probes=probes,
+        classes=roles,
+        name=f"request {i}: {_shown(source, gone)}",
+      )
+    )
+  return tuple(stages)
 
 
 def summarize_forgetting(
@@ -237,35 +268,78 @@ def _check_requests(requests: Sequence[Sequence[int]], total: int) -> None:
     )
 
 
-def _trained(
+def _checked(order: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
+  """Returns an order of all classes.
+
+  Raises:
+    ValueError: A class is missing, stands twice or does not exist.
+  """
+  order = tuple(order)
+  if sorted(order) != list(known):
+    raise ValueError(
+      f"scenario.order has {len(order)} entries, such as {order[:5]}; it must "
+      f"hold each class id 0 to {len(known) - 1} once."
+    )
+  return order
+
+
+def _staying(
   source: datasets.Source,
   kept: Sequence[int],
-  gone: set[int],
+  *,
   retain: Sequence[Name] | None,
   missing: int,
   missing_from: str,
-) -> tuple[int, ...]:
-  """Returns the classes that are kept and have training images."""
+) -> dict[str, tuple[int, ...]]:
+  """Returns the classes never forgotten: "kept" to train on, and "missing".
+
+  Args:
+    source: The images.
+    kept: Those that no request names, in their order.
+    retain: As in `forgetting`.
+    missing: As in `forgetting`.
+    missing_from: As in `forgetting`.
+  """
   if missing_from not in ("start", "end"):
     raise ValueError(
       f"scenario.missing_from={missing_from!r} must be 'start' or 'end'."
     )
-  if retain is not None:
-    chosen = source.ids(retain, "scenario.retain")
-    both = sorted(gone.intersection(chosen))
-    if both or not chosen:
-      raise ValueError(
-        f"The classes {both} are both in a request and in scenario.retain; "
-        "take them out of one."
-        if both
-        else "scenario.retain is empty; name classes, or set None for all."
-      )
-    if missing:
-      raise ValueError(
-        f"scenario.missing={missing} with scenario.retain: what is not "
-        "retained is missing anyway; set missing=0."
-      )
-    return chosen
+  if retain is None:
+    trained = _trained(kept, missing, missing_from)
+  else:
+    trained = _retained(source, kept, retain, missing)
+  absent = tuple(c for c in kept if c not in trained)
+  return {"kept": trained, "missing": absent}
+
+
+def _retained(
+  source: datasets.Source,
+  kept: Sequence[int],
+  retain: Sequence[Name],
+  missing: int,
+) -> tuple[int, ...]:
+  """Returns the kept classes that have training images, as named."""
+  chosen = source.ids(retain, "scenario.retain")
+  both = sorted(set(chosen).difference(kept))
+  if both or not chosen:
+    raise ValueError(
+      f"The classes {both} are both in a request and in scenario.retain; "
+      "take them out of one."
+      if both
+      else "scenario.retain is empty; name classes, or set None for all."
+    )
+  if missing:
+    raise ValueError(
+      f"scenario.missing={missing} with scenario.retain: what is not "
+      "retained is missing anyway; set missing=0."
+    )
+  return chosen
+
+
+def _trained(
+  kept: Sequence[int], missing: int, missing_from: str
+) -> tuple[int, ...]:
+  """Returns the kept classes that have training images."""
   if not 0 <= missing < len(kept):
     raise ValueError(
       f"scenario.missing={missing} must be 0 to {len(kept) - 1}: "

@@ -11,10 +11,11 @@ class Sample:
   def __init__(
     self,
     images: datasets.Subset,
+    *,
     ratio: float | None,
     shots: int | None,
-    redraw: bool,
     seed: int,
+    redraw: bool = False,
     prefix: str = "",
   ):
     """Draws nothing yet.
@@ -23,8 +24,8 @@ class Sample:
       images: All of them.
       ratio: Share of them that is still there, in 0 to 1; None: all.
       shots: Images a class that are, in place of a share.
-      redraw: Whether each draw is made anew; else the first one serves all.
       seed: Decides which images are there.
+      redraw: Whether each draw is made anew; else the first one serves all.
       prefix: Of the options' names in errors, such as "learn_".
 
     Raises:

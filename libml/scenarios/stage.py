@@ -180,6 +180,11 @@ def check_tested(
     )
 
 
+def check_source(source: datasets.Source) -> None:
+  """Raises ValueError for a data set with a class without a test image."""
+  check_tested(source.splits["test"], source.class_names, source.name)
+
+
 def shown(names: Sequence[str]) -> str:
   """Returns names of classes as text, shortened where they are many."""
   if len(names) < 4:

@@ -5,6 +5,8 @@ Xing et al., "Knowledge Swapping via Learning and Unlearning", ICML 2025.
 
 import functools
 import logging
+import operator
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 from libml import datasets
@@ -54,82 +56,30 @@ def swapping(
       class without a test image or without a sampled one; another kind of
       data.
   """
-  if not isinstance(source, datasets.Swap):
-    raise ValueError(
-      f"{source.name!r} is no swap; set dataset.name to 'swap_folders' or "
-      "'swap_classes', or take another scenario.name."
-    )
+  _check(source, spare)
   goals = _goals(order)
-  if spare < 0:
-    raise ValueError(f"scenario.spare={spare} must be 0 or more.")
-  if source.unseen:
-    _LOG.warning(
-      "The head knows %d classes of which no image is retained, so they may be "
-      "lost, and are not measured: %s%s",
-      len(source.unseen),
-      ", ".join(source.unseen[:5]),
-      ", ..." if len(source.unseen) > 5 else ".",
+  spares = (f"spare {i}" for i in range(spare))
+  names = (*source.known, *source.learn.class_names, *spares)
+  columns, images, tests = _sets(source, names)
+  samples = {
+    name: sampling.Sample(
+      images[name], ratio=ratio, shots=shots, seed=sample_seed
     )
-  names = (
-    *source.known,
-    *source.learn.class_names,
-    *(f"spare {i}" for i in range(spare)),
-  )
-  columns, images, tests, drawn = {}, {}, {}, {}
-  for name in datasets.SETS:
-    part = source.learn if name == "learn" else source.old
-    stage_lib.check_tested(part.splits["test"], part.class_names, part.name)
-    labels = {i: names.index(c) for i, c in enumerate(part.class_names)}
-    ids = range(part.num_classes) if name == "learn" else getattr(source, name)
-    columns[name] = tuple(labels[i] for i in ids)
-    images[name], tests[name] = (
-      datasets.Subset.of(part.splits[key], ids, labels)
-      for key in ("train", "test")
-    )
-  for name in datasets.SETS:
-    # What to learn has options of its own.
-    amount, prefix = ((ratio, shots), "")
-    if name == "learn":
-      amount, prefix = ((None, learn_shots), "learn_")
-    sample = sampling.Sample(
-      images[name], *amount, False, sample_seed, prefix=prefix
-    )
-    images[name] = sample.draw(0, columns[name])
-    drawn[name] = sample.describe()
-
-  everything = tuple(range(len(names)))
-  probes = {
-    f"{prefix}{name}": stage_lib.Probe(subset, everything, trained=bool(prefix))
-    for prefix, subsets in (("", tests), ("train_", images))
-    for name, subset in subsets.items()
+    for name in datasets.SETS
   }
-  stages, gone, learned = [], False, False
-  for i, goal in enumerate(goals):
-    forgets, learns = goal != "learn", goal != "forget"
-    gone |= forgets
-    train, classes = {"retain": images["retain"]}, {"retain": columns["retain"]}
-    if learns:
-      train["learn"] = images["learn"]
-      classes["learn"] = columns["learn"]
-    elif learned:
-      train["retain"] += images["learn"]
-      classes["retain"] += columns["learn"]
-    if gone:
-      train["forget"] = images["forget"]
-      classes["forget"] = columns["forget"]
-    learned |= learns
-    stages.append(
-      stage_lib.Stage(
-        index=i,
-        goal=goal,
-        train=train,
-        probes=probes,
-        classes={**classes, "new": columns["learn"], "known": everything},
-        name=f"stage {i}: {_shown(source, goal)}",
-      )
-    )
+  # What to learn has options of its own.
+  samples["learn"] = sampling.Sample(
+    images["learn"],
+    ratio=None,
+    shots=learn_shots,
+    seed=sample_seed,
+    prefix="learn_",
+  )
+  images = {name: s.draw(0, columns[name]) for name, s in samples.items()}
+  probes = _probes(tests, images, len(names))
+  stages = _stages(source, goals, columns, images=images, probes=probes)
   return stage_lib.Scenario(
-    stages=tuple(stages),
+    stages=stages,
     num_classes=len(names),
     summarize=functools.partial(summarize_swapping, goals=goals),
     probes=datasets.SETS,
@@ -140,11 +90,129 @@ def swapping(
       "order": order,
       **{name: list(map(int, ids)) for name, ids in columns.items()},
       "unseen": len(source.unseen),
-      "sample": drawn,
+      "sample": {name: s.describe() for name, s in samples.items()},
       "images": [{k: len(s) for k, s in t.train.items()} for t in stages],
     },
     seeds={"sample": sample_seed},
   )
+
+
+def _check(source: datasets.Swap, spare: int) -> None:
+  """Raises ValueError for other data, or less than no spare column."""
+  if not isinstance(source, datasets.Swap):
+    raise ValueError(
+      f"{source.name!r} is no swap; set dataset.name to 'swap_folders' or "
+      "'swap_classes', or take another scenario.name."
+    )
+  if spare < 0:
+    raise ValueError(f"scenario.spare={spare} must be 0 or more.")
+  if source.unseen:
+    _LOG.warning(
+      "The head knows %d classes of which no image is retained, so they may be "
+      "lost, and are not measured: %s%s",
+      len(source.unseen),
+      ", ".join(source.unseen[:5]),
+      ", ..." if len(source.unseen) > 5 else ".",
+    )
+
+
+def _sets(
+  source: datasets.Swap, names: Sequence[str]
+) -> tuple[
+  dict[str, tuple[int, ...]],
+  dict[str, datasets.Subset],
+  dict[str, datasets.Subset],
+]:
+  """Returns each set's columns, all its training images and its test images.
+
+  Args:
+    source: The three sets.
+    names: One a column of the head.
+  """
+  columns, images, tests = {}, {}, {}
+  for name in datasets.SETS:
+    part = source.learn if name == "learn" else source.old
+    stage_lib.check_tested(part.splits["test"], part.class_names, part.name)
+    labels = {i: names.index(c) for i, c in enumerate(part.class_names)}
+    ids = range(part.num_classes) if name == "learn" else getattr(source, name)
+    columns[name] = tuple(labels[i] for i in ids)
+    images[name], tests[name] = (
+      datasets.Subset.of(part.splits[key], ids, labels)
+      for key in ("train", "test")
+    )
+  return columns, images, tests
+
+
+def _probes(
+  tests: Mapping[str, datasets.Subset],
+  images: Mapping[str, datasets.Subset],
+  num_classes: int,
+) -> dict[str, stage_lib.Probe]:
+  """Returns the probes of each set's test images and of its training images."""
+  everything = tuple(range(num_classes))
+  return {
+    f"{prefix}{name}": stage_lib.Probe(subset, everything, trained=bool(prefix))
+    for prefix, subsets in (("", tests), ("train_", images))
+    for name, subset in subsets.items()
+  }
+
+
+def _roles(goals: Sequence[str]) -> dict[str, tuple[str, ...]]:
+  """Returns role -> sets of the last of some stages, by their goals.
+
+  What has been learned is retained; what has been forgotten stays at hand.
+  """
+  *earlier, goal = goals
+  roles: dict[str, tuple[str, ...]] = {"retain": ("retain",)}
+  if goal != "forget":
+    roles["learn"] = ("learn",)
+  elif any(e != "forget" for e in earlier):
+    roles["retain"] += ("learn",)
+  if any(g != "learn" for g in goals):
+    roles["forget"] = ("forget",)
+  return roles
+
+
+def _stages(
+  source: datasets.Swap,
+  goals: Sequence[str],
+  columns: Mapping[str, tuple[int, ...]],
+  *,
+  images: Mapping[str, datasets.Subset],
+  probes: Mapping[str, stage_lib.Probe],
+) -> tuple[stage_lib.Stage, ...]:
+  """Returns a stage for each goal.
+
+  Args:
+    source: Names the classes.
+    goals: In order.
+    columns: Of each set.
+    images: Training images of each set that are still there.
+    probes: Of all stages.
+  """
+  stages = []
+  known = probes["retain"].classes  # an answer may name every column
+  for i, goal in enumerate(goals):
+    roles = _roles(goals[: i + 1])
+    classes = {
+      role: tuple(column for name in sets for column in columns[name])
+      for role, sets in roles.items()
+    }
+    train = {
+      role: functools.reduce(operator.add, (images[name] for name in sets))
+      for role, sets in roles.items()
+    }
+    stages.append(
+      stage_lib.Stage(
+        index=i,
+        goal=goal,
+        train=train,
+        probes=probes,
+        classes={**classes, "new": columns["learn"], "known": known},
+        name=f"stage {i}: {_shown(source, goal)}",
+      )
+    )
+  return tuple(stages)
 
 
 def summarize_swapping(

@@ -116,18 +116,14 @@ def gaussian(
       without a test image, or a collection.
   """
   source = stage_lib.single(source)
-  lowest = {
-    "num_stages": num_stages,
-    "steps_per_stage": 1 if steps_per_stage is None else steps_per_stage,
-    "measure_every": measure_every,
-  }
-  for name, value in lowest.items():
-    if value < 1:
-      raise ValueError(f"scenario.{name}={value} must be at least 1.")
+  _check_numbers(
+    num_stages=num_stages,
+    steps_per_stage=1 if steps_per_stage is None else steps_per_stage,
+    measure_every=measure_every,
+  )
   if width <= 0:
     raise ValueError(f"scenario.width={width} must be above 0.")
-  train, test = source.splits["train"], source.splits["test"]
-  stage_lib.check_tested(test, source.class_names, source.name)
+  stage_lib.check_source(source)
   *_, likely = probability(
     num_stages, source.num_classes, steps=steps_per_stage or -1, width=width
   )
@@ -141,27 +137,9 @@ def gaussian(
     schedule_key(schedule_seed, legacy_threefry=legacy_threefry),
     legacy_threefry=legacy_threefry,
   )
-  everything = tuple(range(source.num_classes))
-  probes = {"test": stage_lib.Probe(datasets.Subset.of(test), everything)}
-
-  @functools.cache
-  def images(classes):
-    return datasets.Subset.of(train, classes)
-
-  arrivals = []
-  for e, seen in enumerate(np.logical_or.accumulate(drawn)):
-    measured = (e + 1) % measure_every == 0 or e + 1 == num_stages
-    classes = tuple(np.flatnonzero(drawn[e]).tolist())
-    arrivals.append(
-      stage_lib.Arrival(
-        name=f"stage {e + 1}",
-        learn=images(classes),
-        seen=images(tuple(np.flatnonzero(seen).tolist())),
-        classes=classes,
-        probes=probes if measured else {},
-        steps=steps_per_stage,
-      )
-    )
+  arrivals = _arrivals(
+    source, drawn, measure_every=measure_every, steps=steps_per_stage
+  )
   return stage_lib.Scenario(
     stages=stage_lib.learn_in_order(arrivals),
     num_classes=source.num_classes,
@@ -174,3 +152,49 @@ def gaussian(
     },
     seeds={"schedule": schedule_seed},
   )
+
+
+def _check_numbers(**numbers: int) -> None:
+  for name, value in numbers.items():
+    if value < 1:
+      raise ValueError(f"scenario.{name}={value} must be at least 1.")
+
+
+def _arrivals(
+  source: datasets.Source,
+  drawn: np.ndarray,
+  *,
+  measure_every: int,
+  steps: int | None,
+) -> list[stage_lib.Arrival]:
+  """Returns what each stage brings.
+
+  Args:
+    source: The images.
+    drawn: Classes of each stage, bool [E, C].
+    measure_every: Stages from one measurement to the next.
+    steps: Steps of an epoch; None: as many as the images give.
+  """
+  everything = tuple(range(source.num_classes))
+  test = datasets.Subset.of(source.splits["test"])
+  probes = {"test": stage_lib.Probe(test, everything)}
+
+  @functools.cache
+  def images(classes):
+    return datasets.Subset.of(source.splits["train"], classes)
+
+  arrivals = []
+  for e, seen in enumerate(np.logical_or.accumulate(drawn)):
+    measured = (e + 1) % measure_every == 0 or e + 1 == len(drawn)
+    classes = tuple(np.flatnonzero(drawn[e]).tolist())
+    arrivals.append(
+      stage_lib.Arrival(
+        name=f"stage {e + 1}",
+        learn=images(classes),
+        seen=images(tuple(np.flatnonzero(seen).tolist())),
+        classes=classes,
+        probes=probes if measured else {},
+        steps=steps,
+      )
+    )
+  return arrivals

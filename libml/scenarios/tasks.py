@@ -115,14 +115,9 @@ def class_incremental(
   """
   source = stage_lib.single(source)
   total = source.num_classes
-  if num_tasks < 1 or total % num_tasks:
-    divisors = [n for n in range(1, total + 1) if total % n == 0]
-    raise ValueError(
-      f"{total} classes of {source.name!r} do not divide into {num_tasks} "
-      f"tasks; scenario.num_tasks must be one of {divisors}."
-    )
+  _check_divides(num_tasks, source)
   train, test = source.splits["train"], source.splits["test"]
-  stage_lib.check_tested(test, source.class_names, source.name)
+  stage_lib.check_source(source)
   order = class_order(total, order_seed)
   size = total // num_tasks
   tasks = [order[size * i : size * (i + 1)] for i in range(num_tasks)]
@@ -156,6 +151,16 @@ def class_incremental(
     seeds={"class_order": order_seed},
     class_names=source.class_names,
   )
+
+
+def _check_divides(num_tasks: int, source: datasets.Source) -> None:
+  total = source.num_classes
+  if num_tasks < 1 or total % num_tasks:
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    raise ValueError(
+      f"{total} classes of {source.name!r} do not divide into {num_tasks} "
+      f"tasks; scenario.num_tasks must be one of {divisors}."
+    )
 
 
 def joined(
