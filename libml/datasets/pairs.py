@@ -87,11 +87,7 @@ def read(
       f" {missing[0]}: give the folder that the paths start from."
     )
   same = np.array([is_same for _, _, is_same in found])
-  if same.all() or not same.any():
-    kind = "one person" if same.all() else "two persons"
-    raise ValueError(
-      f"The pairs of {path} all show {kind}: list pairs of both kinds."
-    )
+  _check_kinds(path, same)
   return Pairs(
     images=tuple(root / name for name in numbers),
     first=np.array([numbers[a] for a, _, _ in found], np.int32),
@@ -133,3 +129,11 @@ def _number(path, number, fields) -> int:
       " folds and of pairs a fold, as in LFW's pairs.txt, or 'path_a path_b 1'."
     )
   return int(fields[0])
+
+
+def _check_kinds(path: pathlib.Path, same: np.ndarray) -> None:
+  if same.all() or not same.any():
+    kind = "one person" if same.all() else "two persons"
+    raise ValueError(
+      f"The pairs of {path} all show {kind}: list pairs of both kinds."
+    )

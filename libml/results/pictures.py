@@ -54,7 +54,7 @@ def bars(values: Mapping[str, float], title: str) -> Any:
   """Draws one bar a name, from the top; an exact 0 says so.
 
   Args:
-    values: Name -> number of at least 0.
+    values: Name -> number, one at least.
     title: Above the drawing.
   """
   figure, axes = _blank(4.0, 0.28 * len(values))
@@ -64,7 +64,7 @@ def bars(values: Mapping[str, float], title: str) -> Any:
   for i, value in enumerate(heights):
     label = f" {value:.3g}" if value else " exactly 0"
     axes.text(value, i, label, va="center", fontsize=9)
-  axes.set_xlim(0, 1.25 * max(max(heights), 1e-12))
+  axes.set_xlim(1.25 * min(*heights, 0.0), 1.25 * max(*heights, 1e-12))
   axes.set_yticks(range(len(values)), names)
   axes.invert_yaxis()
   axes.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from libml import scenarios
+from libml.results import cells
 from libml.results import pictures
 
 _LOG = logging.getLogger("palimpsest")
@@ -72,14 +73,14 @@ class Reporter:
     if chief and sys.stderr.isatty():
       from rich import progress
 
-      self._bar = progress.Progress(
+      columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),
         progress.TextColumn("loss {task.fields[loss]:.3f}"),
-        transient=True,
       )
+      self._bar = progress.Progress(*columns, transient=True)
       self._bar.start()
       self._task = self._bar.add_task("", total=None, loss=math.nan)
 
@@ -92,23 +93,27 @@ class Reporter:
     self,
     step: int,
     stage: scenarios.Stage,
+    means: Mapping[str, float],
+    *,
     done: int,
     total: int,
-    means: Mapping[str, float],
   ) -> None:
-    """Writes a point of the training curves."""
+    """Writes a point of the training curves.
+
+    Args:
+      step: Of the run.
+      stage: That trains.
+      means: Name -> mean since the last point.
+      done: Steps of the stage.
+      total: Of them all.
+    """
     if not self._writer:
       return
-    self._writer.write_scalars(
-      step,
-      {
-        **{
-          n if n.startswith("train") else f"train/{n}": v
-          for n, v in means.items()
-        },
-        "task_id": stage.index,
-      },
-    )
+    scalars = {
+      name if name.startswith("train") else f"train/{name}": value
+      for name, value in means.items()
+    }
+    self._writer.write_scalars(step, {**scalars, "task_id": stage.index})
     label = f"stage {stage.index + 1}/{self._stages}"
     if self._bar:
       self._bar.update(
@@ -119,7 +124,8 @@ class Reporter:
         loss=means["loss"],
       )
     else:
-      _LOG.info("%s, step %d/%d: %s", label, done, total, _line(means))
+      at = f"{label}, step {done}/{total}"
+      _LOG.info("%s: %s", at, _line(means))
 
   def measured(self, step: int, record: Mapping[str, Any]) -> None:
     """Writes what was measured last, under L2P's tags.
@@ -132,55 +138,30 @@ class Reporter:
     """
     if not self._writer or not record["probes"][-1]:
       return
-    figure, scalars, summaries = record["figure"], {}, {}
-    for key, rows in record["summary"].items():
-      suffix = key.removeprefix(figure)
-      summaries.update({f"{n}{suffix}": v for n, v in rows[-1].items()})
-      matrix = np.asarray(record["matrix"][key], float)
-      drawing = pictures.matrix(
-        matrix,
-        f"{key} (%)",
-        rows=[p.replace("_", " ") for p in record["axes"]["probe"]],
-        columns=record["axes"]["stage_name"],
-      )
-      self._writer.write_images(
-        step, {f"matrix{suffix}": pictures.pixels(drawing)}
-      )
-    for probe, readings in record["probes"][-1].items():
-      task = probe.removeprefix("task_")
-      for suffix, figures in readings.items():
-        numbers, curves = _parted(figures, f"_{task}{suffix}")
-        scalars.update(numbers)
-        for tag, columns in curves.items():
-          drawing = pictures.curve(columns, tag.replace("_", " "))
-          self._writer.write_images(step, {tag: pictures.pixels(drawing)})
+    summaries = _summaries(record)
+    numbers, drawings = _probes(record)
     report = record["reports"][-1] if step and record["reports"] else {}
-    for name, values in report.items():
-      if isinstance(values, Mapping):
-        title = f"{name.replace('_', ' ')}, {record['axes']['stage_name'][-1]}"
-        drawing = pictures.bars(values, title)
-        self._writer.write_images(step, {name: pictures.pixels(drawing)})
-      else:
-        scalars[name] = values
+    told, drawn = _report(report, record["axes"]["stage_name"][-1])
     audit = record["audits"][-1] if step and record["audits"] else {}
-    audits = {k: v for k, v in _flat(audit, "audit/").items() if _is_number(v)}
-    self._writer.write_scalars(step, {**scalars, **summaries, **audits})
-    for probe, counts in record["observed"][-1].items():
-      for name, values in counts.items():
-        ids = np.repeat(np.arange(len(values)), values)
-        if ids.size:
-          self._writer.write_histograms(
-            step,
-            {f"{name}/{probe}": ids},
-            num_buckets={f"{name}/{probe}": len(values)},
-          )
+    audits = {
+      k: v for k, v in _flat(audit, "audit/").items() if cells.is_number(v)
+    }
+    images = {**_matrices(record), **drawings, **drawn}
+    for tag, drawing in images.items():
+      self._writer.write_images(step, {tag: pictures.pixels(drawing)})
+    scalars = {**numbers, **told, **summaries, **audits}
+    self._writer.write_scalars(step, scalars)
+    for tag, counts in _counts(record).items():
+      ids = np.repeat(np.arange(len(counts)), counts)
+      buckets = {tag: len(counts)}
+      self._writer.write_histograms(step, {tag: ids}, num_buckets=buckets)
     self._writer.flush()
     label = f"stage {step}/{self._stages}" if step else "before"
     _LOG.info("%s, measured: %s", label, _line(summaries))
     for probe, readings in record["probes"][-1].items():
-      numbers, curves = _parted(readings.get("", {}))
+      figures, curves = _parted(readings.get("", {}))
       if curves:  # and so figures that no summary has
-        _LOG.info("%s, %s: %s", label, probe, _line(numbers))
+        _LOG.info("%s, %s: %s", label, probe, _line(figures))
 
   def close(self) -> None:
     """Ends the bar and flushes what was written."""
@@ -190,8 +171,74 @@ class Reporter:
       self._writer.close()
 
 
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
+def _suffix(record: Mapping[str, Any], key: str) -> str:
+  """Returns the suffix of a reading's tags: its key without the figure."""
+  return key.removeprefix(record["figure"])
+
+
+def _summaries(record: Mapping[str, Any]) -> dict[str, float]:
+  """Returns each reading's last summary, by tag."""
+  return {
+    f"{name}{_suffix(record, key)}": value
+    for key, rows in record["summary"].items()
+    for name, value in rows[-1].items()
+  }
+
+
+def _matrices(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a drawing of each reading's matrix, by tag."""
+  return {
+    f"matrix{_suffix(record, key)}": pictures.matrix(
+      np.asarray(matrix, float),
+      f"{key} (%)",
+      rows=[p.replace("_", " ") for p in record["axes"]["probe"]],
+      columns=record["axes"]["stage_name"],
+    )
+    for key, matrix in record["matrix"].items()
+  }
+
+
+def _probes(
+  record: Mapping[str, Any],
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Returns the numbers of the last probes and drawings of curves, by tag."""
+  numbers, drawings = {}, {}
+  for probe, readings in record["probes"][-1].items():
+    task = probe.removeprefix("task_")
+    for suffix, figures in readings.items():
+      found, curves = _parted(figures, f"_{task}{suffix}")
+      numbers.update(found)
+      for tag, columns in curves.items():
+        drawings[tag] = pictures.curve(columns, tag.replace("_", " "))
+  return numbers, drawings
+
+
+def _counts(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what was counted on the last probes, by tag, where it is any."""
+  return {
+    f"{name}/{probe}": counts
+    for probe, found in record["observed"][-1].items()
+    for name, counts in found.items()
+    if any(counts)
+  }
+
+
+def _report(
+  report: Mapping[str, Any], stage: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Returns the numbers and the drawings of `Method.report`, by their names.
+
+  Args:
+    report: Of the last stage.
+    stage: Its name.
+  """
+  numbers = {k: v for k, v in report.items() if cells.is_number(v)}
+  drawings = {
+    name: pictures.bars(values, f"{name.replace('_', ' ')}, {stage}")
+    for name, values in report.items()
+    if isinstance(values, Mapping) and values
+  }
+  return numbers, drawings
 
 
 def _parted(

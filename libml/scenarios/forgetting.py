@@ -67,20 +67,16 @@ def forgetting(
       a class without a test image or without a sampled one; a collection.
   """
   source = stage_lib.single(source)
-  known = tuple(range(source.num_classes))
-  order = _checked(known if order is None else order, known)
+  total = source.num_classes
+  order = _checked(range(total) if order is None else order, total)
   if requests is None:
     requests = _from_order(order, num_requests, classes_per_request)
-  forget = [source.ids(r, f"request {i}") for i, r in enumerate(requests)]
-  _check_requests(forget, len(known))
+  forget = _checked_requests(source, requests)
+  kept = [c for c in order if not any(c in request for request in forget)]
   classes = _staying(
-    source,
-    [c for c in order if not any(c in request for request in forget)],
-    retain=retain,
-    missing=missing,
-    missing_from=missing_from,
+    source, kept, retain=retain, missing=missing, missing_from=missing_from
   )
-  stage_lib.check_tested(source.splits["test"], source.class_names, source.name)
+  stage_lib.check_source(source)
   train = datasets.Subset.of(source.splits["train"])
   sample = sampling.Sample(
     train, ratio=ratio, shots=shots, redraw=redraw, seed=sample_seed
@@ -88,13 +84,12 @@ def forgetting(
   # One draw serves all, if nothing is redrawn.
   sample.draw(0, (*classes["kept"], *(c for ids in forget for c in ids)))
   probes = _probes(source, forget, classes)
-  whole = train if whole_retain else None
   stages = _stages(
-    source, forget, classes, sample=sample, whole=whole, probes=probes
+    source, forget, classes, sample=sample, probes=probes, whole=whole_retain
   )
   return stage_lib.Scenario(
     stages=stages,
-    num_classes=len(known) + len(source.other_names),
+    num_classes=total + len(source.other_names),
     summarize=summarize_forgetting,
     probes=tuple(probes),
     class_names=(*source.class_names, *source.other_names),
@@ -135,8 +130,8 @@ def _stages(
   classes: Mapping[str, tuple[int, ...]],
   *,
   sample: sampling.Sample,
-  whole: datasets.Subset | None,
   probes: Mapping[str, stage_lib.Probe],
+  whole: bool,
 ) -> tuple[stage_lib.Stage, ...]:
   """Returns a stage for each request.
 
@@ -145,10 +140,10 @@ def _stages(
     requests: Class ids that each forgets.
     classes: Those "kept", and those of them that are "missing".
     sample: Training images that are still there.
-    whole: All training images, for the role "retain_all"; None: no such role.
     probes: Of all stages.
+    whole: Whether there is the role "retain_all".
   """
-  stages = []
+  stages, train = [], source.splits["train"]
   for i, gone in enumerate(requests):
     later = tuple(c for request in requests[i + 1 :] for c in request)
     staying = (*classes["kept"], *later)
@@ -156,8 +151,8 @@ def _stages(
       "forget": sample.draw(2 * i + 1, gone),
       "retain": sample.draw(2 * i + 2, staying),
     }
-    if whole is not None:
-      images["retain_all"] = whole.select(staying)
+    if whole:
+      images["retain_all"] = datasets.Subset.of(train, staying)
     roles = {
       "forget": gone,
       "retain": staying,
@@ -245,11 +240,19 @@ def _shown(source: datasets.Source, classes: Sequence[int]) -> str:
   return stage_lib.shown([source.class_names[c] for c in classes])
 
 
-def _check_requests(requests: Sequence[Sequence[int]], total: int) -> None:
-  if not requests:
+def _checked_requests(
+  source: datasets.Source, requests: Sequence[Sequence[Name]]
+) -> list[tuple[int, ...]]:
+  """Returns the class ids of each request.
+
+  Raises:
+    ValueError: Requests that are empty, overlap, or leave no class.
+  """
+  forget = [source.ids(r, f"request {i}") for i, r in enumerate(requests)]
+  if not forget:
     raise ValueError("scenario.requests is empty; name the classes to forget.")
   seen: set[int] = set()
-  for i, request in enumerate(requests):
+  for i, request in enumerate(forget):
     if not request:
       raise ValueError(
         f"Request {i} of scenario.requests is empty; name classes to forget, "
@@ -262,23 +265,24 @@ def _check_requests(requests: Sequence[Sequence[int]], total: int) -> None:
         "already forgotten."
       )
     seen.update(request)
-  if len(seen) == total:
+  if len(seen) == source.num_classes:
     raise ValueError(
-      f"The requests forget all {total} classes; keep at least one."
+      f"The requests forget all {len(seen)} classes; keep at least one."
     )
+  return forget
 
 
-def _checked(order: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
+def _checked(order: Sequence[int], total: int) -> tuple[int, ...]:
   """Returns an order of all classes.
 
   Raises:
     ValueError: A class is missing, stands twice or does not exist.
   """
   order = tuple(order)
-  if sorted(order) != list(known):
+  if sorted(order) != list(range(total)):
     raise ValueError(
       f"scenario.order has {len(order)} entries, such as {order[:5]}; it must "
-      f"hold each class id 0 to {len(known) - 1} once."
+      f"hold each class id 0 to {total - 1} once."
     )
   return order
 

@@ -347,7 +347,11 @@ class Run:
         timer, timed_from = time.time(), progress.steps
       if last or progress.steps % self.settings.log_every == 0:
         self._reporter.train(
-          progress.steps, stage, before + step + 1, total, window.read()
+          progress.steps,
+          stage,
+          done=before + step + 1,
+          total=total,
+          means=window.read(),
         )
       stop = self._should_stop()
       if stop or (progress.steps % self.settings.checkpoint_every == 0):
