@@ -208,7 +208,8 @@ class Method:
   def report(self, state: TrainState) -> dict[str, Any]:
     """Returns what to tell of a finished stage: name -> number, or a picture's.
 
-    A picture is a mapping of names to numbers.
+    A picture is a mapping of names to numbers. Names are free: numbers become
+    curves, and columns of the table that `libml.results.cells.columns` titles.
     """
     del state
     return {}
