@@ -13,13 +13,24 @@ from configs import digits_l2p
 from libml.results import pictures
 from libml.results import reporting
 from libml.results import tables
+from methods import METHODS
+
+# What a method may report: any names, numbers and pictures.
+REPORT = {
+  "spread": 0.25,
+  "seen_images": 1234,
+  "lean": {"left": -1.0, "right": 2.0},
+  "nothing": {},
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """Returns the workdir of a finished smoke run."""
+  """Returns the workdir of a finished smoke run, whose method has a report."""
   workdir = tmp_path_factory.mktemp("run")
-  main.execute(digits_l2p.get_config("smoke"), workdir)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(METHODS["l2p"], "report", lambda self, state: REPORT)
+    main.execute(digits_l2p.get_config("smoke"), workdir)
   return workdir
 
 
@@ -88,6 +99,17 @@ def test_tables_show_every_task_and_run(run, capsys):
     assert f"{100 * accuracies[-1]:.1f}" in shown
   voted = record["summary"]["accuracy_batchwise"][-1]["avg_acc"]
   assert f"{100 * voted:.1f}" in shown
+
+
+def test_a_report_of_any_names_reaches_the_table_and_tensorboard(run, capsys):
+  record = json.loads((run / "results.json").read_text())
+  assert record["reports"] == 3 * [REPORT]
+  tags = set(_tags(run).Tags()["tensors"])
+  assert {"spread", "seen_images", "lean"} <= tags and "nothing" not in tags
+  tables.main([str(run)])
+  _, _, header, _, *rows = capsys.readouterr().out.splitlines()
+  assert header.split()[-3:] == ["spread", "seen", "s"]
+  assert [row.split()[-3:-1] for row in rows[:3]] == 3 * [["0.25", "1,234"]]
 
 
 def _record(probes, stages, **figures):
