@@ -52,11 +52,11 @@ def columns(
 ) -> list[Column]:
   """Returns the columns of what stages report, in the order of the reports.
 
-  Numbers become columns, pictures (mappings) do not. The last word of a count's
-  name is what it counts, and its title leaves it out: "zero_groups" becomes
-  "zero". Where the report has the total, "groups", the cell is a part of it,
-  3/6, and the total has no column. Of several counts of one thing without a
-  total ("touched_weights", "adapter_weights") the first one is shown.
+  Numbers become columns, pictures (mappings) do not. A count is an integer; the
+  last word of its name is what it counts, and the title leaves that out:
+  "pruned_heads" becomes "pruned". Where the report has the total, "heads", the
+  cell is a part of it, 3/6, and the total has no column. Of several counts of
+  one thing without a total the first one is shown.
 
   Args:
     reports: Of all stages; {} where there is none.
