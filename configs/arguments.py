@@ -1,9 +1,10 @@
 """What stands after the colon of --my_config."""
 
-import difflib
 from typing import Any
 
 import ml_collections
+
+from libml import registry
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -23,10 +24,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
       continue
     name, _, text = item.partition("=")
     if name not in known:
-      close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-      hint = f"Did you mean {close[0]!r}? " if close else ""
       raise ValueError(
-        f"Unknown config argument {name!r}. {hint}Known: {sorted(known)}."
+        f"Unknown config argument {name!r}. {registry.nearest(name, known)}"
       )
     kind = type(known[name])
     if kind is bool:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from libml import vectors
 from libml.problems import losses
 from libml.problems import prototypes as prototypes_lib
 from libml.train.method import Method
@@ -248,7 +249,7 @@ def augmented_triplet(
     known: bool [C].
     margin: Of the hinge.
   """
-  f = prototypes_lib.unit(features.astype(jnp.float32))
+  f = vectors.unit(features.astype(jnp.float32))
   square = jnp.sum(f**2, axis=-1)
   similarity = jnp.matmul(f, f.T, precision=jax.lax.Precision.HIGHEST)
   distance = _root(square[:, None] + square[None, :] - 2 * similarity)  # [B, B]
@@ -256,7 +257,7 @@ def augmented_triplet(
   hardest = jnp.max(jnp.where(same, distance, -jnp.inf), axis=1)
   others = jnp.min(jnp.where(same, jnp.inf, distance), axis=1)
   nearest = jnp.where(jnp.all(same, axis=1), hardest + margin, others)
-  p = jax.lax.stop_gradient(prototypes_lib.unit(prototypes.astype(jnp.float32)))
+  p = jax.lax.stop_gradient(vectors.unit(prototypes.astype(jnp.float32)))
   similarity = jnp.matmul(f, p.T, precision=jax.lax.Precision.HIGHEST)
   distance = _root(
     square[:, None] + jnp.sum(p**2, axis=-1)[None, :] - 2 * similarity

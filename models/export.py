@@ -23,8 +23,8 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from flax import traverse_util
 
+from libml import trees
 from models import MODELS
 from models import face_vit
 from models import lora
@@ -85,8 +85,8 @@ def write(
   """
   names = _names(model.num_classes, classes, forgotten or {})
   params, _ = lora.split(lora.merge(params, model.lora_scale))
-  flat = _flat(jax.device_get(params))
-  params = traverse_util.unflatten_dict(dict(sorted(flat.items())), sep="/")
+  flat = trees.flatten(jax.device_get(params))
+  params = trees.unflatten(dict(sorted(flat.items())))
   folder = pathlib.Path(folder).resolve()
   _check_replaceable(folder)
   part = folder.with_name(f".{folder.name}.part")
@@ -94,7 +94,7 @@ def write(
   part.mkdir(parents=True)
   try:
     pretrained.save(part / "params.npz", params)
-    if flat.keys() == _flat(_template(model)).keys():
+    if flat.keys() == trees.flatten(_template(model)).keys():
       save_torch(part / "model.safetensors", model, params)
     _write_json(part / "config.json", settings(model, config, classes))
     _write_json(part / "classes.json", names)
@@ -296,10 +296,6 @@ def _template(model: nn.Module) -> Any:
   inputs = model.example_input()
   shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
   return lora.split(shapes)[0]
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-  return traverse_util.flatten_dict(tree, sep="/")
 
 
 def _check_replaceable(folder: pathlib.Path) -> None:

@@ -19,13 +19,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from libml import vectors
+
 _HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def _unit(x: jax.Array, axis: int) -> jax.Array:
-  # The floor keeps the gradient of the root finite at zero.
-  square = jnp.sum(x**2, axis=axis, keepdims=True)
-  return x / jnp.sqrt(jnp.maximum(square, 1e-24))
 
 
 class Head(nn.Module):
@@ -90,8 +86,8 @@ class Head(nn.Module):
 
   def cosines(self, x: jax.Array) -> jax.Array:
     """Returns the cosine [B, C] of each embedding and each column."""
-    kernel = _unit(self.kernel(x), axis=0)
-    return jnp.matmul(_unit(x, axis=-1), kernel, precision=_HIGHEST)
+    kernel = vectors.unit(self.kernel(x), axis=0)
+    return jnp.matmul(vectors.unit(x), kernel, precision=_HIGHEST)
 
 
 class Softmax(Head):

@@ -16,15 +16,17 @@ import dataclasses
 import math
 import re
 import zlib
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
 
-_ADAPTER = ("lora_a", "lora_b")
+from libml import trees
+
+ADAPTER = ("lora_a", "lora_b")
 
 # Loralib's default: A is uniform in +-1 / sqrt(D_in).
 KAIMING_SLOPE = math.sqrt(5)
@@ -85,9 +87,9 @@ class Lora:
       return
     modules = sorted(
       {
-        re.sub(r"_\d+/", "_*/", "/".join(path[:-1]), count=1)
-        for path in _flat(params)
-        if path[-1] == "kernel" and path[0] not in ("embedding", "head")
+        re.sub(r"_\d+/", "_*/", name.rpartition("/")[0], count=1)
+        for name in trees.flatten(params)
+        if re.fullmatch(r"(?!(embedding|head)/).*/kernel", name)
       }
     )
     raise ValueError(
@@ -151,29 +153,21 @@ def _draw_b(rng, shape, dtype):
   return jax.nn.one_hot(columns, shape[1], dtype=dtype) * values[:, None]
 
 
-def _flat(params: Params) -> dict[tuple[str, ...], Any]:
-  return dict(traverse_util.flatten_dict(params))
+def _last(name: str) -> str:
+  return name.rpartition("/")[2]
 
 
 def split(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
   """Returns the tree without adapters, and a tree of the adapters alone."""
   base, adapters = {}, {}
-  for path, leaf in _flat(params).items():
-    (adapters if path[-1] in _ADAPTER else base)[path] = leaf
-  return (
-    traverse_util.unflatten_dict(base),
-    traverse_util.unflatten_dict(adapters),
-  )
+  for name, leaf in trees.flatten(params).items():
+    (adapters if _last(name) in ADAPTER else base)[name] = leaf
+  return trees.unflatten(base), trees.unflatten(adapters)
 
 
 def join(base: Params, adapters: Params) -> dict[str, Any]:
   """Returns one tree of what `split` parted; adapters win over base's own."""
-  return traverse_util.unflatten_dict(
-    {
-      **_flat(base),
-      **_flat(adapters),
-    }
-  )
+  return trees.unflatten({**trees.flatten(base), **trees.flatten(adapters)})
 
 
 def restart(
@@ -201,15 +195,15 @@ def restart(
   """
   check_start(lora_b)
   fresh = {}
-  for path, leaf in _flat(adapters).items():
-    key = jax.random.fold_in(rng, zlib.crc32("/".join(path).encode()))
-    if path[-1] == "lora_a":
-      fresh[path] = _draw_a(key, leaf.shape, leaf.dtype, slope)
+  for name, leaf in trees.flatten(adapters).items():
+    key = jax.random.fold_in(rng, zlib.crc32(name.encode()))
+    if _last(name) == "lora_a":
+      fresh[name] = _draw_a(key, leaf.shape, leaf.dtype, slope)
     elif lora_b == "sparse":
-      fresh[path] = _draw_b(key, leaf.shape, leaf.dtype)
+      fresh[name] = _draw_b(key, leaf.shape, leaf.dtype)
     else:
-      fresh[path] = jnp.zeros(leaf.shape, leaf.dtype)
-  return traverse_util.unflatten_dict(fresh)
+      fresh[name] = jnp.zeros(leaf.shape, leaf.dtype)
+  return trees.unflatten(fresh)
 
 
 def check_start(lora_b: str) -> None:
@@ -218,18 +212,31 @@ def check_start(lora_b: str) -> None:
     raise ValueError(f"lora_b={lora_b!r} must be 'zeros' or 'sparse'.")
 
 
+def products(adapters: Params, scale: float) -> Iterator[tuple[str, Any]]:
+  """Yields each kernel's name and scale A B [D_in, D_out], in A's type.
+
+  Args:
+    adapters: May hold other parameters beside; NumPy's arrays stay NumPy's.
+    scale: Factor of A B.
+  """
+  flat = trees.flatten(adapters)
+  for name, lora_a in flat.items():
+    if _last(name) == "lora_a":
+      layer = name.removesuffix("lora_a")
+      with jax.default_matmul_precision("highest"):
+        product = lora_a @ flat[f"{layer}lora_b"]
+      yield f"{layer}kernel", scale * product
+
+
 def deltas(params: Params, scale: float) -> dict[str, Any]:
   """Returns scale A B of every adapter, under its kernel's name and shape."""
-  flat = _flat(params)
-  changes = {}
-  for path, lora_a in flat.items():
-    if path[-1] != "lora_a":
-      continue
-    lora_b = flat[(*path[:-1], "lora_b")]
-    product = jnp.matmul(lora_a, lora_b, precision=jax.lax.Precision.HIGHEST)
-    kernel = (*path[:-1], "kernel")
-    changes[kernel] = scale * product.reshape(flat[kernel].shape)
-  return traverse_util.unflatten_dict(changes)
+  flat = trees.flatten(params)
+  return trees.unflatten(
+    {
+      name: change.reshape(flat[name].shape)
+      for name, change in products(params, scale)
+    }
+  )
 
 
 def subtract(
@@ -242,12 +249,12 @@ def subtract(
     changes: Kernels under some of their names, such as `deltas` returns.
     times: How often; -1 adds.
   """
-  flat = _flat(params)
-  for path, change in _flat(changes).items():
+  flat = trees.flatten(params)
+  for name, change in trees.flatten(changes).items():
     # What is not changed keeps its bits: -0. + 0. would be +0.
-    kept, moved = flat[path], flat[path] - times * change
-    flat[path] = jnp.where(change == 0, kept, moved)
-  return traverse_util.unflatten_dict(flat)
+    kept, moved = flat[name], flat[name] - times * change
+    flat[name] = jnp.where(change == 0, kept, moved)
+  return trees.unflatten(flat)
 
 
 def merge(params: Params, scale: float) -> dict[str, Any]:
@@ -257,8 +264,10 @@ def merge(params: Params, scale: float) -> dict[str, Any]:
     params: All parameters.
     scale: As in `Lora`.
   """
-  flat = _flat(subtract(params, deltas(params, scale), times=-1))
-  for path, leaf in flat.items():
-    if path[-1] == "lora_b":
-      flat[path] = jnp.zeros_like(leaf)
-  return traverse_util.unflatten_dict(flat)
+  merged = subtract(params, deltas(params, scale), times=-1)
+  return trees.map_named(
+    lambda name, leaf: (
+      jnp.zeros_like(leaf) if _last(name) == "lora_b" else leaf
+    ),
+    merged,
+  )

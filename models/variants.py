@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from libml import registry
 from models import lora as lora_lib
 
 
@@ -31,10 +31,9 @@ def fields(
     ValueError: If the variant or a field of lora is unknown.
   """
   if variant is not None and variant not in variants:
-    near = difflib.get_close_matches(variant, variants, n=3, cutoff=0.4)
     raise ValueError(
-      f"Unknown {kind} variant {variant!r}; nearest: {near}; known:"
-      f" {sorted(variants)}."
+      f"Unknown {kind} variant {variant!r}. "
+      f"{registry.nearest(variant, variants)}"
     )
   sizes = variants[variant] if variant is not None else {}
   if lora is not None:

@@ -104,7 +104,7 @@ def test_edits_narrow_weights_in_their_own_type(run, dtype):
   workdir, models = run
   edits = list(edits_lib.read_all(workdir).values())
   half = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), models[0])
-  wide = jax.tree.map(np.float32, half)
+  wide = jax.tree.map(np.float64, half)
   ours = edits_lib.apply(half, edits)
   theirs = edits_lib.apply(wide, edits)
   for name, leaf in trees.flatten(ours).items():

@@ -294,7 +294,9 @@ def test_bad_model(fields, message):
 
 
 def test_bad_variant_and_inputs():
-  with pytest.raises(ValueError, match="Face Transformer variant 'P8S8'; near"):
+  with pytest.raises(
+    ValueError, match="Face Transformer variant 'P8S8'. Did you"
+  ):
     face_vit.build("P8S8", num_classes=2)
   model = smoke()
   variables = model.init(jax.random.key(0), BATCH)

@@ -266,7 +266,7 @@ def test_bad_vit(fields, message):
 
 
 def test_unknown_variant_names_the_nearest():
-  with pytest.raises(ValueError, match="nearest: .*ViT-B_16"):
+  with pytest.raises(ValueError, match="Did you mean 'ViT-B_16'"):
     vit.build("ViT-B16", num_classes=2)
 
 

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from libml import trees
+from libml import vectors
+
 
 def class_sums(
   features: jax.Array, label: jax.Array, mask: jax.Array, num_classes: int
@@ -19,7 +22,7 @@ def class_sums(
     "sums" [C, D] and "counts" [C].
   """
   member = jax.nn.one_hot(label, num_classes) * mask[:, None]  # [B, C]
-  features = _widened(features)
+  features = trees.widened(features)
   sums = jnp.matmul(
     member.T.astype(features.dtype),
     features,
@@ -47,7 +50,9 @@ def cosine_logits(
     known: bool [C].
   """
   cosine = jnp.matmul(
-    unit(features), unit(prototypes).T, precision=jax.lax.Precision.HIGHEST
+    vectors.unit(features),
+    vectors.unit(prototypes).T,
+    precision=jax.lax.Precision.HIGHEST,
   )
   return jnp.where(known[None, :], cosine, -2.0)
 
@@ -61,24 +66,14 @@ def kl_divergence(features: jax.Array, targets: jax.Array) -> jax.Array:
     features: [B, D].
     targets: [B, D], such as each row's class mean.
   """
-  p = jax.nn.log_softmax(_widened(targets), axis=-1)
-  q = jax.nn.log_softmax(_widened(features), axis=-1)
+  p = jax.nn.log_softmax(trees.widened(targets), axis=-1)
+  q = jax.nn.log_softmax(trees.widened(features), axis=-1)
   return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))
 
 
 def mean_square(features: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns the mean squared difference over all entries of [B, D]."""
-  return jnp.mean(_widened(features - targets) ** 2)
+  return jnp.mean(trees.widened(features - targets) ** 2)
 
 
 DISTANCES = {"kl": kl_divergence, "l2": mean_square}
-
-
-def unit(x: jax.Array) -> jax.Array:
-  """Returns rows [..., D] of length 1; a row of zeros stays as it is."""
-  square = jnp.sum(x**2, axis=-1, keepdims=True)
-  return x / jnp.sqrt(jnp.maximum(square, 1e-24))
-
-
-def _widened(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

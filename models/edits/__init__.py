@@ -25,10 +25,12 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
-from flax import traverse_util
 
-_ADAPTER = ("lora_a", "lora_b")
+from libml import trees
+from models import lora
+
 _ZERO = "zero/"
 
 Params = Mapping[str, Any]
@@ -53,21 +55,8 @@ class Edit:
   classes: tuple[int, ...]
 
   def changes(self) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each layer's name and scale A B, float64 [D_in, D_out]."""
-    flat = _flat(self.adapters)
-    for name, lora_a in flat.items():
-      layer, _, leaf = name.rpartition("/")
-      if leaf == "lora_a":
-        lora_b = flat[f"{layer}/lora_b"]
-        yield layer, self.scale * (_float64(lora_a) @ _float64(lora_b))
-
-
-def _flat(tree: Params) -> dict[str, Any]:
-  return dict(traverse_util.flatten_dict(tree, sep="/"))
-
-
-def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(dict(flat), sep="/")
+    """Yields each kernel's name and scale A B, float64 [D_in, D_out]."""
+    return lora.products(jax.tree.map(_float64, self.adapters), self.scale)
 
 
 def _float64(array: Any) -> np.ndarray:
@@ -100,9 +89,9 @@ def read(path: str | os.PathLike[str]) -> Edit:
   path = pathlib.Path(path)
   found = _arrays(path)
   lines = [f"missing: {k}" for k in ("scale", "classes") if k not in found]
-  adapters = {k: v for k, v in found.items() if k.endswith(_ADAPTER)}
+  adapters = {k: v for k, v in found.items() if k.endswith(lora.ADAPTER)}
   for layer in sorted({name.rpartition("/")[0] for name in adapters}):
-    pair = [adapters.get(f"{layer}/{leaf}") for leaf in _ADAPTER]
+    pair = [adapters.get(f"{layer}/{leaf}") for leaf in lora.ADAPTER]
     shapes = [None if leaf is None else leaf.shape for leaf in pair]
     if not _fit(*shapes):
       lines.append(f"{layer}: lora_a {shapes[0]}, lora_b {shapes[1]}")
@@ -112,7 +101,7 @@ def read(path: str | os.PathLike[str]) -> Edit:
       "a stage_T.npz as a run wrote it to WORKDIR/edits."
     )
   edit = Edit(
-    adapters=_tree(adapters),
+    adapters=trees.unflatten(adapters),
     scale=float(found["scale"]),
     zero={
       name.removeprefix(_ZERO): bool(flag)
@@ -167,10 +156,10 @@ def audit(edit: Edit) -> dict[str, Any]:
     its entries and "change" of scale A B in the layers that it has a part in,
     both None where no adapter has the group's name.
   """
-  flat = _flat(edit.adapters)
+  flat = trees.flatten(edit.adapters)
   squares, changed = {}, 0
-  for layer, change in edit.changes():
-    squares[layer] = float(np.sum(change**2))
+  for kernel, change in edit.changes():
+    squares[kernel.removesuffix("/kernel")] = float(np.sum(change**2))
     changed += change.size if change.any() else 0
   groups = {}
   for group, zero in edit.zero.items():
@@ -214,12 +203,11 @@ def apply(
   Raises:
     ValueError: Edits of another model.
   """
-  flat, edits = _flat(params), list(edits)
+  flat, edits = trees.flatten(params), list(edits)
   sums: dict[str, np.ndarray] = {}
   lines = set()
   for edit in edits:
-    for layer, change in edit.changes():
-      name = f"{layer}/kernel"
+    for name, change in edit.changes():
       shape = flat[name].shape if name in flat else None
       if shape is None or math.prod(shape) != change.size:
         lines.add(f"  {name}: edit {change.shape}, model {shape}")
@@ -234,7 +222,7 @@ def apply(
     kernel = flat[name]
     edited = _float64(kernel) + times * change.reshape(kernel.shape)
     flat[name] = edited.astype(kernel.dtype)
-  return _tree(flat)
+  return trees.unflatten(flat)
 
 
 def undo(
@@ -258,7 +246,9 @@ def undo(
       f"No {path}; run main.py on this workdir again with "
       "--my_config.export=True, which trains nothing that is done."
     )
-  return apply(_tree(_arrays(path)), [edits[n] for n in requests], times=-1)
+  return apply(
+    trees.unflatten(_arrays(path)), [edits[n] for n in requests], times=-1
+  )
 
 
 def known(requests: Iterable[int], edits: Mapping[int, Edit]) -> list[int]:
