@@ -174,7 +174,7 @@ def initial_params(
     names = config.init_head_names
     known = class_names[: len(class_names) - new]
     rows = names and class_map.head_rows(names, known)
-    head = {"head": config.init_head, "rows": rows, "new": new}
+    head = dict(head=config.init_head, rows=rows, new=new)
     loaded = pretrained.load(path, base, **head, seed=config.seed)
     params = lora.join(loaded, jax.device_get(lora.restart(adapters, rng)))
     name = prefix + pathlib.Path(path).name
@@ -186,7 +186,8 @@ def initial_params(
     )
   params = jax.jit(init)(inputs)["params"]
   if config.init_head == "keep":  # a new one is zero and passes nothing on
-    params = masking.draw_head(params, jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    params = masking.draw_heads(params, key, model.class_heads)
   params = jax.device_get(params)
   return params, {"name": "random", "seed": config.seed}
 

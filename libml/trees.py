@@ -1,6 +1,9 @@
-"""Names of the leaves of a tree: "Transformer/encoderblock_0/..."."""
+"""Names of the leaves of a tree, keys with "/" between: "encoder/norm/bias"."""
 
+import posixpath
+import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -54,3 +57,24 @@ def widened(tree: Any) -> Any:
   return jax.tree.map(
     lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree
   )
+
+
+def holder(name: str, branches: Iterable[str]) -> str | None:
+  """Returns the one of some branches that is or holds a name, None if none."""
+  for branch in branches:
+    if name == branch or name.startswith(f"{branch}/"):
+      return branch
+  return None
+
+
+def pattern(branches: Iterable[str]) -> str:
+  """Returns the regular expression of the names that some branches hold."""
+  return rf"(?:{'|'.join(map(re.escape, branches))})(?:/.*)?"
+
+
+def root(branches: Iterable[str]) -> str:
+  """Returns the lowest branch that holds all of some branches, "" if none."""
+  parents = [branch.rpartition("/")[0] for branch in branches]
+  if not all(parents):
+    return ""
+  return posixpath.commonpath(parents) if parents else ""

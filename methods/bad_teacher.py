@@ -35,7 +35,7 @@ class BadTeacher(teaching.Taught):
     """Returns the bad teacher's logits [B, C]."""
     rng = jax.random.key(self.draw)
     params = self.model.init(rng, self.model.example_input())["params"]
-    params = masking.draw_head(params, rng)
+    params = masking.draw_heads(params, rng, self.model.class_heads)
     return self.apply(params, batch)["logits"]
 
   def prepare(self, params, memory, batch):

@@ -7,6 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from libml import trees
 from methods.parts import unlearning
 
 # Of the logit of a hidden class, where the head has a bias.
@@ -21,7 +22,10 @@ class HideHead(unlearning.Unlearning):
   which has none, their cosine is 0.
   """
 
-  rewrites = r"head/.*"
+  @property
+  def rewrites(self):
+    """The heads."""
+    return trees.pattern(self.model.class_heads)
 
   def rounds(self, stage, data):
     """Has none."""
@@ -30,11 +34,14 @@ class HideHead(unlearning.Unlearning):
 
   def after_stage(self, state, stage, data):
     """Hides the classes."""
-    del data
-    goes = state.memory["forget"]
-    head = dict(state.params["head"])
-    head["kernel"] = jnp.where(goes[None, :], 0.0, head["kernel"])
-    if "bias" in head:
-      head["bias"] = jnp.where(goes, _NEVER, head["bias"])
-    del stage
-    return state.replace(params={**state.params, "head": head})
+    del stage, data
+    goes, heads = state.memory["forget"], self.model.class_heads
+
+    def hide(name, leaf):
+      if trees.holder(name, heads) is None:
+        return leaf
+      hidden = _NEVER if name.endswith("/bias") else 0.0
+      where = goes.reshape((1,) * (leaf.ndim - 1) + goes.shape)
+      return jnp.where(where, hidden, leaf)
+
+    return state.replace(params=trees.map_named(hide, state.params))

@@ -80,7 +80,7 @@ class InfLoRA(Method):
 
   def init_params(self, params, rng):
     """Draws a head, as the released code does."""
-    return masking.draw_head(params, rng)
+    return masking.draw_heads(params, rng, self.model.class_heads)
 
   def init_memory(self, params, trainable):
     """Holds P [D, D] of each block with adapters, and the classes.
@@ -99,7 +99,8 @@ class InfLoRA(Method):
     return {
       **rehearsal.initial_memory(self.num_classes),
       "space": {
-        block: jnp.zeros((width, width)) for block in adapting.blocks(params)
+        block: jnp.zeros((width, width))
+        for block in adapting.blocks(params, self.model)
       },
     }
 
@@ -154,7 +155,8 @@ class InfLoRA(Method):
       for block, old in space.items()
     }
     _, adapters = lora.split(params)
-    return trees.flatten(adapting.by_parameter(adapters, designs, "lora_a"))
+    named = adapting.by_parameter(adapters, designs, "lora_a", model=self.model)
+    return trees.flatten(named)
 
   def grow_all(self, space, moments, unprotected):
     """Returns the blocks' larger spaces."""

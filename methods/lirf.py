@@ -11,7 +11,6 @@ network, AT the distance of the attention maps at the cut, d the deposit:
 """
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from libml.problems import losses
 from methods.parts import pairing
 from methods.parts import teaching
 from methods.parts import unlearning
+from models import captures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,25 +58,17 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     super().__post_init__()
     if not 0 <= self.mixed <= 1:
       raise ValueError(f"method.mixed={self.mixed} must lie in 0 to 1.")
-    if getattr(self.model, "depth", 0) < 2:
+    if len(self.model.blocks) < 2:
       raise ValueError(
         "LIRF cuts the network into a lower and an upper half of its blocks, "
-        f"and {type(self.model).__name__} has "
-        f"depth={getattr(self.model, 'depth', None)}; take a model with two "
-        "blocks or more, or another method."
+        f"and {type(self.model).__name__} has depth={len(self.model.blocks)}; "
+        "take a model with two blocks or more, or another method."
       )
 
   @property
-  def cut(self):
-    """Number of the blocks below the cut."""
-    return self.model.depth // 2
-
-  @property
   def lower(self):
-    """Pattern of the parameters below the cut."""
-    blocks = "|".join(map(str, range(self.cut)))
-    inside = rf"posembed_input|encoderblock_({blocks})"
-    return rf"embedding/.*|cls|Transformer/({inside})/.*"
+    """Branches of the blocks below the cut, first to last."""
+    return self.model.blocks[: len(self.model.blocks) // 2]
 
   def init_params(self, params, rng):
     """Adds the deposit, a copy of the lower half."""
@@ -89,15 +81,17 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
 
   def is_low(self, name: str) -> bool:
     """Returns whether a parameter lies below the cut."""
-    return bool(re.fullmatch(self.lower, name))
+    low = (*self.model.stem, *self.lower)
+    return trees.holder(name, low) is not None
 
   def init_memory(self, params, trainable):
     """Holds the teacher's lower half."""
+    pattern = trees.pattern((*self.model.stem, *self.lower))
     for name in unlearning.trained(params, trainable):
       if not self.is_low(name) and not name.startswith("deposit/"):
         raise ValueError(
           f"LIRF trains the lower half of the network, and the optimizer "
-          f"trains {name!r}; put a group with the pattern {self.lower!r} first "
+          f"trains {name!r}; put a group with the pattern {pattern!r} first "
           "in optimizer.groups and set the others to None."
         )
     memory = super().init_memory(params, trainable)
@@ -106,18 +100,16 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
 
   def halfway(self, params, inputs, rng=None):
     """Returns the outputs, and the tokens [B, T, D] at the cut."""
-    name = f"encoderblock_{self.cut - 1}"
-    rngs = None if rng is None else {"dropout": rng}
-    outputs, seen = self.model.apply(
-      {"params": params},
+    last = self.lower[-1]
+    outputs, seen = captures.capture(
+      self.model,
+      params,
       inputs,
+      (last,),
       train=rng is not None,
-      rngs=rngs,
-      capture_intermediates=lambda module, _: module.name == name,
-      mutable=["intermediates"],
+      rngs=None if rng is None else {"dropout": rng},
     )
-    block = seen["intermediates"]["Transformer"][name]
-    return outputs, block["__call__"][0]
+    return outputs, seen[last]
 
   def prepare(self, params, memory, batch):
     """Returns the teacher's features [B, D], and its map at the cut [B, D]."""

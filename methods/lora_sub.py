@@ -95,12 +95,12 @@ class LoraSub(Method):
 
   def init_params(self, params, rng):
     """Draws a head; the adapters are drawn at each task."""
-    return masking.draw_head(params, rng)
+    return masking.draw_heads(params, rng, self.model.class_heads)
 
   def init_memory(self, params, trainable):
     """Holds S, a projector P [D, D] and its rank k a block, prototypes."""
     adapting.check_trained(trainable)
-    blocks = adapting.blocks(params)
+    blocks = adapting.blocks(params, self.model)
     width = self.model.width
     sums = jax.eval_shape(
       functools.partial(lora.deltas, scale=self.model.lora_scale), params
@@ -137,7 +137,10 @@ class LoraSub(Method):
       _LOG.info(
         "%s: directions kept a block: %s.",
         stage.name,
-        ", ".join(str(kept[block]) for block in adapting.blocks(state.params)),
+        ", ".join(
+          str(kept[block])
+          for block in adapting.blocks(state.params, self.model)
+        ),
       )
     params = adapting.restart(state, data, lora_b=self.lora_b)
     return state.replace(params=params, memory=memory)
@@ -161,8 +164,9 @@ class LoraSub(Method):
 
   def extra_args(self, memory):
     """A's update is P U, B's is U P, with the P of the adapter's block."""
+    arrays = memory["sums"], memory["projectors"]
     return {
-      side: adapting.by_parameter(memory["sums"], memory["projectors"], leaf)
+      side: adapting.by_parameter(*arrays, leaf, model=self.model)
       for side, leaf in (("left", "lora_a"), ("right", "lora_b"))
     }
 

@@ -31,12 +31,13 @@ class SSD(unlearning.Unlearning):
       all images, so above their number over that of those that go nothing is
       selected: the paper's 10 takes requests of less than a tenth.
     dampen: Factor of the dampening.
-    layers: Pattern of the parameters that may be dampened.
+    layers: Pattern of the parameters that may be dampened; None: all but the
+      heads'.
   """
 
   select: float = 1.0
   dampen: float = 1.0
-  layers: str = r"(?!head/).*"
+  layers: str | None = None
 
   positive = ("select", "dampen")
 
@@ -56,7 +57,9 @@ class SSD(unlearning.Unlearning):
   @property
   def rewrites(self):
     """What may be dampened."""
-    return self.layers
+    if self.layers is not None:
+      return self.layers
+    return rf"(?!{trees.pattern(self.model.class_heads)}$).*"
 
   def rounds(self, stage, data):
     """Has none."""
@@ -78,7 +81,7 @@ class SSD(unlearning.Unlearning):
     """Returns a batch's squared mean gradient times its images, and these."""
     size = jnp.sum(batch["mask"])
     rows = jnp.where(batch["mask"], 1 / size, 0.0)
-    names = [n for n in trees.flatten(params) if re.fullmatch(self.layers, n)]
+    names = [n for n in trees.flatten(params) if re.fullmatch(self.rewrites, n)]
     grads = self.gradient(params, memory, batch, names=names, weights=rows)
     return jax.tree.map(lambda g: size * g**2, grads), size
 

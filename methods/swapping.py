@@ -81,7 +81,7 @@ class Swapping(Method):
   goals = ("learn", "forget", "swap")
 
   def __post_init__(self):
-    adapting.check_model(self.model, r".*/MlpBlock_0/Dense_[01]", 8, 1.0)
+    adapting.check_model(self.model, "mlp", rank=8, alpha=1.0)
     adapting.check_grouping(self.grouping)
     weights = ("learn_weight", "retain_weight", "forget_weight")
     for name in (*weights, "bound", "alpha", "slope"):
@@ -98,7 +98,7 @@ class Swapping(Method):
   @property
   def groups(self):
     """Groups of adapters that are shrunk together."""
-    return group_lasso.by_pattern(group_lasso.GROUPINGS[self.grouping])
+    return group_lasso.of_adapters(self.grouping, self.model.blocks)
 
   @property
   def transforms(self):
@@ -184,8 +184,6 @@ class Swapping(Method):
 
   def report(self, state):
     """Norms of each block's adapters, and of what the stage changed there."""
-    told = adapting.report(state.params, self.groups, self.model.lora_scale)
-    moved = adapting.moved(
-      state.params, state.memory["start"], self.model.lora_scale
-    )
+    told = adapting.report(state.params, self.groups, self.model)
+    moved = adapting.moved(state.params, state.memory["start"], self.model)
     return {**told, "moved_norm": moved}

@@ -1,4 +1,4 @@
-"""What a ViT's attentions read, as second moments."""
+"""What a model's attentions read, as second moments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from models import captures
 
 
 def second_moments(
@@ -18,26 +20,21 @@ def second_moments(
   type.
 
   Args:
-    model: A vit.ViT.
+    model: Says what its attention_inputs are.
     params: Its parameters.
     batch: image [B, S, S, 3], mask bool [B].
 
   Returns:
-    Block name -> sum of x x^T over the images that the mask keeps and all their
-    tokens x (after the block's first norm), [D, D].
+    Block's short name -> sum of x x^T over the images that the mask keeps and
+    all their tokens x (as the attention reads them), [D, D].
   """
-  _, seen = model.apply(
-    {"params": params},
-    batch,
-    capture_intermediates=lambda module, _: module.name == "LayerNorm_0",
-    mutable=["intermediates"],
-  )
+  inputs = model.attention_inputs
+  _, seen = captures.capture(model, params, batch, tuple(inputs.values()))
   mask = batch["mask"].astype(jnp.float32)
   moments = {}
-  for block, captured in seen["intermediates"]["Transformer"].items():
-    (x,) = captured["LayerNorm_0"]["__call__"]
-    x = x.astype(jnp.float32) * mask[:, None, None]  # [B, T, D]
-    moments[block] = jnp.einsum(
+  for block, branch in inputs.items():
+    x = seen[branch].astype(jnp.float32) * mask[:, None, None]  # [B, T, D]
+    moments[model.short(block)] = jnp.einsum(
       "btd,bte->de", x, x, precision=jax.lax.Precision.HIGHEST
     )
   return moments

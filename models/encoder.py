@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from models import anatomy
 from models import kernels
 from models import layers
 
@@ -181,3 +182,55 @@ class Encoder(nn.Module):
       param_dtype=self.param_dtype,
       name="encoder_norm",
     )(x)
+
+
+class EncoderAnatomy(anatomy.Anatomy):
+  """Of patch embedding, class token, an Encoder named Transformer, and a head.
+
+  Attributes:
+    depth: Number of blocks.
+  """
+
+  depth: int
+
+  @property
+  def class_heads(self) -> tuple[str, ...]:
+    """The one head."""
+    return ("head",)
+
+  @property
+  def backbone(self) -> tuple[str, ...]:
+    """All but the head."""
+    return ("embedding", "cls", "Transformer")
+
+  @property
+  def stem(self) -> tuple[str, ...]:
+    """The embeddings."""
+    return ("embedding", "cls", "Transformer/posembed_input")
+
+  @property
+  def blocks(self) -> tuple[str, ...]:
+    """The encoder's."""
+    return tuple(f"Transformer/encoderblock_{i}" for i in range(self.depth))
+
+  @property
+  def attention_inputs(self) -> dict[str, str]:
+    """The first norm of each block."""
+    return {block: f"{block}/LayerNorm_0" for block in self.blocks}
+
+  @property
+  def attention_readers(self) -> tuple[str, ...]:
+    """Query, key and value of each block."""
+    return tuple(
+      f"{block}/MultiHeadDotProductAttention_0/{layer}"
+      for block in self.blocks
+      for layer in ("query", "key", "value")
+    )
+
+  @property
+  def adaptable(self) -> dict[str, str]:
+    """As LoRA-Sub and InfLoRA, and as GS-LoRA have it."""
+    return {
+      "attention": r".*/(key|value)",
+      "mlp": r".*/MlpBlock_0/Dense_[01]",
+    }

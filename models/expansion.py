@@ -20,6 +20,7 @@ def expand(
   expected: Mapping[str, Any],
   count: int,
   *,
+  head: str,
   seed: int,
   source: pathlib.Path,
 ) -> layouts.Flat:
@@ -29,22 +30,24 @@ def expand(
   layer of their own size; their biases are 0.
 
   Args:
-    found: The file's leaves by name, "head/kernel" [D, K] among them.
+    found: The file's leaves by name, the head's kernel [D, K] among them.
     expected: The model's, [D, K + count], as anything with a shape.
     count: New columns.
+    head: Branch of the head.
     seed: Draws them.
     source: The file, for errors.
 
   Raises:
     ValueError: A file without a head, or of another number of classes.
   """
-  if "head/kernel" not in found:
+  kernel = f"{head}/kernel"
+  if kernel not in found:
     raise ValueError(
       f"{source} has no head, and {count} classes are to be added to one: take "
       "a file of a whole classifier."
     )
-  width, known = found["head/kernel"].shape
-  wanted = expected["head/kernel"].shape[-1] - count
+  width, known = found[kernel].shape
+  wanted = expected[kernel].shape[-1] - count
   if known != wanted:
     raise ValueError(
       f"The head of {source} has {known} classes, and the data say that it "
@@ -55,15 +58,14 @@ def expand(
   bound = math.sqrt(6 / (width + count))
   rng = np.random.Generator(np.random.Philox(seed))
   drawn = rng.uniform(-bound, bound, (width, count))
-  return {**found, **joined(found, drawn.astype(np.float32))}
+  return {**found, **joined(found, drawn.astype(np.float32), head)}
 
 
-def joined(found: layouts.Flat, columns: np.ndarray) -> layouts.Flat:
+def joined(found: layouts.Flat, columns: np.ndarray, head: str) -> layouts.Flat:
   """Returns the leaves of a head with new columns [D, count] at its end."""
-  kernel = np.asarray(found["head/kernel"])
-  leaves = {"head/kernel": np.concatenate([kernel, columns], axis=-1)}
-  if "head/bias" in found:
-    bias = np.asarray(found["head/bias"])
-    zeros = np.zeros(columns.shape[-1:], bias.dtype)
-    leaves["head/bias"] = np.concatenate([bias, zeros])
+  kernel, bias = f"{head}/kernel", f"{head}/bias"
+  leaves = {kernel: np.concatenate([found[kernel], columns], axis=-1)}
+  if bias in found:
+    zeros = np.zeros(columns.shape[-1:], found[bias].dtype)
+    leaves[bias] = np.concatenate([found[bias], zeros])
   return leaves

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -26,34 +25,11 @@ from flax import linen as nn
 
 from libml import trees
 from models import MODELS
-from models import face_vit
 from models import lora
 from models import pretrained
-from models import vit
+from models import timm
 
 FILES = ("params.npz", "model.safetensors", "config.json", "classes.json")
-
-# (patch, width, mlp_dim, heads, depth) -> timm's name. Any other size is the
-# base model with other arguments, which timm's config holds in all cases.
-_TIMM_NAMES = {
-  (16, 192, 768, 3, 12): "vit_tiny_patch16_224",
-  (16, 384, 1536, 6, 12): "vit_small_patch16_224",
-  (32, 768, 3072, 12, 12): "vit_base_patch32_224",
-  (16, 1024, 4096, 16, 24): "vit_large_patch16_224",
-  (32, 1024, 4096, 16, 24): "vit_large_patch32_224",
-  (14, 1280, 5120, 16, 32): "vit_huge_patch14_224",
-}
-_TIMM_BASE = "vit_base_patch16_224"
-_TIMM_GELUS = {"tanh": "gelu_tanh", "erf": "gelu"}
-
-# Evaluation chain -> timm's crop mode; others only resize.
-TIMM_CROPS = {"center_crop": "center", "reference": "squash"}
-
-# Ours averages the class token, too, and after the last norm.
-_TIMM_POOLS = {
-  "token": {"global_pool": "token"},
-  "gap": {"global_pool": "avg", "pool_include_prefix": True, "fc_norm": False},
-}
 
 
 def write(
@@ -164,7 +140,7 @@ def retrained(
 
 
 def save_torch(
-  path: str | os.PathLike[str], model: nn.Module, params: Mapping[str, Any]
+  path: str | os.PathLike[str], model: Any, params: Mapping[str, Any]
 ) -> None:
   """Writes plain parameters to .safetensors, in the layout of their model.
 
@@ -173,9 +149,7 @@ def save_torch(
   Raises:
     ValueError: Leaves that are not the model's, such as adapters or prompts.
   """
-  face = isinstance(model, face_vit.FaceViT)
-  write_layout = pretrained.save_face if face else pretrained.save_timm
-  write_layout(path, params)
+  pretrained.save_torch(path, params, model.torch_layout)
 
 
 def settings(
@@ -202,63 +176,13 @@ def settings(
     },
     "preprocess": dict(config["preprocess"]),
   }
-  if not isinstance(model, vit.ViT):
-    return {**ours, "not_in_timm": [type(model).__name__]}
-  plain = {
-    "classifier": tuple(_TIMM_POOLS),
-    "norm_pre_logits": (False,),
-    "temperature": (1.0,),
-    "block_epsilon": (1e-6,),
-  }
-  others = [
-    f"{name}={getattr(model, name)!r}"
-    for name, known in plain.items()
-    if getattr(model, name) not in known
-  ]
+  others = timm.obstacles(model)
   if others:
     return {**ours, "not_in_timm": others}
-  theirs = _timm(model, config["preprocess"])
+  theirs = timm.config(model, config["preprocess"])
   if classes is not None:
     theirs["label_names"] = list(classes)
   return {**theirs, **ours}
-
-
-def _timm(model: vit.ViT, preprocess: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns timm's config.json of a ViT."""
-  size, width = model.image_size, model.width
-  ratio = model.mlp_dim / width
-  if int(width * ratio) != model.mlp_dim:  # timm cuts the product
-    ratio = math.nextafter(ratio, math.inf)
-  sizes = (model.patch_size, width, model.mlp_dim, model.num_heads, model.depth)
-  side = preprocess.get("resize") or size * 256 // 224
-  crop = TIMM_CROPS.get(preprocess["eval"])
-  return {
-    "architecture": _TIMM_NAMES.get(sizes, _TIMM_BASE),
-    "num_classes": model.num_classes,
-    "num_features": width,
-    "model_args": {
-      "img_size": size,
-      "patch_size": model.patch_size,
-      "embed_dim": width,
-      "depth": model.depth,
-      "num_heads": model.num_heads,
-      "mlp_ratio": ratio,
-      "act_layer": _TIMM_GELUS[model.gelu],
-      **_TIMM_POOLS[model.classifier],
-    },
-    "pretrained_cfg": {
-      "input_size": [3, size, size],
-      "fixed_input_size": True,
-      "num_classes": model.num_classes,
-      "first_conv": "patch_embed.proj",
-      "classifier": "head",
-      "interpolation": "bilinear",
-      "crop_pct": size / side if crop else 1.0,
-      "crop_mode": crop or "squash",
-      "mean": list(preprocess.get("mean") or (0.0, 0.0, 0.0)),
-      "std": list(preprocess.get("std") or (1.0, 1.0, 1.0)),
-    },
-  }
 
 
 def _names(

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from models import encoder
 from models import heads
 from models import layers
+from models import layouts
 from models import lora as lora_lib
 from models import variants
 
@@ -54,7 +55,7 @@ VARIANTS = {
 }
 
 
-class FaceViT(nn.Module):
+class FaceViT(encoder.EncoderAnatomy, nn.Module):
   """Face Transformer (Zhong and Deng, 2021), as GS-LoRA uses it.
 
   A pre-norm ViT that differs from ViT in: the products of the attention are
@@ -189,6 +190,11 @@ class FaceViT(nn.Module):
     return not heads.needs_label(self.head)
 
   @property
+  def torch_layout(self) -> layouts.Layout:
+    """That of the published weights."""
+    return layouts.FACE
+
+  @property
   def lora_scale(self) -> float:
     """Factor of the adapters; 1 without them."""
     return getattr(self.dense, "scale", 1.0)
@@ -234,7 +240,7 @@ class FaceViT(nn.Module):
     features = x[:, 0]
     outputs = self.classify(features, inputs.get("label"), train=train)
     if self.is_initializing() and isinstance(self.dense, lora_lib.Lora):
-      self.dense.check(self.variables["params"])
+      self.dense.check(self.variables["params"], self.blocks)
     return {"features": features, **outputs}
 
   def classify(

@@ -18,6 +18,7 @@ import numpy as np
 Flat = dict[str, np.ndarray]
 
 POSITION = "Transformer/posembed_input/pos_embedding"
+HEAD = "head"
 _EMBEDDING = "embedding/kernel"
 _BLOCK = "Transformer/encoderblock_{}"
 _ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"

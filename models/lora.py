@@ -18,6 +18,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -81,20 +82,24 @@ class Lora:
     """Builds one layer from nn.DenseGeneral's arguments."""
     return LoraDense(features, lora=self, **options)
 
-  def check(self, params: Params) -> None:
-    """Raises ValueError for parameters without an adapter; lists the layers."""
+  def check(self, params: Params, blocks: Sequence[str]) -> None:
+    """Raises ValueError for parameters without an adapter; lists the layers.
+
+    Args:
+      params: Of the model.
+      blocks: Branches of its blocks.
+    """
     if jax.tree.leaves(split(params)[1]):
       return
-    modules = sorted(
-      {
-        re.sub(r"_\d+/", "_*/", name.rpartition("/")[0], count=1)
-        for name in trees.flatten(params)
-        if re.fullmatch(r"(?!(embedding|head)/).*/kernel", name)
-      }
-    )
+    modules = set()
+    for name in trees.flatten(params):
+      layer, _, leaf = name.rpartition("/")
+      block = trees.holder(layer, blocks)
+      if block and leaf == "kernel":
+        modules.add(re.sub(r"_\d+", "_*", block) + layer.removeprefix(block))
     raise ValueError(
       f"layers={self.layers!r} of LoRA matches no dense layer; there are "
-      f"{', '.join(modules)}."
+      f"{', '.join(sorted(modules))}."
     )
 
 

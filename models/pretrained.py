@@ -83,7 +83,9 @@ def load(
   if rows is not None:
     found |= _pick(path, found, expected, rows, head, new)
   if new and head == "keep":
-    found = expansion.expand(found, expected, new, seed=seed, source=path)
+    found = expansion.expand(
+      found, expected, new, head=layouts.HEAD, seed=seed, source=path
+    )
   if head == "fresh":
     found = _with_fresh_head(path, found, expected)
   if layouts.POSITION in found and layouts.POSITION in expected:
@@ -149,33 +151,19 @@ def _pick(
   return {name: found[name][..., list(rows)] for name in picked}
 
 
-def save_timm(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
-  """Writes a plain ViT as .safetensors in timm's layout, for load and timm.
+def save_torch(
+  path: str | os.PathLike[str], tree: Mapping[str, Any], layout: layouts.Layout
+) -> None:
+  """Writes a plain model as .safetensors under torch's names.
 
   Args:
     path: Where; must end in .safetensors.
-    tree: The ViT's parameters, adapters merged and left out.
-
-  Raises:
-    ValueError: If the suffix is another one, or timm has no place for a leaf.
-  """
-  _save_torch(path, tree, layouts.TIMM)
-
-
-def save_face(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
-  """Writes a plain FaceViT as .safetensors under the published names.
-
-  Args:
-    path: Where; must end in .safetensors.
-    tree: The FaceViT's parameters, adapters merged and left out.
+    tree: The parameters, adapters merged and left out.
+    layout: Of the model: layouts.TIMM or layouts.FACE.
 
   Raises:
     ValueError: If the suffix is another one, or there is no place for a leaf.
   """
-  _save_torch(path, tree, layouts.FACE)
-
-
-def _save_torch(path, tree, layout: layouts.Layout) -> None:
   path = pathlib.Path(path)
   if path.suffix != ".safetensors":
     raise ValueError(f"Cannot write {path}: torch's layouts are .safetensors.")

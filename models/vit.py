@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from models import encoder
 from models import layers
+from models import layouts
 from models import lora as lora_lib
 from models import variants
 
@@ -55,7 +56,7 @@ VARIANTS = {
 }
 
 
-class ViT(nn.Module):
+class ViT(encoder.EncoderAnatomy, nn.Module):
   """Vision Transformer for classification (Dosovitskiy et al., ICLR 2021).
 
   The parameters have the names and layouts of the official .npz files (after
@@ -174,6 +175,11 @@ class ViT(nn.Module):
     )
 
   @property
+  def torch_layout(self) -> layouts.Layout:
+    """Timm's."""
+    return layouts.TIMM
+
+  @property
   def lora_scale(self) -> float:
     """Factor of the adapters; 1 without them."""
     return getattr(self.dense, "scale", 1.0)
@@ -216,7 +222,7 @@ class ViT(nn.Module):
     features = self._features(x, inputs.get("reweight"))
     outputs = self.classify(features)
     if self.is_initializing() and isinstance(self.dense, lora_lib.Lora):
-      self.dense.check(self.variables["params"])
+      self.dense.check(self.variables["params"], self.blocks)
     return {"features": features, **outputs}
 
   def classify(

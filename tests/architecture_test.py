@@ -47,6 +47,20 @@ ALSO = {
   "models/edits/__main__.py": {"rich"},
 }
 
+# What generic code asks a model for, and so never names.
+NAMES_OF_PARTS = (
+  *("encoderblock", "MlpBlock", "Dense_", "LayerNorm_", "MultiHead"),
+  *("posembed", "Transformer/", '"Transformer"', "head/", '"head"'),
+)
+# Who may: models, and tables of their names elsewhere.
+NAMES_PARTS = {
+  f"models/{name}.py"
+  for name in ("vit", "face_vit", "encoder", "layers", "heads")
+  + ("layouts", "pretrained", "convert", "timm")
+}
+# A probe has the name, too.
+NAMES_PROBES = {"libml/audit/probing.py", "libml/results/audit_table.py"}
+
 
 def package(source):
   """Returns the package that a file belongs to, a row of FLOORS."""
@@ -243,6 +257,13 @@ def test_no_branch_on_the_name_of_a_method_or_data_set():
       if isinstance(node, ast.Compare | ast.match_case):
         words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
         assert not words & names, f"{source}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("word", NAMES_OF_PARTS)
+def test_generic_code_names_no_part_of_a_model(word):
+  generic = {s for s in SOURCES if not s.startswith("configs/")} - NAMES_PARTS
+  found = {s for s in generic if word in (ROOT / s).read_text()}
+  assert found <= (NAMES_PROBES if word == '"head"' else set())
 
 
 def test_nothing_is_unpickled():

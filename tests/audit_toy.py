@@ -7,6 +7,7 @@ third has no reason to compare them, and random features are of no help.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,7 @@ class Small(nn.Module):
   """Two hidden layers; what comes out of the second are the features."""
 
   num_classes: int = CLASSES
+  class_heads: ClassVar = ("head",)
 
   @nn.compact
   def __call__(self, inputs, *, train=False):

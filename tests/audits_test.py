@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import types
 
 import audit_toy
 import jax
@@ -231,11 +232,13 @@ def test_a_retrained_model_gets_adapters_that_add_nothing():
   lora = {"lora_a": np.ones((3, 2)), "lora_b": np.ones((2, 3))}
   params = {"Dense_0": {"kernel": np.ones((3, 3)), **lora}}
   given = {"Dense_0": {"kernel": np.full((3, 3), 2.0)}}
-  found = audits._complete(given, params, ())["Dense_0"]
+  model = types.SimpleNamespace(class_heads=())
+  method = types.SimpleNamespace(private=(), model=model)
+  found = audits._complete(given, params, method)["Dense_0"]
   assert (found["kernel"] == 2).all()
   assert not found["lora_a"].any() and not found["lora_b"].any()
   with pytest.raises(ValueError, match="Dense_0/kernel is None there"):
-    audits._complete({}, params, ())
+    audits._complete({}, params, method)
 
 
 def test_columns_of_the_head_start_as_the_mean_of_those_kept():
@@ -245,7 +248,7 @@ def test_columns_of_the_head_start_as_the_mean_of_those_kept():
     "body": {"kernel": kernel},
   }
   goes, stays = np.array([[0, 0, 1, 0], [1, 1, 0, 0]], bool)
-  found = relearning.neutral(params, 4, goes, stays)
+  found = relearning.neutral(params, ("head",), goes, stays)
   np.testing.assert_array_equal(found["head"]["bias"], [0, 2, 1, 7])
   np.testing.assert_array_equal(found["head"]["kernel"][0], [0, 1, 0.5, 3])
   np.testing.assert_array_equal(found["body"]["kernel"], kernel)

@@ -23,6 +23,7 @@ from models import export
 from models import face_vit
 from models import lora
 from models import pretrained
+from models import timm
 from models import vit
 
 FILES = set(export.FILES)
@@ -141,7 +142,7 @@ def test_face_transformer_comes_back(tmp_path):
 
 def test_every_evaluation_chain_has_a_counterpart_in_timm():
   chains = set(preprocess.CHAINS_EVAL)
-  assert chains == {*export.TIMM_CROPS, "native"}
+  assert chains == {*timm.CROPS, "native"}
 
 
 def test_classes_and_requests_lie_beside_the_weights(tmp_path, small):

@@ -13,6 +13,7 @@ from safetensors import numpy as safetensors
 
 from models import convert
 from models import face_vit
+from models import layouts
 from models import pretrained
 from models import vit
 
@@ -60,15 +61,15 @@ def assert_equal(ours, theirs):
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def writer(kind):
-  return pretrained.save_timm if kind == "vit" else pretrained.save_face
+def save(path, tree, kind):
+  pretrained.save_torch(path, tree, BUILDERS[kind]().torch_layout)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_torch_names_and_back_bit_for_bit(tmp_path, kind):
   shapes = template(kind)
   tree, path = draw(shapes), tmp_path / "x.safetensors"
-  writer(kind)(path, tree)
+  save(path, tree, kind)
   assert_equal(pretrained.load(path, shapes, head="keep"), tree)
   # The same names in .npz.
   np.savez(tmp_path / "x.npz", **safetensors.load_file(path))
@@ -77,7 +78,7 @@ def test_torch_names_and_back_bit_for_bit(tmp_path, kind):
 
 def test_published_names_and_shapes(tmp_path):
   path = tmp_path / "x.safetensors"
-  pretrained.save_face(path, draw(template("face")))
+  pretrained.save_torch(path, draw(template("face")), layouts.FACE)
   found = {k: v.shape for k, v in safetensors.load_file(path).items()}
   block = "transformer.layers.10"
   assert len(found) == 11 * 11 + 7
@@ -103,7 +104,7 @@ def test_half_types_stay(tmp_path):
     lambda leaf: np.asarray(leaf, jnp.bfloat16), draw(template("vit"))
   )
   path = tmp_path / "x.safetensors"
-  pretrained.save_timm(path, half)
+  pretrained.save_torch(path, half, layouts.TIMM)
   shapes = template("vit", param_dtype="bfloat16")
   assert_equal(pretrained.load(path, shapes, head="keep"), half)
 
@@ -111,7 +112,7 @@ def test_half_types_stay(tmp_path):
 def test_names_of_parallel_training(tmp_path):
   shapes = template("face")
   tree, path = draw(shapes), tmp_path / "x.safetensors"
-  pretrained.save_face(path, tree)
+  pretrained.save_torch(path, tree, layouts.FACE)
   found = safetensors.load_file(path)
   safetensors.save_file({f"module.{k}": v for k, v in found.items()}, path)
   assert_equal(pretrained.load(path, shapes, head="keep"), tree)
@@ -121,7 +122,7 @@ def test_names_of_parallel_training(tmp_path):
 def test_adapters_in_the_file(tmp_path, adapters):
   shapes = template("face")
   tree, path = draw(shapes), tmp_path / "x.safetensors"
-  pretrained.save_face(path, tree)
+  pretrained.save_torch(path, tree, layouts.FACE)
   found = safetensors.load_file(path)
   rng = np.random.default_rng(1)
   block = "transformer.layers.3"
@@ -156,7 +157,7 @@ def test_adapters_in_the_file(tmp_path, adapters):
 
 def test_adapter_without_its_partner(tmp_path):
   path = tmp_path / "x.safetensors"
-  pretrained.save_face(path, draw(template("face")))
+  pretrained.save_torch(path, draw(template("face")), layouts.FACE)
   name = "transformer.layers.0.1.fn.fn.net.0.lora_A"
   found = safetensors.load_file(path) | {name: np.ones((2, 6), np.float32)}
   safetensors.save_file(found, path)
@@ -171,7 +172,10 @@ def test_adapter_without_its_partner(tmp_path):
 def test_rows_of_the_head(tmp_path, kind, layout):
   tree = draw(template(kind, num_classes=7))
   path = tmp_path / ("x.npz" if layout == "ours" else "x.safetensors")
-  (pretrained.save if layout == "ours" else writer(kind))(path, tree)
+  if layout == "ours":
+    pretrained.save(path, tree)
+  else:
+    save(path, tree, kind)
   loaded = pretrained.load(path, template(kind), head="keep", rows=[5, 0, 3])
   tree["head"] = {k: v[..., [5, 0, 3]] for k, v in tree["head"].items()}
   assert_equal(loaded, tree)
@@ -211,10 +215,10 @@ def test_bad_rows(tmp_path):
 
 def test_cosines_cannot_start_from_zero(tmp_path):
   path = tmp_path / "x.safetensors"
-  pretrained.save_face(path, draw(template("face")))
+  pretrained.save_torch(path, draw(template("face")), layouts.FACE)
   with pytest.raises(ValueError, match='keep the file.s head .head="keep"'):
     pretrained.load(path, template("face"))
-  pretrained.save_face(path, draw(template("softmax")))
+  pretrained.save_torch(path, draw(template("softmax")), layouts.FACE)
   loaded = pretrained.load(path, template("softmax", num_classes=9))
   assert loaded["head"]["kernel"].shape == (6, 9)
   assert not loaded["head"]["kernel"].any()
@@ -223,9 +227,11 @@ def test_cosines_cannot_start_from_zero(tmp_path):
 def test_writers_refuse_what_has_no_place(tmp_path):
   tree = draw(template("vit", lora={"layers": ".*/query", "rank": 1}))
   with pytest.raises(ValueError, match="query/lora_a.*merge adapters first"):
-    pretrained.save_timm(tmp_path / "x.safetensors", tree)
+    pretrained.save_torch(tmp_path / "x.safetensors", tree, layouts.TIMM)
   with pytest.raises(ValueError, match="torch's layouts are .safetensors"):
-    pretrained.save_timm(tmp_path / "x.npz", draw(template("vit")))
+    pretrained.save_torch(
+      tmp_path / "x.npz", draw(template("vit")), layouts.TIMM
+    )
   assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """Groups by name, their norms, and which of them are zero."""
 
+import functools
 import re
 
 import jax
@@ -101,9 +102,9 @@ def test_zero_is_exact_and_of_the_whole_group():
   assert group_lasso.zeros({"b": {"x": jnp.float32([-0.0])}}, BY_LETTER)["b"]
 
 
-def adapted(layers):
-  """Returns the parameters of a small ViT with adapters."""
-  module = vit.ViT(
+def module(layers):
+  """Returns a small ViT with adapters."""
+  return vit.ViT(
     num_classes=3,
     image_size=8,
     patch_size=4,
@@ -113,10 +114,13 @@ def adapted(layers):
     num_heads=2,
     dense=lora.Lora(layers, rank=2),
   )
+
+
+def adapted(layers):
+  """Returns the shapes of its parameters."""
   image = jnp.zeros((1, 8, 8, 3))
-  return jax.eval_shape(
-    lambda: module.init(jax.random.key(0), {"image": image}, train=False)
-  )["params"]
+  init = functools.partial(module(layers).init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), {"image": image})["params"]
 
 
 FFN = r".*/MlpBlock_0/Dense_[01]"
@@ -140,7 +144,7 @@ SIZES = {
 def test_groupings_of_a_vit_s_adapters(grouping, layers):
   assert {name for name, _ in SIZES} == set(group_lasso.GROUPINGS)
   params = adapted(layers)
-  groups = group_lasso.by_pattern(group_lasso.GROUPINGS[grouping])
+  groups = group_lasso.of_adapters(grouping, module(layers).blocks)
   found = group_lasso.members(params, groups)
   count, leaves = SIZES[grouping, layers]
   assert len(found) == 2 * count

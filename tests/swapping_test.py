@@ -74,7 +74,7 @@ def test_adapters_of_the_paper_s_model():
   assert sum(leaf.size for leaf in jax.tree.leaves(fresh)) == 737_280
   slope = swaps.method()["slope"]
   drawn = lora.restart(fresh, jax.random.key(0), slope=slope)
-  blocks = group_lasso.by_pattern(group_lasso.GROUPINGS["block"])
+  blocks = group_lasso.of_adapters("block", module.blocks)
   assert len(group_lasso.norms(drawn, blocks)) == 12
   assert float(group_lasso.penalty(drawn, blocks)) == pytest.approx(
     9.505, rel=0.02

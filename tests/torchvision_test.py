@@ -5,6 +5,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
+from models import layouts
 from models import pretrained
 from models import vit
 
@@ -17,7 +18,7 @@ def test_torchvision_s_file_is_timm_s_under_other_names(tmp_path):
   params = jax.tree.map(
     lambda p: rng.normal(size=p.shape).astype(np.float32), params
   )
-  pretrained.save_timm(tmp_path / "timm.safetensors", params)
+  pretrained.save_torch(tmp_path / "timm.safetensors", params, layouts.TIMM)
   timm = safetensors.load_file(tmp_path / "timm.safetensors")
   names = {"cls_token": "class_token", "pos_embed": "encoder.pos_embedding"}
   for end in ("weight", "bias"):

@@ -134,7 +134,7 @@ class Audits:
         another number of classes.
       stage_data.Stopped: The process was asked to stop.
     """
-    models = self._models(params, method.private)
+    models = self._models(params, method)
     images = _images(stage, probes, earlier, self.seed)
     forgotten, retained = (
       tuple(np.unique(images[role].labels).tolist())
@@ -192,13 +192,13 @@ class Audits:
       ),
     }
 
-  def _models(self, params: Any, private: Sequence[str]) -> dict[str, Any]:
+  def _models(self, params: Any, method: Any) -> dict[str, Any]:
     """Returns the models to ask, the first one first."""
-    _check_alike(self.first, params, "first")
+    _check_alike(self.first, params, "first", method.model.class_heads)
     models = {"before": self.first, "after": params}
     if self.retrained is not None:
       _check_apart(self.first, self.retrained)
-      models["retrained"] = _complete(self.retrained, params, private)
+      models["retrained"] = _complete(self.retrained, params, method)
     return models
 
 
@@ -260,7 +260,9 @@ def _distance(found, known):
   }
 
 
-def _check_alike(tree: Any, params: Any, what: str) -> None:
+def _check_alike(
+  tree: Any, params: Any, what: str, heads: Sequence[str]
+) -> None:
   """Raises ValueError where parameters are those of another network."""
   theirs, ours = (
     {name: leaf.shape for name, leaf in trees.flatten(t).items()}
@@ -268,7 +270,7 @@ def _check_alike(tree: Any, params: Any, what: str) -> None:
   )
   other = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
   for name in other:
-    if name.startswith("head/") and name in ours and name in theirs:
+    if trees.holder(name, heads) and name in ours and name in theirs:
       raise ValueError(
         f"The {what} model has {theirs[name][-1]} classes, and this one "
         f"{ours[name][-1]} ({name}); give audit.retrained a run on the same "
@@ -296,17 +298,17 @@ def _check_apart(first: Any, retrained: Any) -> None:
       )
 
 
-def _complete(tree: Any, params: Any, private: Sequence[str]) -> Any:
+def _complete(tree: Any, params: Any, method: Any) -> Any:
   """Returns parameters with what a method adds; adapters add nothing."""
   flat = trees.flatten(tree)
   added = {}
   for name, leaf in trees.flatten(params).items():
     if name not in flat and "/lora_" in name:
       added[name] = np.zeros(leaf.shape, leaf.dtype)
-    elif name.partition("/")[0] in private:
+    elif name.partition("/")[0] in method.private:
       added[name] = leaf
   leaves = {**flat, **added}
-  _check_alike(leaves, params, "retrained")
+  _check_alike(leaves, params, "retrained", method.model.class_heads)
   return trees.update(params, leaves)
 
 

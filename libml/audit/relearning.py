@@ -25,7 +25,6 @@ LEAST = 0.5
 # Test images whose accuracy is followed, at most.
 MOST_TESTED = 500
 
-_HEAD = r"head/.*"
 # Adapters rest, so that all methods' models have the same weights to learn by.
 _RESTS = r".*/lora_[ab]"
 # Number of the round, part of the seed of its batches: no method has so many.
@@ -66,25 +65,25 @@ def lesson(
 
 
 def neutral(
-  params: Any, num_classes: int, goes: np.ndarray, stays: np.ndarray
+  params: Any, heads: Sequence[str], goes: np.ndarray, stays: np.ndarray
 ) -> Any:
-  """Returns the parameters with the head's columns of some classes forgotten.
+  """Returns the parameters with the heads' columns of some classes forgotten.
 
   They become the mean of the columns of other ones. A head that only hides a
   class may do so by a column that no number of steps brings back; what is asked
   is what the features still hold.
 
   Args:
-    params: All parameters; the head's end with the axis of classes.
-    num_classes: C.
+    params: All parameters; the heads' end with the axis of classes.
+    heads: Branches of the heads.
     goes: bool [C].
     stays: bool [C].
   """
 
   def column(name, leaf):
-    if not re.fullmatch(_HEAD, name) or leaf.shape[-1:] != (num_classes,):
+    if trees.holder(name, heads) is None or leaf.shape[-1:] != goes.shape:
       return leaf
-    shape = (1,) * (leaf.ndim - 1) + (num_classes,)
+    shape = (1,) * (leaf.ndim - 1) + goes.shape
     gone, kept = goes.reshape(shape), stays.reshape(shape)
     mean = jnp.mean(leaf, axis=-1, keepdims=True, where=kept)
     return jnp.where(gone, mean, leaf)
@@ -190,9 +189,11 @@ class Relearning:
     return {"steps": last if back else None, "curve": curve}
 
   def _begin(self, params, tx, masks):
+    heads = self.method.model.class_heads
+
     def begin(params, goes, stays):
       params = jax.tree.map(jnp.copy, params)
-      params = neutral(params, self.num_classes, goes, stays)
+      params = neutral(params, heads, goes, stays)
       return {"params": params, "moments": tx.init(params)}
 
     where = jax.tree.map(lambda x: x.sharding, params)

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,13 +14,34 @@ from libml import trees
 # Name of a parameter -> name of its group, None where it has none.
 Groups = Callable[[str], str | None]
 
-# Patterns over the adapters of a vision transformer (GS-LoRA's groupings).
+# Name in a config -> pattern over adapters (GS-LoRA's groupings). BLOCK stands
+# for the branches of a model's blocks.
 GROUPINGS = {
-  "block": r"(.*encoderblock_\d+)/.*lora_[ab]",
-  "block_b": r"(.*encoderblock_\d+)/.*/(lora_b)",
+  "block": r"(BLOCK)/.*lora_[ab]",
+  "block_b": r"(BLOCK)/.*/(lora_b)",
   "lora": r"(.*)/lora_[ab]",
   "matrix": r"(.*/lora_[ab])",
 }
+
+
+def of_adapters(grouping: str, blocks: Iterable[str]) -> Groups:
+  """Returns groups of a model's adapters.
+
+  Args:
+    grouping: Row of GROUPINGS.
+    blocks: Branches of the model's blocks.
+  """
+  return by_pattern(GROUPINGS[grouping].replace("BLOCK", _any_of(blocks)))
+
+
+def by_branch(branches: Iterable[str]) -> Groups:
+  """Returns groups that are all parameters below each of some branches."""
+  return by_pattern(f"({_any_of(branches)})/.*")
+
+
+def _any_of(branches: Iterable[str]) -> str:
+  # Without any, no name matches.
+  return "|".join(map(re.escape, branches)) or r"(?!)"
 
 
 @functools.cache
@@ -42,7 +64,7 @@ def by_pattern(pattern: str) -> Groups:
     raise ValueError(
       f"The pattern of groups {pattern!r} captures nothing, so no group has a "
       "name; put what names the group in parentheses, as in "
-      f"{GROUPINGS['block']!r}."
+      "'(.*)/lora_[ab]'."
     )
 
   def group(name: str) -> str | None:

@@ -15,20 +15,24 @@ from libml.pipeline.stage_data import StageData
 from libml.train.train_state import TrainState
 from models import lora
 
-# The dense layers that read a block's first norm.
-_READERS = ("query", "key", "value")
-# Pattern of groups: a block's parameters.
-_BLOCKS = r"(.*encoderblock_\d+)/.*"
-
 
 def check_model(
   model: Any,
-  layers: str = ".*/(key|value)",
+  kind: str = "attention",
+  *,
   rank: int = 10,
   alpha: float | None = None,
 ) -> None:
-  """Raises ValueError for a model without adapters; proposes these."""
+  """Raises ValueError for a model without adapters; proposes some.
+
+  Args:
+    model: Says which layers of which kind are adaptable.
+    kind: Of the proposed layers.
+    rank: Proposed.
+    alpha: Proposed.
+  """
   if not isinstance(model.dense, lora.Lora):
+    layers = model.adaptable[kind]
     raise ValueError(
       "This method trains LoRA adapters, and the model has none; set "
       f"model.lora to {dict(layers=layers, rank=rank, alpha=alpha)}."
@@ -68,24 +72,24 @@ def kernels(model: Any) -> str:
   return rf"(?:{model.dense.layers})/kernel"
 
 
-def blocks(params: Any) -> list[str]:
-  """Returns the names of the blocks with adapters, first to last.
+def blocks(params: Any, model: Any) -> list[str]:
+  """Returns the short names of the blocks with adapters, first to last.
 
   Raises:
     ValueError: An adapter that does not read its block's attention input.
   """
   _, adapters = lora.split(params)
-  found = {}
+  readers, found = model.attention_readers, set()
   for name in trees.flatten(adapters):
-    block, layer = _place(name)
-    if layer not in _READERS:
+    if trees.holder(name, readers) is None:
+      layers = dict.fromkeys(path.rpartition("/")[2] for path in readers)
       raise ValueError(
         f"The adapter at {name} does not read the attention's input, of which "
         "this method finds the subspace; model.lora.layers may match "
-        f"{', '.join(_READERS)} only."
+        f"{', '.join(layers)} only."
       )
-    found[block] = None
-  return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+    found.add(trees.holder(name, model.blocks))
+  return [model.short(block) for block in model.blocks if block in found]
 
 
 def restart(
@@ -146,13 +150,13 @@ def merge(
   return trees.update(params, merged), changes
 
 
-def report(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
+def report(params: Any, groups: Groups, model: Any) -> dict[str, Any]:
   """Returns what an edit is, in numbers for people.
 
   Args:
     params: With adapters.
     groups: Of the adapters.
-    scale: Of the adapters.
+    model: Has the adapters' scale and the blocks.
 
   Returns:
     "group_norm" {group: norm of its entries}, "change_norm" {block: norm of
@@ -160,12 +164,10 @@ def report(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
     "touched_weights" (entries of kernels to which something is added),
     "adapter_weights" (entries of adapters that are not 0).
   """
-  found = jax.device_get(_count(params, groups, scale))
+  blocks = group_lasso.by_branch(model.blocks)
+  found = jax.device_get(_count(params, groups, blocks, model.lora_scale))
   norms = {
-    key: {
-      name.removeprefix("Transformer/"): float(value)
-      for name, value in found[key].items()
-    }
+    key: {model.short(name): float(norm) for name, norm in found[key].items()}
     for key in ("group_norm", "change_norm")
   }
   return {
@@ -177,11 +179,10 @@ def report(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
   }
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _count(params, groups, scale):
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _count(params, groups, blocks, scale):
   _, adapters = lora.split(params)
   changes = lora.deltas(params, scale)
-  blocks = group_lasso.by_pattern(_BLOCKS)
   return {
     "group_norm": group_lasso.norms(adapters, groups),
     "change_norm": group_lasso.norms(changes, blocks),
@@ -191,29 +192,30 @@ def _count(params, groups, scale):
   }
 
 
-def moved(params: Any, start: Any, scale: float) -> dict[str, float]:
+def moved(params: Any, start: Any, model: Any) -> dict[str, float]:
   """Returns how far adapters have moved what each block computes.
 
   Args:
     params: With adapters.
     start: The adapters before.
-    scale: Of the adapters.
+    model: Has the adapters' scale and the blocks.
 
   Returns:
     Block -> norm of scale (A B - A_0 B_0) over its layers.
   """
-  found = jax.device_get(_moved(params, start, scale))
-  return {n.removeprefix("Transformer/"): float(v) for n, v in found.items()}
+  blocks = group_lasso.by_branch(model.blocks)
+  found = jax.device_get(_moved(params, start, blocks, model.lora_scale))
+  return {model.short(name): float(norm) for name, norm in found.items()}
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _moved(params, start, scale):
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _moved(params, start, blocks, scale):
   base, _ = lora.split(params)
   now, before = (
     lora.deltas(tree, scale) for tree in (params, lora.join(base, start))
   )
   changes = jax.tree.map(jnp.subtract, now, before)
-  return group_lasso.norms(changes, group_lasso.by_pattern(_BLOCKS))
+  return group_lasso.norms(changes, blocks)
 
 
 def edit(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
@@ -228,25 +230,22 @@ def edit(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
 
 
 def by_parameter(
-  layers: Any, values: Mapping[str, jax.Array], leaf: str
+  layers: Any, values: Mapping[str, jax.Array], leaf: str, *, model: Any
 ) -> dict[str, Any]:
   """Returns each layer's block's value, under a leaf of the layer.
 
   Args:
-    layers: Tree with a "kernel" for each adapted layer.
-    values: Block name -> value.
+    layers: Tree with a leaf for each adapted layer.
+    values: Block's short name -> value.
     leaf: "lora_a" or "lora_b".
+    model: Says what its blocks are.
   """
   found: dict[str, Any] = {}
   for name in trees.flatten(layers):
     place = found
     for part in name.split("/")[:-1]:
       place = place.setdefault(part, {})
-    place[leaf] = values[_place(name)[0]]
+    block = trees.holder(name, model.blocks)
+    assert block is not None, name  # as `blocks` has checked
+    place[leaf] = values[model.short(block)]
   return found
-
-
-def _place(name: str) -> tuple[str, str]:
-  """Returns the block and the layer of a leaf of an attention's dense layer."""
-  *_, block, _, layer, _ = name.split("/")
-  return block, layer

@@ -72,7 +72,7 @@ class GroupSparse(Method):
   goals = ("forget",)
 
   def __post_init__(self):
-    adapting.check_model(self.model, r".*/MlpBlock_0/Dense_[01]", 8, 1.0)
+    adapting.check_model(self.model, "mlp", rank=8, alpha=1.0)
     adapting.check_grouping(self.grouping)
     self._check_finite("bound", "alpha", "restart_slope")
     if not 0 <= self.average_decay < 1:
@@ -98,7 +98,7 @@ class GroupSparse(Method):
   @property
   def groups(self):
     """Groups of adapters that are shrunk together."""
-    return group_lasso.by_pattern(group_lasso.GROUPINGS[self.grouping])
+    return group_lasso.of_adapters(self.grouping, self.model.blocks)
 
   @property
   def rewrites(self):
@@ -255,7 +255,7 @@ class GroupSparse(Method):
 
   def report(self, state):
     """Norms of the groups and of what each block adds; how much is touched."""
-    return adapting.report(state.params, self.groups, self.model.lora_scale)
+    return adapting.report(state.params, self.groups, self.model)
 
   def edit(self, state):
     """The adapters, their scale, and which groups are exactly zero."""

@@ -1,4 +1,4 @@
-"""What methods with one linear head do before and between tasks."""
+"""What methods with linear heads do before and between tasks."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -8,25 +8,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from libml import trees
 from libml.scenarios import Scenario
 from libml.scenarios import Stage
 
 
-def draw_head(params: Any, rng: jax.Array) -> Any:
-  """Returns the parameters with a head drawn as torch draws linear layers.
+def draw_heads(params: Any, rng: jax.Array, heads: Sequence[str]) -> Any:
+  """Returns the parameters with heads drawn as torch draws linear layers.
 
   Kernel [D, C] and bias [C] are uniform in +-1 / sqrt(D). A column that no
   task has trained stays as it was drawn, so this is a new head for each task.
+
+  Args:
+    params: All parameters.
+    rng: Typed key.
+    heads: Branches of the heads.
   """
-  width = params["head"]["kernel"].shape[0]
-  bound = width**-0.5
-  head = {
-    name: jax.random.uniform(
-      jax.random.fold_in(rng, number), leaf.shape, jnp.float32, -bound, bound
-    ).astype(leaf.dtype)
-    for number, (name, leaf) in enumerate(sorted(params["head"].items()))
-  }
-  return {**params, "head": head}
+  flat = trees.flatten(params)
+  names = [n for n in sorted(flat) if trees.holder(n, heads) is not None]
+  drawn = {}
+  for number, name in enumerate(names):
+    key, leaf = jax.random.fold_in(rng, number), flat[name]
+    width = flat[f"{name.rpartition('/')[0]}/kernel"].shape[0]
+    bound = width**-0.5
+    leaves = jax.random.uniform(key, leaf.shape, jnp.float32, -bound, bound)
+    drawn[name] = leaves.astype(leaf.dtype)
+  return trees.update(params, drawn)
 
 
 def check_new_classes(scenario: Scenario) -> None:
@@ -71,7 +78,10 @@ def check_equal_tasks(stages: Sequence[Stage], part: str) -> None:
 
 
 def transfer_head(
-  params: Any, classes: Mapping[str, tuple[int, ...]], part: str
+  params: Any,
+  classes: Mapping[str, tuple[int, ...]],
+  part: str,
+  heads: Sequence[str],
 ) -> Any:
   """Starts a task's columns as the mean of earlier tasks' (L2P's option).
 
@@ -79,18 +89,19 @@ def transfer_head(
   i; tasks are of equal size.
 
   Args:
-    params: With head/kernel [D, C] and head/bias [C].
+    params: With a kernel [D, C] and a bias [C] in each head.
     classes: "learn": the new ids; "seen": all ids in order, the new last.
     part: "none": nothing; "kernel"; "all": the bias, too.
+    heads: Branches of the heads.
   """
   new = np.asarray(classes["learn"])
   old = np.asarray(classes["seen"][: -len(new)])
   if part == "none" or not old.size:
     return params
   old = old.reshape(-1, len(new))
-  head = dict(params["head"])
-  names = ("kernel",) if part == "kernel" else ("kernel", "bias")
-  for name in names:
-    means = head[name][..., old].mean(axis=-2)
-    head[name] = head[name].at[..., new].set(means)
-  return {**params, "head": head}
+  flat, changed = trees.flatten(params), {}
+  leaves = ("kernel",) if part == "kernel" else ("kernel", "bias")
+  for name in [f"{head}/{leaf}" for head in heads for leaf in leaves]:
+    means = flat[name][..., old].mean(axis=-2)
+    changed[name] = flat[name].at[..., new].set(means)
+  return trees.update(params, changed)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from libml import trees
 from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
@@ -84,7 +85,6 @@ class Prompting(Method):
   mask_classes: bool = True
   transfer_head: str = "none"
 
-  rewrites = r"prompt_pool/.*|head/.*"
   rehearses = True
 
   def __post_init__(self):
@@ -107,6 +107,11 @@ class Prompting(Method):
   def check(self, scenario):
     """A head is handed on between tasks of equal size."""
     masking.check_equal_tasks(scenario.stages, self.transfer_head)
+
+  @property
+  def rewrites(self):
+    """Prompts and columns that are handed on."""
+    return trees.pattern(("prompt_pool", *self.model.class_heads))
 
   @property
   def prompts(self) -> prompts_lib.Prompts:
@@ -141,7 +146,7 @@ class Prompting(Method):
   def init_memory(self, params: Any, trainable: Any) -> Any:
     """Holds the task, its classes, and queries' weights if they would move."""
     memory: dict[str, Any] = rehearsal.initial_memory(self.num_classes)
-    backbone = {k: params[k] for k in ("embedding", "cls", "Transformer")}
+    backbone = {branch: params[branch] for branch in self.model.backbone}
     trained = jax.tree.leaves({k: trainable[k] for k in backbone})
     if any(trained) and self.query == "cls":
       memory["query"] = jax.tree.map(jnp.array, backbone)
@@ -159,7 +164,10 @@ class Prompting(Method):
         prompts=self.transfer_prompts,
         keys=self.transfer_keys,
       )
-    params = masking.transfer_head(params, stage.classes, self.transfer_head)
+    heads = self.model.class_heads
+    params = masking.transfer_head(
+      params, stage.classes, self.transfer_head, heads
+    )
     memory = rehearsal.stage_memory(
       state.memory, stage, masked=self.mask_classes
     )

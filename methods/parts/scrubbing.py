@@ -14,7 +14,6 @@ others over those to retain alone.
 """
 
 import dataclasses
-import re
 
 import jax.numpy as jnp
 
@@ -150,7 +149,9 @@ class Scrubbing(teaching.Taught):
       return jnp.zeros(())
     flat, tensors = trees.flatten(params), {}
     for name, old in memory["average"].items():
-      tensor = re.sub(r"/(query|key|value)/", "/qkv/", name)
+      layer, _, leaf = name.rpartition("/")
+      joined = layer in self.model.attention_readers
+      tensor = (layer.rpartition("/")[0] if joined else layer, joined, leaf)
       tensors.setdefault(tensor, []).append(losses.norm(flat[name] - old))
     norms = [losses.norm(jnp.stack(parts)) for parts in tensors.values()]
     return self.smoothing * sum(norms)

@@ -147,7 +147,7 @@ def audit(edit: Edit) -> dict[str, Any]:
   """Returns what an edit did, in plain numbers.
 
   A group's adapters are those whose names have the parts of its name, in their
-  order: "encoderblock_0" all of that block.
+  order: a block's name stands for all of that block.
 
   Returns:
     "classes"; "weights_changed", the entries of the kernels whose A B is not

@@ -20,6 +20,7 @@ from rich import box
 from rich import console
 from rich import table
 
+from libml import trees
 from models import edits as edits_lib
 from models import export
 from models import pretrained
@@ -68,13 +69,14 @@ def _group_table(
   out.add_column("group", no_wrap=True)
   for number in audits:
     out.add_column(str(number), justify="right", no_wrap=True)
+  root = trees.root(groups)
   for group in groups:
     cells = []
     for figures in audits.values():
       found = figures["groups"].get(group, {"zero": False, "change": None})
       change = "" if found["change"] is None else f"{found['change']:.3g}"
       cells.append("0" if found["zero"] else change)
-    out.add_row(group.removeprefix("Transformer/"), *cells)
+    out.add_row(group.removeprefix(f"{root}/"), *cells)
   return out
 
 

@@ -221,7 +221,7 @@ GROUPINGS = {
 def test_norms_of_groups_and_their_gradient(file, tmp_path, dtype, name):
   placement, grouping = GROUPINGS[name]
   module = toy.model(dtype, **SIZES, lora=ADAPTERS[placement])
-  groups = group_lasso.by_pattern(group_lasso.GROUPINGS[grouping])
+  groups = group_lasso.of_adapters(grouping, module.blocks)
   start = params(file, tmp_path, module, placement)
   value, grads = jax.value_and_grad(group_lasso.penalty)(start, groups)
   wanted = file[f"out/structure/{name}"]
@@ -234,7 +234,7 @@ def test_norms_of_groups_and_their_gradient(file, tmp_path, dtype, name):
 @pytest.mark.parametrize("grouping", ["block", "lora", "matrix"])
 def test_gradient_of_fresh_adapters_is_finite(file, tmp_path, dtype, grouping):
   module = toy.model(dtype, **SIZES, lora=toy.FFN)
-  groups = group_lasso.by_pattern(group_lasso.GROUPINGS[grouping])
+  groups = group_lasso.of_adapters(grouping, module.blocks)
   start = trees.map_named(
     lambda name, x: jnp.zeros_like(x) if name.endswith("lora_b") else x,
     params(file, tmp_path, module, "ffn"),

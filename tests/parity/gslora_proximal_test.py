@@ -177,6 +177,7 @@ def test_the_optimum_of_a_group_lasso_is_reached(golden, number, kind):
   assert state.zero_groups == sum(zero)
 
 
+BLOCKS = tuple(f"Transformer/encoderblock_{i}" for i in range(4))
 BLOCK = "transformer.layers.{}.{}.fn.fn.{}"
 LAYERS = {"net.0": "MlpBlock_0/Dense_0", "net.3": "MlpBlock_0/Dense_1"}
 
@@ -211,7 +212,7 @@ def test_norms_and_zeros_of_groups(golden, placement, grouping, count):
   # A dict under jax is in the order of its keys.
   leaves = list(adapters(file, placement).items())
   tree = traverse_util.unflatten_dict(dict(leaves), sep="/")
-  groups = group_lasso.by_pattern(group_lasso.GROUPINGS[grouping])
+  groups = group_lasso.of_adapters(grouping, BLOCKS)
   order = list(dict.fromkeys(groups(name) for name, _ in leaves))
   norms = group_lasso.norms(tree, groups)
   zeros = group_lasso.zeros(tree, groups)
@@ -226,7 +227,7 @@ def test_norms_and_zeros_of_groups(golden, placement, grouping, count):
     near = norm < 1e-3 * math.sqrt(2 * 2 / 3)
     np.testing.assert_array_equal(near, file[f"{out}/near_zero"])
   # What the authors log is the sum over the matrices of a group.
-  matrix = group_lasso.by_pattern(group_lasso.GROUPINGS["matrix"])
+  matrix = group_lasso.of_adapters("matrix", BLOCKS)
   for group, expected in zip(
     order, file[f"{out}/reference_sum_of_norms"], strict=True
   ):

@@ -182,7 +182,7 @@ def test_logits_of_each_stream(losses):
 
 def test_group_lasso_and_the_reference_s_other_norms(losses):
   params = toy.tree(losses, "params/", toy.model())
-  blocks = group_lasso.by_pattern(group_lasso.GROUPINGS["block"])
+  blocks = group_lasso.of_adapters("block", toy.model().blocks)
   value, grads = jax.value_and_grad(group_lasso.penalty)(params, blocks)
   assert float(value) == pytest.approx(losses["out/group_lasso"], rel=OUT)
   norms = list(group_lasso.norms(params, blocks).values())
@@ -191,7 +191,7 @@ def test_group_lasso_and_the_reference_s_other_norms(losses):
     losses, "grad/group_lasso/", toy.model()
   ).items():
     toy.close(trees.flatten(grads)[name], grad, GRAD, name)
-  matrix = group_lasso.by_pattern(group_lasso.GROUPINGS["matrix"])
+  matrix = group_lasso.of_adapters("matrix", ())
   for i, wanted in enumerate(losses["out/norm_list"]):
     part = {f"encoderblock_{i}": params["Transformer"][f"encoderblock_{i}"]}
     found = group_lasso.penalty(part, matrix)
@@ -214,7 +214,7 @@ def test_head_with_new_columns(golden, tmp_path, case):
   near(before["logits"], file["out/logits100"])
   head = {k: v[..., :old] for k, v in params["head"].items()}
   known = {f"head/{k}": np.array(v) for k, v in head.items()}
-  grown = expansion.joined(known, file[f"in/{case}/new_rows"].T)
+  grown = expansion.joined(known, file[f"in/{case}/new_rows"].T, "head")
   stored = file[f"out/{case}/head.weight"].T
   assert np.array_equal(grown["head/kernel"], stored)
   assert np.array_equal(grown["head/bias"], file[f"out/{case}/head.bias"])

@@ -1,0 +1,63 @@
+"""What a model says of itself, so that generic code needs no names of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from libml import trees
+from models import layouts
+
+
+class Anatomy:
+  """Base of the linen modules; each overrides what it has.
+
+  A branch is the path of a module: keys of the tree of parameters with "/"
+  between, as "encoder/block_3".
+  """
+
+  @property
+  def class_heads(self) -> tuple[str, ...]:
+    """Branches of the layers whose leaves' last axis is the classes."""
+    return ()
+
+  @property
+  def backbone(self) -> tuple[str, ...]:
+    """Branches at the top of the tree that make the features."""
+    return ()
+
+  @property
+  def stem(self) -> tuple[str, ...]:
+    """Branches of what comes before the first block."""
+    return ()
+
+  @property
+  def blocks(self) -> tuple[str, ...]:
+    """Branches of the blocks, first to last; none lies in another."""
+    return ()
+
+  @property
+  def attention_inputs(self) -> Mapping[str, str]:
+    """Block -> the branch of the module whose output its attention reads."""
+    return {}
+
+  @property
+  def attention_readers(self) -> tuple[str, ...]:
+    """Branches of the dense layers that read an attention's input."""
+    return ()
+
+  @property
+  def adaptable(self) -> Mapping[str, str]:
+    """Kind -> pattern of the dense layers that adapters are made for.
+
+    "attention": those whose input's subspace some methods find; "mlp".
+    """
+    return {}
+
+  @property
+  def torch_layout(self) -> layouts.Layout:
+    """Names and layouts that an export has for torch."""
+    raise NotImplementedError
+
+  def short(self, name: str) -> str:
+    """Returns a name without the branch that holds all blocks."""
+    return name.removeprefix(f"{trees.root(self.blocks)}/")
