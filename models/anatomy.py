@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from libml import trees
 from models import layouts
@@ -14,6 +15,10 @@ class Anatomy:
   A branch is the path of a module: keys of the tree of parameters with "/"
   between, as "encoder/block_3".
   """
+
+  def example_input(self, batch_size: int = 1) -> dict[str, Any]:
+    """Returns a batch of zeros, as the model's call takes it."""
+    raise NotImplementedError
 
   @property
   def class_heads(self) -> tuple[str, ...]:
