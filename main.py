@@ -52,7 +52,7 @@ from libml.train import workdirs
 from libml.train.observer import Observer
 from libml.train.rehearsal import Rehearsal
 from methods import METHODS
-from methods.parts import masking
+from methods.parts import class_heads
 from models import MODELS
 from models import export as models_export
 from models import lora
@@ -187,7 +187,7 @@ def initial_params(
   params = jax.jit(init)(inputs)["params"]
   if config.init_head == "keep":  # a new one is zero and passes nothing on
     key = jax.random.key(config.seed)
-    params = masking.draw_heads(params, key, model.class_heads)
+    params = class_heads.draw(params, key, model.class_heads)
   params = jax.device_get(params)
   return params, {"name": "random", "seed": config.seed}
 

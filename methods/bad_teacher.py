@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from libml.problems import losses
-from methods.parts import masking
+from methods.parts import class_heads
 from methods.parts import teaching
 
 
@@ -35,7 +35,7 @@ class BadTeacher(teaching.Taught):
     """Returns the bad teacher's logits [B, C]."""
     rng = jax.random.key(self.draw)
     params = self.model.init(rng, self.model.example_input())["params"]
-    params = masking.draw_heads(params, rng, self.model.class_heads)
+    params = class_heads.draw(params, rng, self.model.class_heads)
     return self.apply(params, batch)["logits"]
 
   def prepare(self, params, memory, batch):
@@ -46,7 +46,7 @@ class BadTeacher(teaching.Taught):
   def loss(self, params, memory, batch, rng):
     """Distillation from the one and from the other."""
     streams = batch["forget"], batch["retain"]
-    gone, kept = self.both(params, memory, *streams, rng)
+    gone, kept = self.both(params, memory, streams, rng)
     bad = batch["forget"].get("bad")
     bad = self.bad(batch["forget"]) if bad is None else bad
     bad = losses.mask_logits(bad, memory["known"])

@@ -26,7 +26,7 @@ class DERPlus(distilling.Distilling):
     """The squared distance of the features, summed over the batch."""
     return distilling.squared_gap(student, teacher)
 
-  def further(self, params, memory, batch, kept, rng):
+  def further(self, params, memory, batch, *, kept, rng):
     """Cross entropy to retain."""
     del kept
     outputs = self.outputs(params, memory, batch["again"], rng)

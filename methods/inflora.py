@@ -35,10 +35,9 @@ from libml.devices import sharding
 from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
-from methods.parts import adapting
-from methods.parts import masking
+from methods.parts import class_heads
+from methods.parts import low_rank
 from methods.parts import subspace
-from models import attention_inputs
 from models import lora
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -71,16 +70,16 @@ class InfLoRA(Method):
     """Checks the fields."""
     for name in ("epsilon", "final_epsilon"):
       subspace.check_threshold(name, getattr(self, name))
-    adapting.check_model(self.model)
+    low_rank.check_model(self.model)
 
   @property
   def rewrites(self):
     """Kernels take in what adapters learned; lora_a is designed."""
-    return rf"{adapting.kernels(self.model)}|.*/lora_a"
+    return rf"{low_rank.kernels(self.model)}|.*/lora_a"
 
   def init_params(self, params, rng):
     """Draws a head, as the released code does."""
-    return masking.draw_heads(params, rng, self.model.class_heads)
+    return class_heads.draw(params, rng, self.model.class_heads)
 
   def init_memory(self, params, trainable):
     """Holds P [D, D] of each block with adapters, and the classes.
@@ -100,7 +99,7 @@ class InfLoRA(Method):
       **rehearsal.initial_memory(self.num_classes),
       "space": {
         block: jnp.zeros((width, width))
-        for block in adapting.blocks(params, self.model)
+        for block in low_rank.blocks(params, self.model)
       },
     }
 
@@ -129,7 +128,7 @@ class InfLoRA(Method):
     space = data.compiled(
       "grow", self.grow_all, out_shardings=sharding.replicated(data.mesh)
     )(state.memory["space"], seen, np.float32(1 - epsilon))
-    params, _ = adapting.merge(state.params, data, self.model)
+    params, _ = low_rank.merge(state.params, data, self.model)
     return state.replace(params=params, memory={**state.memory, "space": space})
 
   def see(self, state, stage, data):
@@ -145,7 +144,7 @@ class InfLoRA(Method):
   def moments(self, params, memory, batch):
     """Returns the sums that one batch adds."""
     del memory
-    return attention_inputs.second_moments(self.model, params, batch)
+    return subspace.second_moments(self.model, params, batch)
 
   def design_all(self, params, space, moments):
     """Returns lora_a of every adapted layer, by name."""
@@ -155,7 +154,7 @@ class InfLoRA(Method):
       for block, old in space.items()
     }
     _, adapters = lora.split(params)
-    named = adapting.by_parameter(adapters, designs, "lora_a", model=self.model)
+    named = low_rank.by_parameter(adapters, designs, "lora_a", model=self.model)
     return trees.flatten(named)
 
   def grow_all(self, space, moments, unprotected):

@@ -123,7 +123,8 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     wrong = self.wrong(memory, batch["forget"], draw)
     if "teacher" not in wrong:
       wrong.update(self.prepare(params, memory, batch["forget"]))
-    gone, kept = self._student(params, memory, wrong, batch["retain"], drop)
+    streams = wrong, batch["retain"]
+    gone, kept = self._student(params, memory, streams, drop)
     teacher = self.taught(params, memory, wrong)
     fit, parts = self.problem.loss(gone, wrong)
     maps = (
@@ -157,13 +158,13 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
       total = total + self.deposit * told["deposit"]
     return total, told
 
-  def _student(self, params, memory, first, second, rng):
-    """Returns the outputs of two batches, with the tokens at the cut."""
-    inputs = ({k: b[k] for k in ("image", "label")} for b in (first, second))
+  def _student(self, params, memory, batches, rng):
+    """Returns the outputs of some batches, with the tokens at the cut."""
+    inputs = ({k: b[k] for k in ("image", "label")} for b in batches)
     outputs, tokens = self.halfway(params, pairing.join(*inputs), rng)
     logits = losses.mask_logits(outputs["logits"], memory["known"])
     found = {**outputs, "logits": logits, "tokens": tokens}
-    return pairing.part(found, len(first["label"]), len(second["label"]))
+    return pairing.part(found, *(len(b["label"]) for b in batches))
 
   def columns(self, memory):
     """Returns which classes go and which stay, bool [C] each."""

@@ -27,11 +27,10 @@ from libml import vectors
 from libml.problems import losses
 from libml.problems import prototypes as prototypes_lib
 from libml.train.method import Method
-from methods.parts import adapting
+from methods.parts import class_heads
 from methods.parts import class_means
-from methods.parts import masking
+from methods.parts import low_rank
 from methods.parts import subspace
-from models import attention_inputs
 from models import lora
 
 _LOG = logging.getLogger("palimpsest")
@@ -82,25 +81,25 @@ class LoraSub(Method):
         "which the learning rate's schedule is made for, or None."
       )
     lora.check_start(self.lora_b)
-    adapting.check_model(self.model)
+    low_rank.check_model(self.model)
 
   @property
   def rewrites(self):
     """Kernels take in what their adapters learned."""
-    return adapting.kernels(self.model)
+    return low_rank.kernels(self.model)
 
   def check(self, scenario):
     """A prototype, once made, is never touched again."""
-    masking.check_new_classes(scenario)
+    class_heads.check_new_classes(scenario)
 
   def init_params(self, params, rng):
     """Draws a head; the adapters are drawn at each task."""
-    return masking.draw_heads(params, rng, self.model.class_heads)
+    return class_heads.draw(params, rng, self.model.class_heads)
 
   def init_memory(self, params, trainable):
     """Holds S, a projector P [D, D] and its rank k a block, prototypes."""
-    adapting.check_trained(trainable)
-    blocks = adapting.blocks(params, self.model)
+    low_rank.check_trained(trainable)
+    blocks = low_rank.blocks(params, self.model)
     width = self.model.width
     sums = jax.eval_shape(
       functools.partial(lora.deltas, scale=self.model.lora_scale), params
@@ -139,16 +138,16 @@ class LoraSub(Method):
         stage.name,
         ", ".join(
           str(kept[block])
-          for block in adapting.blocks(state.params, self.model)
+          for block in low_rank.blocks(state.params, self.model)
         ),
       )
-    params = adapting.restart(state, data, lora_b=self.lora_b)
+    params = low_rank.restart(state, data, lora_b=self.lora_b)
     return state.replace(params=params, memory=memory)
 
   def moments(self, params, memory, batch):
     """Returns the sums of the subtracted model: W - S is (W + S) - 2 S."""
     params = lora.subtract(params, memory["sums"], times=2.0)
-    return attention_inputs.second_moments(self.model, params, batch)
+    return subspace.second_moments(self.model, params, batch)
 
   def project(self, moments):
     """Returns each block's projector, and the number of its directions."""
@@ -166,7 +165,7 @@ class LoraSub(Method):
     """A's update is P U, B's is U P, with the P of the adapter's block."""
     arrays = memory["sums"], memory["projectors"]
     return {
-      side: adapting.by_parameter(*arrays, leaf, model=self.model)
+      side: low_rank.by_parameter(*arrays, leaf, model=self.model)
       for side, leaf in (("left", "lora_a"), ("right", "lora_b"))
     }
 
@@ -202,7 +201,7 @@ class LoraSub(Method):
 
   def after_stage(self, state, stage, data):
     """Adds A B to S, and a prototype for each new class."""
-    params, changes = adapting.merge(state.params, data, self.model)
+    params, changes = low_rank.merge(state.params, data, self.model)
     memory = {
       **state.memory,
       "sums": jax.tree.map(jnp.add, state.memory["sums"], changes),

@@ -39,7 +39,7 @@ class LwF(distilling.Distilling):
       student["logits"], teacher["logits"], self.temperature
     )
 
-  def further(self, params, memory, batch, kept, rng):
+  def further(self, params, memory, batch, *, kept, rng):
     """Cross entropy to retain."""
     del params, memory, rng
     return self.fit(kept, batch["retain"], self.retain)

@@ -27,7 +27,7 @@ class NegGrad(unlearning.Unlearning):
   def loss(self, params, memory, batch, rng):
     """The weighted difference of cross entropies."""
     streams = batch["forget"], batch["retain"]
-    gone, kept = self.both(params, memory, *streams, rng)
+    gone, kept = self.both(params, memory, streams, rng)
     forget, lost = self.problem.loss(gone, batch["forget"])
     retain, right = self.problem.loss(kept, batch["retain"])
     return self.weight * retain - (1 - self.weight) * forget, {

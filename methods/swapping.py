@@ -28,7 +28,7 @@ from libml.optim import group_lasso
 from libml.optim import transforms
 from libml.train.method import Method
 from libml.train.method import Round
-from methods.parts import adapting
+from methods.parts import low_rank
 from methods.parts import pairing
 from models import lora
 
@@ -81,8 +81,8 @@ class Swapping(Method):
   goals = ("learn", "forget", "swap")
 
   def __post_init__(self):
-    adapting.check_model(self.model, "mlp", rank=8, alpha=1.0)
-    adapting.check_grouping(self.grouping)
+    low_rank.check_model(self.model, "mlp", rank=8, alpha=1.0)
+    low_rank.check_grouping(self.grouping)
     weights = ("learn_weight", "retain_weight", "forget_weight")
     for name in (*weights, "bound", "alpha", "slope"):
       if not 0 <= getattr(self, name) < math.inf:
@@ -108,11 +108,11 @@ class Swapping(Method):
   @property
   def rewrites(self):
     """Kernels, where they take in earlier stages' adapters."""
-    return adapting.kernels(self.model) if self.fold else r"(?!)"
+    return low_rank.kernels(self.model) if self.fold else r"(?!)"
 
   def init_memory(self, params, trainable):
     """Holds the stage's first adapters, and which columns may move."""
-    adapting.check_trained(trainable)
+    low_rank.check_trained(trainable)
     _, adapters = lora.split(params)
     memory = {"start": jax.tree.map(jnp.zeros_like, adapters)}
     flags = trees.flatten(trainable)
@@ -126,10 +126,10 @@ class Swapping(Method):
   def before_stage(self, state, stage, data):
     """Draws the adapters once, or at each stage where they are folded."""
     if self.fold:
-      params = adapting.fold(state.params, data, self.model)
+      params = low_rank.fold(state.params, data, self.model)
       state = state.replace(params=params)
     if self.fold or not stage.index:
-      params = adapting.restart(state, data, slope=self.slope)
+      params = low_rank.restart(state, data, slope=self.slope)
       state = state.replace(params=params)
     # A copy: the step gives the state's own buffers away.
     copy = data.compiled("copy", functools.partial(jax.tree.map, jnp.copy))
@@ -184,6 +184,6 @@ class Swapping(Method):
 
   def report(self, state):
     """Norms of each block's adapters, and of what the stage changed there."""
-    told = adapting.report(state.params, self.groups, self.model)
-    moved = adapting.moved(state.params, state.memory["start"], self.model)
+    told = low_rank.report(state.params, self.groups, self.model)
+    moved = low_rank.moved(state.params, state.memory["start"], self.model)
     return {**told, "moved_norm": moved}

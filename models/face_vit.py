@@ -153,21 +153,7 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     )
     self.encoder = encoder.Encoder(
       depth=self.depth,
-      block=functools.partial(
-        layers.EncoderBlock,
-        num_heads=self.num_heads,
-        head_dim=self.head_dim,
-        mlp_dim=self.mlp_dim,
-        dropout=self.dropout,
-        gelu="erf",
-        epsilon=1e-5,
-        scale=self.width**-0.5,
-        qkv_bias=False,
-        uniform=True,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        dense=self.dense,
-      ),
+      block=functools.partial(layers.EncoderBlock, **self._block()),
       dropout=self.dropout,
       epsilon=1e-5,
       position_std=1.0,
@@ -182,6 +168,23 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
       num_classes=self.num_classes,
       param_dtype=param_dtype,
       name="head",
+    )
+
+  def _block(self) -> dict[str, Any]:
+    """Returns the fields of a block."""
+    return dict(
+      num_heads=self.num_heads,
+      head_dim=self.head_dim,
+      mlp_dim=self.mlp_dim,
+      dropout=self.dropout,
+      gelu="erf",
+      epsilon=1e-5,
+      scale=self.width**-0.5,
+      qkv_bias=False,
+      uniform=True,
+      dtype=jnp.dtype(self.dtype),
+      param_dtype=jnp.dtype(self.param_dtype),
+      dense=self.dense,
     )
 
   @property

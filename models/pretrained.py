@@ -81,7 +81,7 @@ def load(
     _read(path), expected, source=path, adapters=adapters
   )
   if rows is not None:
-    found |= _pick(path, found, expected, rows, head, new)
+    found |= _pick(path, found, expected, rows=rows, head=head, new=new)
   if new and head == "keep":
     found = expansion.expand(
       found, expected, new, head=layouts.HEAD, seed=seed, source=path
@@ -119,6 +119,7 @@ def _pick(
   path: pathlib.Path,
   found: Flat,
   expected: Mapping[str, Any],
+  *,
   rows: Sequence[int],
   head: str,
   new: int,

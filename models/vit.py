@@ -25,6 +25,7 @@ def _sizes(
   patch_size: int,
   width: int,
   mlp_dim: int,
+  *,
   num_heads: int,
   depth: int,
   dropout: float = 0.0,
@@ -40,19 +41,19 @@ def _sizes(
 
 
 VARIANTS = {
-  "ViT-Ti_16": _sizes(16, 192, 768, 3, 12),
-  "ViT-S_16": _sizes(16, 384, 1536, 6, 12),
-  "ViT-B_16": _sizes(16, 768, 3072, 12, 12),
-  "ViT-B_32": _sizes(32, 768, 3072, 12, 12),
-  "ViT-B_16_2X2": _sizes(2, 768, 3072, 12, 12),
-  "ViT-B_16_4X4": _sizes(4, 768, 3072, 12, 12),
-  "ViT-L_16": _sizes(16, 1024, 4096, 16, 24, dropout=0.1),
-  "ViT-L_32": _sizes(32, 1024, 4096, 16, 24),
-  "ViT-H_14": _sizes(14, 1280, 5120, 16, 32, dropout=0.1),
-  "testing": _sizes(16, 10, 10, 2, 1, dropout=0.1),
+  "ViT-Ti_16": _sizes(16, 192, 768, num_heads=3, depth=12),
+  "ViT-S_16": _sizes(16, 384, 1536, num_heads=6, depth=12),
+  "ViT-B_16": _sizes(16, 768, 3072, num_heads=12, depth=12),
+  "ViT-B_32": _sizes(32, 768, 3072, num_heads=12, depth=12),
+  "ViT-B_16_2X2": _sizes(2, 768, 3072, num_heads=12, depth=12),
+  "ViT-B_16_4X4": _sizes(4, 768, 3072, num_heads=12, depth=12),
+  "ViT-L_16": _sizes(16, 1024, 4096, num_heads=16, depth=24, dropout=0.1),
+  "ViT-L_32": _sizes(32, 1024, 4096, num_heads=16, depth=24),
+  "ViT-H_14": _sizes(14, 1280, 5120, num_heads=16, depth=32, dropout=0.1),
+  "testing": _sizes(16, 10, 10, num_heads=2, depth=1, dropout=0.1),
   # Ours: for images of a few pixels, and for runs of seconds.
-  "small_images": _sizes(2, 64, 256, 4, 6),
-  "smoke": _sizes(4, 16, 32, 2, 5),
+  "small_images": _sizes(2, 64, 256, num_heads=4, depth=6),
+  "smoke": _sizes(4, 16, 32, num_heads=2, depth=5),
 }
 
 

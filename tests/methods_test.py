@@ -18,7 +18,7 @@ from configs import common
 from libml import trees
 from libml.results import reporting
 from methods import METHODS
-from methods.parts import masking
+from methods.parts import class_heads
 
 # Method -> one that sums over devices and is saved as it is, and stands for it
 # there.
@@ -224,7 +224,7 @@ def test_transfer_head_starts_with_means_of_the_same_position(part):
   kernel = jnp.arange(12.0).reshape(2, 6)
   params = {"head": {"kernel": kernel, "bias": jnp.arange(6.0)}, "cls": 0}
   classes = {"learn": (4, 0), "seen": (5, 2, 1, 3, 4, 0)}
-  head = masking.transfer_head(params, classes, part, ["head"])["head"]
+  head = class_heads.transfer(params, classes, part, ["head"])["head"]
   means = kernel.at[:, 4].set((kernel[:, 5] + kernel[:, 1]) / 2)
   means = means.at[:, 0].set((kernel[:, 2] + kernel[:, 3]) / 2)
   bias = jnp.array([2.5, 1, 2, 3, 3, 5]) if part == "all" else jnp.arange(6.0)
@@ -237,7 +237,7 @@ def test_transfer_head_starts_with_means_of_the_same_position(part):
 def test_first_task_has_no_head_to_transfer():
   params = {"head": {"kernel": jnp.ones((2, 4)), "bias": jnp.ones(4)}}
   classes = {"learn": (2, 3), "seen": (2, 3)}
-  assert masking.transfer_head(params, classes, "all", ["head"]) is params
+  assert class_heads.transfer(params, classes, "all", ["head"]) is params
 
 
 def test_trained_backbone_keeps_the_initial_queries():

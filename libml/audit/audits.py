@@ -26,6 +26,8 @@ from libml.pipeline import stage_data
 STAGES = ("none", "last", "all")
 # Training images of a class that probes and attacks see, at most.
 MOST_A_CLASS = 100
+# The models that are always there.
+_BOTH = ("before", "after")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -141,29 +143,16 @@ class Audits:
       for role in ("forget", "retain")
     )
     known = stage.classes.get("known", (*forgotten, *retained))
-    tests = images["forget_test"]
-    most = min(relearning.MOST_TESTED, len(tests))
-    train = relearning.lesson(
-      images["forget"], images["retain"], self.shots, self.seed
-    )
-    teaching = relearning.Relearning(
-      method=method,
-      data=dataclasses.replace(
-        data, train=train, seed=self.seed, mixing=None, tables={}
-      ),
-      tests=tests.take(most, self.seed),
-      num_classes=method.num_classes,
-      forgotten=forgotten,
-      retained=retained,
-      known=known,
-      lr=self.lr,
-      max_steps=self.max_steps,
+    teaching = self._teaching(
+      method, data, images, classes=(forgotten, retained, known)
     )
     found, taught = {}, {}
     there, target = 0.0, None
     for name, tree in models.items():
       tree = _placed(tree, params, data.mesh)
-      found[name] = predictions.collect(method, data, tree, memory, images)
+      found[name] = predictions.collect(
+        method, data, images, params=tree, memory=memory
+      )
       if name == "before":
         there = predictions.accuracy(found[name]["forget_test"], known)
         # What was never known cannot come back.
@@ -180,17 +169,42 @@ class Audits:
       "linear_probe": probing.linear_probe(found),
       "relearning": {
         "target": target,
-        "shots": self.shots,
-        "max_steps": self.max_steps,
-        "lr": self.lr,
+        **{key: getattr(self, key) for key in ("shots", "max_steps", "lr")},
         **taught,
       },
       "membership": _membership(found, known, self.seed),
       **_distance(found, known),
-      "drift": distances.drift(
-        found["before"]["retain_test"], found["after"]["retain_test"]
-      ),
+      "drift": distances.drift(*(found[m]["retain_test"] for m in _BOTH)),
     }
+
+  def _teaching(
+    self,
+    method: Any,
+    data: stage_data.StageData,
+    images: Mapping[str, datasets.Subset],
+    *,
+    classes: tuple[Sequence[int], ...],
+  ) -> relearning.Relearning:
+    """Returns how each model is taught: forgotten, retained, known classes."""
+    tests = images["forget_test"]
+    most = min(relearning.MOST_TESTED, len(tests))
+    train = relearning.lesson(
+      images["forget"], images["retain"], self.shots, self.seed
+    )
+    forgotten, retained, known = classes
+    return relearning.Relearning(
+      method=method,
+      data=dataclasses.replace(
+        data, train=train, seed=self.seed, mixing=None, tables={}
+      ),
+      tests=tests.take(most, self.seed),
+      num_classes=method.num_classes,
+      forgotten=forgotten,
+      retained=retained,
+      known=known,
+      lr=self.lr,
+      max_steps=self.max_steps,
+    )
 
   def _models(self, params: Any, method: Any) -> dict[str, Any]:
     """Returns the models to ask, the first one first."""
@@ -255,7 +269,7 @@ def _distance(found, known):
   return {
     "distance": {
       name: distances.to_retrained(found[name], retrained, known)
-      for name in ("before", "after")
+      for name in _BOTH
     }
   }
 

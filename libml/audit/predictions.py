@@ -23,7 +23,12 @@ def placed(
 
 
 def ask(
-  method: Any, data: stage_data.StageData, params: Any, memory: Any, batch: Any
+  method: Any,
+  data: stage_data.StageData,
+  batch: Any,
+  *,
+  params: Any,
+  memory: Any,
 ) -> dict[str, jax.Array]:
   """Returns "features" [B, D] and "logits" [B, C] of one batch.
 
@@ -46,9 +51,10 @@ def ask(
 def collect(
   method: Any,
   data: stage_data.StageData,
+  images: Mapping[str, datasets.Subset],
+  *,
   params: Any,
   memory: Any,
-  images: Mapping[str, datasets.Subset],
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns "features" [N, D], "logits" [N, C] and "label" [N] of images.
 
@@ -57,9 +63,9 @@ def collect(
   Args:
     method: Of the run.
     data: Reads images.
+    images: By role, as the result.
     params: On the mesh.
     memory: Of the method.
-    images: By role, as the result.
 
   Raises:
     stage_data.Stopped: The process was asked to stop.
@@ -68,7 +74,7 @@ def collect(
   whole = functools.reduce(operator.add, images.values())
   for batch in data.sweep(whole):
     batch = sharding.place_batch(batch, data.mesh)
-    found = ask(method, data, params, memory, batch)
+    found = ask(method, data, batch, params=params, memory=memory)
     parts.append(jax.device_get(found))
     if data.should_stop():
       raise stage_data.Stopped

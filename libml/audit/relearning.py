@@ -238,7 +238,9 @@ class Relearning:
   def _accuracy(self, params, memory):
     parts = [
       jax.device_get(
-        predictions.ask(self.method, self.data, params, memory, batch)
+        predictions.ask(
+          self.method, self.data, batch, params=params, memory=memory
+        )
       )
       for batch in self._tests
     ]

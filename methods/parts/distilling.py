@@ -42,12 +42,13 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
     """Wrong labels for what goes, the teacher's answers for what stays."""
     draw, drop, more = jax.random.split(rng, 3)
     forget = self.wrong(memory, batch["forget"], draw)
-    gone, kept = self.both(params, memory, forget, batch["retain"], drop)
+    streams = forget, batch["retain"]
+    gone, kept = self.both(params, memory, streams, drop)
     relabelled, parts = self.problem.loss(gone, forget)
     teacher = self.taught(params, memory, batch["retain"])
     distance = self.distance(kept, teacher)
     total = relabelled + self.distill * distance
-    rest, others = self.further(params, memory, batch, kept, more)
+    rest, others = self.further(params, memory, batch, kept=kept, rng=more)
     return total + rest, {
       "forget": relabelled,
       "distill": distance,
@@ -60,7 +61,7 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
     raise NotImplementedError
 
   def further(
-    self, params: Any, memory: Any, batch: Any, kept: Outputs, rng: Any
+    self, params: Any, memory: Any, batch: Any, *, kept: Outputs, rng: Any
   ) -> tuple[Any, dict[str, jax.Array]]:
     """Returns what else the loss has, and its parts for the log."""
     del params, memory, batch, kept, rng

@@ -28,7 +28,7 @@ from libml.problems import losses
 from libml.train.method import Method
 from libml.train.method import Round
 from libml.train.method import readings
-from methods.parts import adapting
+from methods.parts import low_rank
 from methods.parts import pairing
 from models import lora
 
@@ -72,8 +72,8 @@ class GroupSparse(Method):
   goals = ("forget",)
 
   def __post_init__(self):
-    adapting.check_model(self.model, "mlp", rank=8, alpha=1.0)
-    adapting.check_grouping(self.grouping)
+    low_rank.check_model(self.model, "mlp", rank=8, alpha=1.0)
+    low_rank.check_grouping(self.grouping)
     self._check_finite("bound", "alpha", "restart_slope")
     if not 0 <= self.average_decay < 1:
       raise ValueError(
@@ -103,7 +103,7 @@ class GroupSparse(Method):
   @property
   def rewrites(self):
     """Kernels take in the adapters of earlier requests."""
-    return adapting.kernels(self.model)
+    return low_rank.kernels(self.model)
 
   def check(self, scenario):
     """Each request has its beta."""
@@ -119,7 +119,7 @@ class GroupSparse(Method):
 
   def init_memory(self, params, trainable):
     """Holds the stage's weights and, where wanted, the averaged change."""
-    adapting.check_trained(trainable)
+    low_rank.check_trained(trainable)
     beside = [
       name
       for name, trained in trees.flatten(trainable).items()
@@ -149,9 +149,9 @@ class GroupSparse(Method):
 
   def before_stage(self, state, stage, data):
     """Folds the last request's adapters into the kernels; draws new ones."""
-    params = adapting.fold(state.params, data, self.model)
+    params = low_rank.fold(state.params, data, self.model)
     slope = self.restart_slope if stage.index else lora.KAIMING_SLOPE
-    params = adapting.restart(
+    params = low_rank.restart(
       state.replace(params=params), data, slope=slope, name=f"restart_{slope}"
     )
     known = np.isin(np.arange(self.num_classes), stage.classes["known"])
@@ -255,8 +255,8 @@ class GroupSparse(Method):
 
   def report(self, state):
     """Norms of the groups and of what each block adds; how much is touched."""
-    return adapting.report(state.params, self.groups, self.model)
+    return low_rank.report(state.params, self.groups, self.model)
 
   def edit(self, state):
     """The adapters, their scale, and which groups are exactly zero."""
-    return adapting.edit(state.params, self.groups, self.model.lora_scale)
+    return low_rank.edit(state.params, self.groups, self.model.lora_scale)

@@ -21,7 +21,7 @@ from libml import trees
 from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
-from methods.parts import masking
+from methods.parts import class_heads
 from models import prompts as prompts_lib
 from models import selection
 
@@ -88,7 +88,7 @@ class Prompting(Method):
   rehearses = True
 
   def __post_init__(self):
-    masking.check_transfer(self.transfer_head)
+    class_heads.check_transfer(self.transfer_head)
     if self.query not in ("cls", "mean", "max", "mean_max"):
       raise ValueError(
         f"query={self.query!r} must be 'cls', 'mean', 'max' or 'mean_max'."
@@ -106,7 +106,7 @@ class Prompting(Method):
 
   def check(self, scenario):
     """A head is handed on between tasks of equal size."""
-    masking.check_equal_tasks(scenario.stages, self.transfer_head)
+    class_heads.check_equal_tasks(scenario.stages, self.transfer_head)
 
   @property
   def rewrites(self):
@@ -165,7 +165,7 @@ class Prompting(Method):
         keys=self.transfer_keys,
       )
     heads = self.model.class_heads
-    params = masking.transfer_head(
+    params = class_heads.transfer(
       params, stage.classes, self.transfer_head, heads
     )
     memory = rehearsal.stage_memory(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import ClassVar
 
@@ -168,14 +169,13 @@ class Unlearning(Method):
     self,
     params: Any,
     memory: Any,
-    first: Mapping[str, Any],
-    second: Mapping[str, Any],
+    batches: Sequence[Mapping[str, Any]],
     rng: jax.Array,
-  ) -> tuple[Outputs, Outputs]:
-    """Returns the outputs of two batches from one forward pass."""
-    inputs = ({k: b[k] for k in ("image", "label")} for b in (first, second))
+  ) -> tuple[Outputs, ...]:
+    """Returns the outputs of several batches from one forward pass."""
+    inputs = ({k: b[k] for k in ("image", "label")} for b in batches)
     outputs = self.outputs(params, memory, pairing.join(*inputs), rng)
-    return pairing.part(outputs, len(first["label"]), len(second["label"]))
+    return pairing.part(outputs, *(len(b["label"]) for b in batches))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

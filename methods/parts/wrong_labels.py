@@ -23,7 +23,8 @@ class WrongLabels(unlearning.Relabelling):
     """Both cross entropies."""
     draw, drop = jax.random.split(rng)
     wrong = self.wrong(memory, batch["forget"], draw)
-    gone, kept = self.both(params, memory, wrong, batch["retain"], drop)
+    streams = wrong, batch["retain"]
+    gone, kept = self.both(params, memory, streams, drop)
     forget, lost = self.problem.loss(gone, wrong)
     retain, right = self.problem.loss(kept, batch["retain"])
     return forget + self.retain * retain, {

@@ -13,7 +13,7 @@ from libml.scenarios import Scenario
 from libml.scenarios import Stage
 
 
-def draw_heads(params: Any, rng: jax.Array, heads: Sequence[str]) -> Any:
+def draw(params: Any, rng: jax.Array, heads: Sequence[str]) -> Any:
   """Returns the parameters with heads drawn as torch draws linear layers.
 
   Kernel [D, C] and bias [C] are uniform in +-1 / sqrt(D). A column that no
@@ -77,7 +77,7 @@ def check_equal_tasks(stages: Sequence[Stage], part: str) -> None:
       )
 
 
-def transfer_head(
+def transfer(
   params: Any,
   classes: Mapping[str, tuple[int, ...]],
   part: str,

@@ -1,4 +1,4 @@
-"""What methods with an adapter a task do between tasks."""
+"""What methods with LoRA adapters check, and do between tasks."""
 
 import functools
 import re
