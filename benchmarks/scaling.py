@@ -245,7 +245,9 @@ def run() -> None:
   jax.config.update("jax_num_cpu_devices", DEVICES)
   config, finetune = load(arguments.config), base.get_config()
   finetune.model.update(config.model)
-  common.reference(finetune, "finetune", head_lr=1e-3, body_lr=1e-3)
+  common.reference(
+    finetune, "finetune", head_lr=1e-3, body_lr=1e-3, lora_lrs={}
+  )
   found = {}
   for name, one in {config.name: config, "all trained": finetune}.items():
     one.per_device_batch_size = arguments.batch

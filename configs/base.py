@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections import config_dict
 
+from configs import options
+
 
 def get_config() -> ml_collections.ConfigDict:
   """Returns the defaults; a config file changes what differs."""
@@ -126,7 +128,7 @@ def get_config() -> ml_collections.ConfigDict:
         "review_last_only": False,
       },
       # Row of METHODS, and its options.
-      "method": {"name": "finetune", "restart_optimizer": True},
+      "method": options.method("finetune"),
       "optimizer": {
         # (name, pattern) in order; each name has its settings below. The
         # settings None freeze a group.

@@ -7,63 +7,18 @@ where their code has the method; the others' are ours.
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
 from configs import smoke
+from methods import METHODS
+from methods.parts import unlearning
 
-_RELABELLED = {"relabel": "kept"}
-_WEIGHING = {**_RELABELLED, "weigh_on": "retain"}
-_SCRUB = {
-  "retain": 0.99,
-  "distill": 0.001,
-  "temperature": 2.0,
-  "average_decay": 0.9,
-  "max_rounds": 5,
-  "min_rounds": 10,
-}
-
-# Method -> options.
-OPTIONS = {
-  "l2": {**_RELABELLED, "strength": 0.1},
-  "ewc": {**_WEIGHING, "strength": 10.0},
-  "mas": {**_WEIGHING, "strength": 0.005},
-  "lwf": {
-    **_RELABELLED,
-    "distill": 0.5,
-    "temperature": 2.0,
-    "retain": 10.0,
-    "dead": False,
-  },
-  "der": {**_RELABELLED, "distill": 0.01},
-  "der_plus": {**_RELABELLED, "distill": 0.005, "retain": 0.005},
-  "fdr": {**_RELABELLED, "distill": 50.0},
-  "scrub": {**_SCRUB, "smoothing": 0.0},
-  "scrub_s": {**_SCRUB, "smoothing": 0.1},
-  "lirf": {
-    **_RELABELLED,
-    "mixed": 0.1,
-    "temperature": 10.0,
-    "attention": 300.0,
-    "distill": 10.0,
-    "retain": 5.0,
-    "deposit": 0.0,
-    "by_position": False,
-  },
-  "retrain": {},
-  "finetune_retain": {},
-  "gradient_ascent": {},
-  "neg_grad": {"weight": 0.95},
-  "random_labels": {**_RELABELLED, "retain": 1.0},
-  "salun": {**_RELABELLED, "retain": 1.0, "saliency": 0.5},
-  "bad_teacher": {"temperature": 1.0, "draw": 0},
-  "ssd": {
-    "select": 1.0,
-    "dampen": 1.0,
-    "layers": r"(?!head/).*",
-  },
-  "hide_head": {},
-}
+# The methods that train a network's own weights to forget.
+BASELINES = tuple(
+  name
+  for name, row in METHODS.items()
+  if issubclass(row, unlearning.Unlearning)
+)
 
 # What the released code does differently.
 PARITY = {
@@ -93,7 +48,7 @@ def adapt(
 
   Args:
     config: Changed in place; it has the scenario.
-    arg: With method, a row of OPTIONS, and perhaps parity: as the released code
+    arg: With method, one of BASELINES, and perhaps parity: as the released code
       has it.
     lr: Peak rate; None: the scripts'.
     min_lr: Lowest rate; None: a tenth of the peak.
@@ -104,19 +59,15 @@ def adapt(
     ValueError: Another method.
   """
   name, parity = arg.method, arg.get("parity", False)
-  if name not in OPTIONS:
-    raise ValueError(f"method={name!r} must be one of {sorted(OPTIONS)}.")
-  # A placeholder is one object: one that all configs had would tie them.
-  saliency = config_dict.placeholder(float)
-  options = {"saliency": saliency, **OPTIONS[name]}
+  if name not in BASELINES:
+    raise ValueError(f"method={name!r} must be one of {sorted(BASELINES)}.")
   if parity:
-    options.update(PARITY.get(name, {}))
-    if "relabel" in options:
-      options["relabel"] = "shifted"
-    config.scenario.whole_retain = options.get("weigh_on") == "retain_all"
+    relabels = "relabel" in common.method(name)
+    shifted = {"relabel": "shifted"} if relabels else {}
+    changes = {**shifted, **PARITY.get(name, {}), **changes}
+    config.scenario.whole_retain = changes.get("weigh_on") == "retain_all"
     config.scenario.redraw = True
-  options.update(changes)
-  config.method = {"name": name, "restart_optimizer": True, **options}
+  config.method = common.method(name, **changes)
   config.model.lora = None
   config.init_head = "keep"
   config.optimizer.clip_norm = float("inf")

@@ -116,9 +116,9 @@ def adapt(config, arg, run, plus):
   options["restart_slope"] = 50**0.5 if arg.parity else 5**0.5
   if arg.plus:
     options = {"proto_retain": (0.0,) * len(options["beta"]), **options}
-    config.method = common.gs_lora_plus(**options)
+    config.method = common.method("gs_lora_plus", **options)
   else:
-    config.method = common.gs_lora(**options)
+    config.method = common.method("gs_lora", **options)
   common.gs_lora_optimizer(config, lr=1e-2)
   config.epochs = 100
   config.init_head = "keep"

@@ -76,11 +76,7 @@ def get_config(arg=None):
   faces(config, arg)
   config.verification.pairs = arg.pairs or None
   config.verification.root = arg.root or None
-  config.method = {
-    "name": "finetune",
-    "restart_optimizer": True,
-    "mask_classes": False,
-  }
+  config.method = common.method("finetune")
   settings = SOFTMAX if arg.head == "softmax" else SETTINGS[arg.depth]
   config.batch_size, lr, min_lr = settings
   adamw = common.adam(

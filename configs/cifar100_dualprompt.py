@@ -24,7 +24,7 @@ def get_config(arg=None):
   config.preprocess.train = "reference"
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256
-  config.method = common.dualprompt()
+  config.method = common.method("dualprompt")
   common.prompt_optimizer(config, lr=0.03)
   config.optimizer.lr_batch_size = 256
   if arg.paper:

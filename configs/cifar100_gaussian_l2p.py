@@ -40,7 +40,7 @@ def get_config(arg=None):
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256
   config.model.classifier = "prompt"
-  config.method = common.l2p(restart_optimizer=False)
+  config.method = common.method("l2p", restart_optimizer=False)
   common.prompt_optimizer(config, lr=0.03)
   config.optimizer.lr_batch_size = 256
   if arg.shipped:

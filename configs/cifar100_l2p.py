@@ -27,7 +27,7 @@ def get_config(arg=None):
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256
   config.model.classifier = "prompt"
-  config.method = common.l2p()
+  config.method = common.method("l2p")
   common.prompt_optimizer(config, lr=0.03)
   config.optimizer.lr_batch_size = 256
   common.rehearse(config, arg.rehearsal)

@@ -38,5 +38,7 @@ def get_config(arg=None):
   config.dataset = common.tfds("cifar100")
   config.preprocess.resize = 224
   adapt(config, arg, rank=10, head_lr=2e-3)
-  config.method = common.lora_sub(triplet=0.05, margin=1.0)
+  config.method = common.method(
+    "lora_sub", unit_norm=True, triplet=0.05, margin=1.0
+  )
   return common.finish(config, arg)

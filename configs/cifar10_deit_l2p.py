@@ -49,6 +49,6 @@ def get_config(arg=None):
   config.name = "cifar10_deit_l2p"
   stream(config, arg)
   config.model.classifier = "prompt"
-  config.method = common.l2p()
+  config.method = common.method("l2p")
   common.prompt_optimizer(config, lr=0.001)
   return common.finish(config, arg)

@@ -17,6 +17,6 @@ def get_config(arg=None):
   config.name = "cifar10_deit_lora_sub"
   cifar10_deit_l2p.stream(config, arg)
   config.model.lora = common.key_value_lora(rank=10)
-  config.method = common.lora_sub()
+  config.method = common.method("lora_sub", unit_norm=True)
   common.lora_optimizer(config, lr=4e-3, head_lr=2e-3)
   return common.finish(config, arg)

@@ -31,7 +31,7 @@ def get_config(arg=None):
   )
   config.init_head = "keep"
   config.export = True
-  config.scenario = swaps.scenario(order=arg.order, learn_shots=40)
+  config.scenario = common.scenario("swapping", order=arg.order, learn_shots=40)
   fashion = f"{arg.data}/fashion_mnist_12k/fashion_mnist_12k.npz"
   config.dataset = swaps.classes(
     config.dataset.to_dict(),
@@ -44,8 +44,8 @@ def get_config(arg=None):
   config.model.lora = common.ffn_lora()
   # As in configs/digits_swap.py, but for the weight and the rate, so that less
   # of what stays is lost; chosen on held-out images, order lf, seed 42.
-  config.method = swaps.method(
-    bound=30.0, alpha=5e-4, retain_weight=1.0, forget_weight=0.05
+  config.method = common.method(
+    "swapping", bound=30.0, alpha=5e-4, retain_weight=1.0, forget_weight=0.05
   )
   swaps.options(config, arg)
   swaps.optimizer(config, lr=1e-3)

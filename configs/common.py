@@ -8,18 +8,16 @@ from ml_collections import config_dict
 from configs.arguments import order_seed as order_seed
 from configs.arguments import parse_arg as parse_arg
 from configs.arguments import title as title
+from configs.options import method as method
+from configs.options import scenario as scenario
 from configs.smoke import smoke as smoke
 
 # The channel statistics with which most ImageNet weights were trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-PROMPT_GROUPS = (
-  ("prompt", r"prompt_pool/.*|prefix|reweight"),
-  ("head", r"head/.*"),
-  ("backbone", r".*"),
-)
-
+# Of the parameters that L2P and DualPrompt add.
+PROMPTS = r"prompt_pool/.*|prefix|reweight"
 LORA_GROUPS = (
   ("lora", r".*/lora_[ab]"),
   ("head", r"head/.*"),
@@ -44,125 +42,10 @@ def tfds_collection(*names: str) -> dict[str, Any]:
   }
 
 
-def l2p(**changes: Any) -> dict[str, Any]:
-  """Returns L2P's options (the original's values for CIFAR-100)."""
-  options = {
-    "name": "l2p",
-    "restart_optimizer": True,
-    "e_layers": (0,),
-    "e_prefix": False,
-    "pool_size": 10,
-    "length": 10,
-    "top_k": 4,
-    "prompt_key": True,
-    "prompt_init": "uniform",
-    "key_init": "uniform",
-    "e_same_key_value": False,
-    "g_layers": (),
-    "g_prefix": True,
-    "g_length": 5,
-    "g_same_key_value": False,
-    "reweight": False,
-    "query": "cls",
-    # The original's batch of one device; 0: each image chooses for itself.
-    "vote_group": 16,
-    "prompt_mask": False,
-    "transfer_prompts": False,
-    "transfer_keys": False,
-    "key_loss": 1.0,
-    "mask_classes": True,
-    "transfer_head": "none",
-  }
-  return {**options, **changes}
-
-
-def dualprompt(**changes: Any) -> dict[str, Any]:
-  """Returns DualPrompt's options (the original's values for CIFAR-100)."""
-  options = l2p(
-    name="dualprompt",
-    e_layers=(2, 3, 4),
-    e_prefix=True,
-    length=5,
-    top_k=1,
-    g_layers=(0, 1),
-    vote_group=24,
-    prompt_mask=True,
-    transfer_prompts=True,
-  )
-  return {**options, **changes}
-
-
-def lora_sub(**changes: Any) -> dict[str, Any]:
-  """Returns LoRA-Sub-DRS's options (the code's values for CIFAR-100)."""
-  options = {
-    "name": "lora_sub",
-    "restart_optimizer": True,
-    "threshold": 0.99,
-    "unit_norm": True,
-    "triplet": 0.05,
-    "margin": 1.0,
-    "lora_b": "zeros",
-    "augment_moments": True,
-    "augment_prototypes": False,
-    "first_epochs": config_dict.placeholder(int),
-  }
-  return {**options, **changes}
-
-
-def gs_lora(**changes: Any) -> dict[str, Any]:
-  """Returns GS-LoRA's options (bound and betas of the released code)."""
-  options = {
-    "name": "gs_lora",
-    "restart_optimizer": True,
-    "bound": 105.0,
-    "beta": (0.2, 0.25, 0.25, 0.25),
-    "beta_decay_epoch": config_dict.placeholder(int),
-    "alpha": 0.01,
-    "alpha_epoch": 20,
-    "grouping": "block",
-    "subgradient": False,
-    "restart_slope": 5**0.5,
-    "average_epoch": config_dict.placeholder(int),
-    "average_decay": 0.9,
-  }
-  return {**options, **changes}
-
-
-def gs_lora_plus(**changes: Any) -> dict[str, Any]:
-  """Returns GS-LoRA++'s options, w_f and w_r for four requests."""
-  options = gs_lora(
-    name="gs_lora_plus",
-    proto_forget=(0.01,) * 4,
-    proto_retain=(0.0,) * 4,
-    proto_bound=18.0,
-    proto_distance="kl",
-    proto_source="start",
-  )
-  return {**options, **changes}
-
-
 def forgetting(**changes: Any) -> dict[str, Any]:
   """Returns the options of requests to forget: four, of 20 classes each."""
-  options = {
-    "name": "forgetting",
-    # Class ids or names by request; None: from the end of the order.
-    "requests": config_dict.placeholder(tuple),
-    # All class ids; None: natural order.
-    "order": config_dict.placeholder(tuple),
-    "num_requests": 4,
-    "classes_per_request": 20,
-    # Classes to keep that have training images; None: all that stay.
-    "retain": config_dict.placeholder(tuple),
-    "missing": 0,
-    "missing_from": "start",
-    # Share of the training images still there, or images a class instead.
-    "ratio": 0.1,
-    "shots": config_dict.placeholder(int),
-    "redraw": False,
-    "sample_seed": 1337,
-    "whole_retain": False,
-  }
-  return {**options, **changes}
+  sizes = {"num_requests": 4, "classes_per_request": 20}
+  return scenario("forgetting", **{**sizes, **changes})
 
 
 def ffn_lora(rank: int = 8) -> dict[str, Any]:
@@ -234,25 +117,33 @@ def classifier(config: ml_collections.ConfigDict) -> None:
   """Trains all classes at once and exports them, for runs that start there."""
   config.export = True
   config.scenario.num_tasks = 1
-  config.method = {
-    "name": "finetune",
-    "restart_optimizer": True,
-    "mask_classes": False,
-  }
+  config.method = method("finetune")
 
 
 def measure(config: ml_collections.ConfigDict) -> None:
   """Trains nothing: measures the given weights in the config's scenario."""
-  config.method = {"name": "frozen", "restart_optimizer": True}
+  config.method = method("frozen")
   config.model.lora = None
   config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
   del config.optimizer["lora"]
   config.export = False
 
 
-def prompt_optimizer(config: ml_collections.ConfigDict, lr: float) -> None:
-  """Trains prompts and head at one rate and freezes the rest."""
-  config.optimizer.groups = PROMPT_GROUPS
+def prompt_optimizer(
+  config: ml_collections.ConfigDict, lr: float, prompts: str = PROMPTS
+) -> None:
+  """Trains prompts and head at one rate and freezes the rest.
+
+  Args:
+    config: Changed in place.
+    lr: The rate.
+    prompts: Pattern of the parameters that the method adds.
+  """
+  config.optimizer.groups = (
+    ("prompt", prompts),
+    ("head", r"head/.*"),
+    ("backbone", r".*"),
+  )
   config.optimizer.prompt = adam(lr)
   config.optimizer.head = adam(lr)
   config.optimizer.backbone = None
@@ -318,28 +209,19 @@ def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
   config.rehearsal.update(REHEARSAL[preset])
 
 
-# RanPAC's grid. Its paper projects to 10,000; these streams are small.
-RIDGES = tuple(10.0**n for n in range(-8, 9))
-
-# Reference points beside the prompt methods: the method's options, and the
-# learning rate of the backbone as a share of the head's (0: frozen).
-REFERENCES = {
-  "finetune": ({"name": "finetune", "mask_classes": False}, 1.0),
-  "head": ({"name": "finetune", "mask_classes": False}, 0.0),
-  "masked_head": ({"name": "finetune", "mask_classes": True}, 0.0),
-  "lora": ({"name": "finetune", "mask_classes": True}, 0.0),
-  "nearest_mean": ({"name": "nearest_mean"}, 0.0),
-  "ranpac": ({"name": "ranpac", "projection_dim": 2000, "ridges": RIDGES}, 0.0),
-  "inflora": (
-    {
-      "name": "inflora",
-      "epsilon": 0.95,
-      "final_epsilon": 1.0,
-      "augment_moments": True,
-    },
-    0.0,
-  ),
-  "joint": ({"name": "joint", "mask_classes": False}, 1.0),
+# Reference points beside the prompt methods: the row of METHODS, what differs
+# from its defaults, and the learning rate of the backbone as a share of the
+# head's (0: frozen).
+REFERENCES: dict[str, tuple[str, dict[str, Any], float]] = {
+  "finetune": ("finetune", {}, 1.0),
+  "head": ("finetune", {}, 0.0),
+  "masked_head": ("finetune", {"mask_classes": True}, 0.0),
+  "lora": ("finetune", {"mask_classes": True}, 0.0),
+  "nearest_mean": ("nearest_mean", {}, 0.0),
+  # The paper projects to 10,000; these streams are small.
+  "ranpac": ("ranpac", {"projection_dim": 2000}, 0.0),
+  "inflora": ("inflora", {}, 0.0),
+  "joint": ("joint", {}, 1.0),
 }
 
 # Those that train adapters, and which parameters of them.
@@ -348,7 +230,8 @@ ADAPTED = {"lora": r".*/lora_[ab]", "inflora": r".*/lora_b"}
 
 def reference(
   config: ml_collections.ConfigDict,
-  method: str,
+  name: str,
+  *,
   head_lr: float,
   body_lr: float,
   lora_lrs: dict[str, float],
@@ -357,7 +240,7 @@ def reference(
 
   Args:
     config: Changed in place; data, scenario and model stay.
-    method: "finetune" (all weights, one task after the other), "head" (only
+    name: "finetune" (all weights, one task after the other), "head" (only
       the head), "masked_head" (the same, other tasks' classes masked in
       training), "lora" (the same with adapters), "nearest_mean", "ranpac",
       "inflora" or "joint" (all weights, all data so far).
@@ -368,22 +251,22 @@ def reference(
   Raises:
     ValueError: Another method.
   """
-  if method not in REFERENCES:
-    raise ValueError(f"method={method!r} must be one of {sorted(REFERENCES)}.")
-  options, trained = REFERENCES[method]
-  config.name = method
+  if name not in REFERENCES:
+    raise ValueError(f"method={name!r} must be one of {sorted(REFERENCES)}.")
+  row, changes, trained = REFERENCES[name]
+  config.name = name
   config.model.classifier = "token"
-  config.method = {**options, "restart_optimizer": True}
+  config.method = method(row, **changes)
   config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
   config.optimizer.head = adam(head_lr)
   config.optimizer.backbone = adam(body_lr * trained) if trained else None
-  if method in ADAPTED:
+  if name in ADAPTED:
     config.model.lora = key_value_lora(rank=10)
     config.optimizer.groups = (
-      ("lora", ADAPTED[method]),
+      ("lora", ADAPTED[name]),
       *config.optimizer.groups,
     )
-    config.optimizer.lora = adam(lora_lrs[method])
+    config.optimizer.lora = adam(lora_lrs[name])
 
 
 def finish(

@@ -29,13 +29,13 @@ def get_config(arg=None):
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256
   config.model.classifier = "prompt"
-  config.method = common.l2p(length=5, mask_classes=False)
+  config.method = common.method("l2p", length=5, mask_classes=False)
   common.prompt_optimizer(config, lr=0.03)
   config.optimizer.lr_batch_size = 256
   if arg.paper:
     config.method.update(top_k=5, key_loss=0.5)
     config.optimizer.lr_batch_size = None
   else:
-    for group, _ in common.PROMPT_GROUPS:
+    for group, _ in config.optimizer.groups:
       config.optimizer[group] = common.sgd(0.03)
   return common.finish(config, arg)

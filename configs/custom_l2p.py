@@ -26,6 +26,6 @@ def get_config(arg=None):
   if arg.npz:
     config.dataset = {"name": "npz", "path": arg.npz}
   config.model.classifier = "prompt"
-  config.method = common.l2p()
+  config.method = common.method("l2p")
   common.prompt_optimizer(config, lr=0.003)
   return common.finish(config, arg)

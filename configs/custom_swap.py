@@ -42,7 +42,7 @@ def get_config(arg=None):
   config.holdout = 0.2 if arg.tune else 0.0
   config.init_head = "keep"
   config.export = True
-  config.scenario = swaps.scenario(order=arg.order, ratio=1.0)
+  config.scenario = common.scenario("swapping", order=arg.order, ratio=1.0)
   config.dataset = {
     "name": "swap_folders",
     "learn": arg.learn,
@@ -61,7 +61,7 @@ def get_config(arg=None):
   config.model.image_size = arg.size
   config.model.gelu = "erf" if arg.deit else "tanh"
   config.model.lora = common.ffn_lora()
-  config.method = swaps.method()
+  config.method = common.method("swapping")
   swaps.options(config, arg)
   swaps.optimizer(config, lr=1e-2)
   return common.finish(config, arg)

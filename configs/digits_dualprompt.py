@@ -16,6 +16,6 @@ def get_config(arg=None):
   config = base.get_config()
   config.name = "digits_dualprompt"
   digits_l2p.stream(config, arg)
-  config.method = common.dualprompt(vote_group=16)
+  config.method = common.method("dualprompt", vote_group=16)
   common.prompt_optimizer(config, lr=0.003)
   return common.finish(config, arg)

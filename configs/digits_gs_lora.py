@@ -55,9 +55,14 @@ def get_config(arg=None):
     "digits_gs_lora", arg, "plus", "subgradient", "shots", "missing", "measure"
   )
   config.model.lora = common.ffn_lora()
-  method = common.gs_lora_plus if arg.plus else common.gs_lora
-  config.method = method(bound=30.0, beta=(0.5,) * 4, alpha=0.05, alpha_epoch=5)
-  config.method.subgradient = arg.subgradient
+  options = dict(bound=30.0, beta=(0.5,) * 4, alpha=0.05, alpha_epoch=5)
+  if arg.plus:
+    options |= {"proto_forget": (0.01,) * 4, "proto_retain": (0.0,) * 4}
+  config.method = common.method(
+    "gs_lora_plus" if arg.plus else "gs_lora",
+    subgradient=arg.subgradient,
+    **options,
+  )
   common.gs_lora_optimizer(config, lr=1e-2)
   if arg.measure:
     common.measure(config)

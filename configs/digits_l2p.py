@@ -32,8 +32,8 @@ def get_config(arg=None):
   stream(config, arg)
   config.model.classifier = "prompt"
   # As the original does on 5-datasets: each task trains prompts of its own.
-  config.method = common.l2p(
-    length=5, top_k=2, prompt_mask=True, transfer_prompts=True
+  config.method = common.method(
+    "l2p", length=5, top_k=2, prompt_mask=True, transfer_prompts=True
   )
   config.epochs = 5
   common.prompt_optimizer(config, lr=0.001)

@@ -29,7 +29,7 @@ def get_config(arg=None):
   config.init_head = "keep"
   config.export = True
   config.holdout = 0.25 if arg.tune else 0.0
-  config.scenario = swaps.scenario(order=arg.order, ratio=0.5)
+  config.scenario = common.scenario("swapping", order=arg.order, ratio=0.5)
   config.dataset = swaps.classes(
     {"name": "digits"}, forget=(6, 7), learn=(8, 9)
   )
@@ -39,7 +39,9 @@ def get_config(arg=None):
   config.model.lora = common.ffn_lora()
   # At the paper's alpha the adapters shrink to nothing before a classifier this
   # sure of itself gives them a gradient, and nothing is forgotten first.
-  config.method = swaps.method(bound=30.0, alpha=5e-4, retain_weight=1.0)
+  config.method = common.method(
+    "swapping", bound=30.0, alpha=5e-4, retain_weight=1.0
+  )
   swaps.options(config, arg)
   swaps.optimizer(config, lr=1e-2)
   return common.finish(config, arg)

@@ -48,5 +48,7 @@ def get_config(arg=None):
   config.preprocess.area = (0.7, 1.0)
   config.preprocess.color_jitter = (0.3, 0.3, 0.3, 0.3)
   config.preprocess.grayscale = 0.1
-  config.method = common.lora_sub(triplet=0.1, margin=2.0, lora_b="sparse")
+  config.method = common.method(
+    "lora_sub", unit_norm=True, triplet=0.1, margin=2.0, lora_b="sparse"
+  )
   return common.finish(config, arg)

@@ -24,7 +24,7 @@ def get_config(arg=None):
   config.batch_size = 192
   config.epochs = 5
   five_datasets_l2p.stream(config)
-  config.method = common.dualprompt(pool_size=5)
+  config.method = common.method("dualprompt", pool_size=5)
   common.prompt_optimizer(config, lr=0.03)
   config.optimizer.lr_batch_size = 256
   if arg.paper:

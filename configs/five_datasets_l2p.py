@@ -38,8 +38,8 @@ def get_config(arg=None):
   config.epochs = 5
   stream(config)
   config.model.classifier = "prompt"
-  config.method = common.l2p(
-    pool_size=20, key_loss=0.5, prompt_mask=True, transfer_prompts=True
+  config.method = common.method(
+    "l2p", pool_size=20, key_loss=0.5, prompt_mask=True, transfer_prompts=True
   )
   common.prompt_optimizer(config, lr=0.03)
   config.optimizer.lr_batch_size = 256

@@ -16,6 +16,6 @@ def get_config(arg=None):
   config = base.get_config()
   config.name = "five_deit_dualprompt"
   five_deit_l2p.stream(config, arg)
-  config.method = common.dualprompt(pool_size=5, vote_group=16)
+  config.method = common.method("dualprompt", pool_size=5, vote_group=16)
   common.prompt_optimizer(config, lr=0.01)
   return common.finish(config, arg)

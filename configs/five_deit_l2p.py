@@ -57,8 +57,8 @@ def get_config(arg=None):
   config.name = "five_deit_l2p"
   stream(config, arg)
   config.model.classifier = "prompt"
-  config.method = common.l2p(
-    pool_size=20, key_loss=0.5, prompt_mask=True, transfer_prompts=True
+  config.method = common.method(
+    "l2p", pool_size=20, key_loss=0.5, prompt_mask=True, transfer_prompts=True
   )
   common.prompt_optimizer(config, lr=0.001)
   return common.finish(config, arg)

@@ -78,7 +78,7 @@ def get_config(arg=None):
     learn=learn,
   )
   spare = HEAD - 100 - arg.classes if arg.parity else 0
-  config.scenario = swaps.scenario(order=arg.order, spare=spare)
+  config.scenario = common.scenario("swapping", order=arg.order, spare=spare)
   # The same for training as for testing, and no part is cut off.
   config.preprocess.train = "none"
   config.preprocess.eval = "reference"
@@ -88,7 +88,7 @@ def get_config(arg=None):
   config.model.gelu = "erf"
   config.model.dropout = 0.1
   config.model.lora = common.ffn_lora()
-  config.method = swaps.method()
+  config.method = common.method("swapping")
   swaps.options(config, arg)
   swaps.optimizer(config, lr=1e-2)
   return common.finish(config, arg)

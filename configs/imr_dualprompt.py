@@ -44,7 +44,7 @@ def get_config(arg=None):
   config.preprocess.eval = "reference"
   config.preprocess.resize = 256
   # The original chooses prompts for each image here, in training, too.
-  config.method = common.dualprompt(length=20, vote_group=0)
+  config.method = common.method("dualprompt", length=20, vote_group=0)
   common.prompt_optimizer(config, lr=0.005)
   config.optimizer.lr_batch_size = 256
   if arg.paper:

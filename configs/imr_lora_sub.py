@@ -30,5 +30,7 @@ def get_config(arg=None):
   config.preprocess.resize = 256
   config.preprocess.antialias = True
   cifar100_lora_sub.adapt(config, arg, rank=10, head_lr=5e-4)
-  config.method = common.lora_sub(triplet=0.2, margin=2.0, first_epochs=40)
+  config.method = common.method(
+    "lora_sub", unit_norm=True, triplet=0.2, margin=2.0, first_epochs=40
+  )
   return common.finish(config, arg)

@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from methods import METHODS
+
 # Of a smoke run, but where prompts are at later ones: seconds to compile.
 FEWEST_BLOCKS = 2
 
@@ -64,28 +66,21 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.preprocess.resize = None
   config.model.variant = "smoke"
   config.model.image_size = 8
-  options = ("e_layers", "g_layers")
-  layers = [layer for o in options for layer in config.method.get(o, ())]
-  config.model.depth = max(FEWEST_BLOCKS, 1 + max(layers, default=0))
+  method = METHODS[config.method.name]
+  for option, most in method.smoke.items():
+    if config.method[option] is not None:
+      config.method[option] = min(most, config.method[option])
+  fewest = method.fewest_blocks(config.method)
+  config.model.depth = max(FEWEST_BLOCKS, fewest)
   if config.model.lora:
     config.model.lora.rank = min(2, config.model.lora.rank)
-  if "vote_group" in config.method:
-    config.method.vote_group = min(4, config.method.vote_group)
-  if config.method.get("first_epochs"):
-    config.method.first_epochs = 1
   if config.scenario.name == "forgetting":
     config.scenario.update({"requests": None, "order": None, "retain": None})
     config.scenario.shots = 8
     config.epochs = 2
-    for option in ("alpha_epoch", "beta_decay_epoch", "average_epoch"):
-      if config.method.get(option):
-        config.method[option] = 1
   if config.scenario.name == "swapping":
     config.scenario.update({"shots": 8, "learn_shots": None})
     config.epochs = 2
-  if "projection_dim" in config.method:
-    # With more of them than images, one device and two end apart.
-    config.method.projection_dim = min(8, config.method.projection_dim)
   for group, _ in config.optimizer.groups:
     settings = config.optimizer[group]
     if not settings:
@@ -96,8 +91,6 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       # Else Adam makes full steps of the rounding noise of so few images, and
       # one device and two end apart.
       settings.eps = 1e-4
-  if config.method.get("min_rounds"):
-    config.method.update({"max_rounds": 1, "min_rounds": 2})
   config.log_every = 2
   config.checkpoint.every_steps = 3
   if not config.model.lora and config.scenario.name == "forgetting":

@@ -8,46 +8,6 @@ from ml_collections import config_dict
 from configs import common
 
 
-def method(**changes: Any) -> dict[str, Any]:
-  """Returns the options of Knowledge Swapping (the paper's for images)."""
-  options = {
-    "name": "swapping",
-    # The paper's optimizer goes on with its moments from stage to stage.
-    "restart_optimizer": False,
-    "learn_weight": 1.0,
-    "retain_weight": 0.2,
-    "forget_weight": 0.2,
-    "bound": 105.0,
-    "alpha": 0.005,
-    "grouping": "block",
-    "subgradient": True,
-    "protect": False,
-    "slope": 50**0.5,
-    "fold": False,
-    "new_columns": r"(?!)",
-  }
-  return {**options, **changes}
-
-
-def scenario(**changes: Any) -> dict[str, Any]:
-  """Returns the options of a swap: learn, then forget."""
-  options = {
-    "name": "swapping",
-    # Letters l and f, one a stage, or "joint".
-    "order": "lf",
-    # Share of the images to forget and to retain that is still there, or
-    # images a class of them instead.
-    "ratio": 0.1,
-    "shots": config_dict.placeholder(int),
-    # Images a class to learn from; None: all.
-    "learn_shots": config_dict.placeholder(int),
-    "sample_seed": 1337,
-    # Columns of the head that no class has.
-    "spare": 0,
-  }
-  return {**options, **changes}
-
-
 def classes(
   known: dict[str, Any],
   forget: tuple[int | str, ...],

@@ -67,6 +67,8 @@ class LoraSub(Method):
   augment_prototypes: bool = False
   first_epochs: int | None = None
 
+  smoke = {"first_epochs": 1}
+
   def __post_init__(self):
     subspace.check_threshold("threshold", self.threshold)
     for name in ("triplet", "margin"):

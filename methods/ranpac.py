@@ -56,6 +56,8 @@ class RanPAC(Method):
   # Never rewritten, but drawn, which another device may round otherwise: a
   # run that goes on elsewhere takes it from its checkpoint.
   rewrites = r"random_projection/.*"
+  # With more of them than images, one device and two end apart.
+  smoke = {"projection_dim": 8}
 
   def __post_init__(self):
     if self.projection_dim < 1:

@@ -123,7 +123,7 @@ def test_bad_setting_is_named(tmp_path, no_step, changes, message):
 def test_bad_setting_of_prototypes_is_named(
   tmp_path, no_step, changes, message
 ):
-  config = gs_toy.tiny(common.gs_lora_plus, **changes)
+  config = gs_toy.tiny("gs_lora_plus", **changes)
   refuse(config, tmp_path, message)
 
 
@@ -146,7 +146,7 @@ def test_margin_needs_labels_that_are_classes(tmp_path):
 
 
 def test_prototypes_need_labels_that_are_classes(tmp_path):
-  config = gs_toy.tiny(common.gs_lora_plus, mixing__mixup=0.2, model__depth=1)
+  config = gs_toy.tiny("gs_lora_plus", mixing__mixup=0.2, model__depth=1)
   refuse(config, tmp_path, "GsLoraPlus on ViT takes one class an image")
 
 

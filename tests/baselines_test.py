@@ -18,7 +18,7 @@ from libml import trees
 from libml.devices.compiled import Compiled
 from libml.train import run as run_lib
 
-ALL = [*baselines.OPTIONS, "gs_lora", "gs_lora_plus"]
+ALL = [*baselines.BASELINES, "gs_lora", "gs_lora_plus"]
 ONE = {"num_requests": 1, "classes_per_request": 2, "missing": 0}
 SCENARIOS = {
   "single": {**ONE, "shots": None, "ratio": 0.5},
@@ -29,7 +29,7 @@ SCENARIOS = {
 
 def smoke_config(method, scenario):
   """Returns a run of seconds; all of them have the same shapes."""
-  if method in baselines.OPTIONS:
+  if method in baselines.BASELINES:
     config = digits_baselines.get_config(f"smoke,method={method}")
   else:
     plus = ",plus" if method == "gs_lora_plus" else ""

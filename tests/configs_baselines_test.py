@@ -289,10 +289,10 @@ def test_our_default_trains_no_deposit_that_is_not_there():
 def test_every_method_that_forgets_has_a_preset():
   forgetting = {n for n, row in METHODS.items() if row.goals == ("forget",)}
   gs_lora = {"gs_lora", "gs_lora_plus"}
-  assert set(baselines.OPTIONS) == forgetting - gs_lora
+  assert set(baselines.BASELINES) == forgetting - gs_lora
 
 
-@pytest.mark.parametrize("method", baselines.OPTIONS)
+@pytest.mark.parametrize("method", baselines.BASELINES)
 @pytest.mark.parametrize("file", FILES)
 def test_options_are_those_of_the_classes(file, method):
   for argument in (None, "smoke", "tune"):

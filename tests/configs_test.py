@@ -36,7 +36,7 @@ def arguments(name):
   found += re.findall(r'":((?:tasks|order)=\w+)"', text)
   if '":method="' in text:
     forgets = name.endswith("_baselines")
-    methods = baselines.OPTIONS if forgets else common.REFERENCES
+    methods = baselines.BASELINES if forgets else common.REFERENCES
     found += [f"method={method}" for method in methods]
   return found
 

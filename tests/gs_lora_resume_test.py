@@ -7,13 +7,12 @@ import pytest
 from gs_toy import tiny
 from walks import watch
 
-from configs import common
 from libml.pipeline import stage_data
 from libml.train import run as run_lib
 
 
 def config(**changes):
-  return tiny(common.gs_lora_plus, method__average_epoch=1, **changes)
+  return tiny("gs_lora_plus", method__average_epoch=1, **changes)
 
 
 def go(workdir):

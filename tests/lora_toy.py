@@ -16,7 +16,7 @@ def tiny(**changes):
   """
   config = base.get_config()
   config.name = "lora_toy"
-  config.method = common.lora_sub()
+  config.method = common.method("lora_sub", unit_norm=True)
   config.model.lora = common.key_value_lora(rank=2)
   common.lora_optimizer(config, lr=0.05, head_lr=0.02)
   config = common.smoke(config)

@@ -42,7 +42,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def smoke_config(name):
   """Returns the smoke run of the first config that names a method."""
   arguments = ["smoke", "smoke,plus", "smoke,measure", "smoke,order=lfl"]
-  methods = [*common.REFERENCES, *baselines.OPTIONS]
+  methods = [*common.REFERENCES, *baselines.BASELINES]
   arguments += [f"smoke,method={m}" for m in methods]
   for path in sorted((ROOT / "configs").glob("[a-z]*_*.py")):
     get_config = importlib.import_module(f"configs.{path.stem}").get_config

@@ -9,7 +9,6 @@ from swap_tiny import tiny
 from walks import watch
 
 from configs import common
-from configs import swaps
 from libml import trees
 from libml.optim import group_lasso
 from libml.train import run as run_lib
@@ -72,7 +71,7 @@ def test_adapters_of_the_paper_s_model():
   shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
   _, fresh = lora.split(shapes)
   assert sum(leaf.size for leaf in jax.tree.leaves(fresh)) == 737_280
-  slope = swaps.method()["slope"]
+  slope = common.method("swapping")["slope"]
   drawn = lora.restart(fresh, jax.random.key(0), slope=slope)
   blocks = group_lasso.of_adapters("block", module.blocks)
   assert len(group_lasso.norms(drawn, blocks)) == 12

@@ -1,7 +1,10 @@
 """What a run says in a terminal, and how it refuses."""
 
+import itertools
 import logging
+import re
 import sys
+from collections.abc import Sequence
 
 from absl import app
 from absl import logging as absl_logging
@@ -25,9 +28,36 @@ def start(log: logging.Logger) -> None:
   log.addHandler(lines)
 
 
-def parse(argv: list[str]) -> list[str]:
-  """Reads the flags; a config that cannot be read is one line, no traceback."""
+def parse(argv: list[str], config: str) -> list[str]:
+  """Reads the flags; a config that cannot be read is one line, no traceback.
+
+  Args:
+    argv: Of the process.
+    config: Name of the flag of the config file, which may stand anywhere.
+  """
   try:
-    return app.parse_flags_with_usage(argv)
+    return app.parse_flags_with_usage(config_first(argv, config))
   except (ValueError, OSError, LookupError, AttributeError, TypeError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
+
+
+def config_first(argv: Sequence[str], name: str) -> list[str]:
+  """Returns a command line with the config file before all other flags.
+
+  ml_collections knows the flags --NAME.KEY only once it has read the file.
+
+  Args:
+    argv: The program, then its flags; what follows "--" stays where it is.
+    name: Of the config's flag, NAME.
+  """
+  flag = re.compile(rf"--?{re.escape(name)}(=.*)?", re.DOTALL)
+  found, others = [], []
+  rest = iter(argv[1:])
+  for word in rest:
+    if word == "--":
+      others += [word, *rest]
+    elif (match := flag.fullmatch(word)) is None:
+      others.append(word)
+    else:
+      found += [word] if match[1] else [word, *itertools.islice(rest, 1)]
+  return [*argv[:1], *found, *others]

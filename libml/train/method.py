@@ -18,6 +18,15 @@ from libml.train.rehearsal import Rehearsal
 from libml.train.train_state import TrainState
 
 Outputs = dict[str, Any]
+# Fields of a method that a run gives; all others are options of a config.
+GIVEN = (
+  "model",
+  "problem",
+  "num_classes",
+  "num_stages",
+  "epochs",
+  "rehearsal",
+)
 
 
 def readings(outputs: Outputs) -> dict[str, Outputs]:
@@ -96,6 +105,14 @@ class Method:
   mixes: ClassVar[bool] = True
   # Whether `loss` takes exemplars of earlier stages (batch["replay"]).
   rehearses = False
+  # Option -> its largest value in a smoke run.
+  smoke: ClassVar[Mapping[str, float]] = {}
+
+  @classmethod
+  def fewest_blocks(cls, options: Mapping[str, Any]) -> int:
+    """Returns how many blocks a model needs, by the options of a config."""
+    del options
+    return 1
 
   @property
   def groups(self) -> Groups | None:

@@ -70,6 +70,7 @@ class GroupSparse(Method):
   average_decay: float = 0.9
 
   goals = ("forget",)
+  smoke = {"alpha_epoch": 1, "beta_decay_epoch": 1, "average_epoch": 1}
 
   def __post_init__(self):
     low_rank.check_model(self.model, "mlp", rank=8, alpha=1.0)

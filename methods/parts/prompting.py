@@ -86,6 +86,12 @@ class Prompting(Method):
   transfer_head: str = "none"
 
   rehearses = True
+  smoke = {"vote_group": 4}
+
+  @classmethod
+  def fewest_blocks(cls, options):
+    """As many as there are up to the last one with prompts."""
+    return 1 + max((*options["e_layers"], *options["g_layers"]), default=0)
 
   def __post_init__(self):
     class_heads.check_transfer(self.transfer_head)

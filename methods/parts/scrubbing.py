@@ -50,6 +50,7 @@ class Scrubbing(teaching.Taught):
   unsigned = ("retain", "distill", "smoothing")
   prepared = ("forget", "retain")
   epoch = ("forget", "retain")
+  smoke = {"max_rounds": 1, "min_rounds": 2}
 
   def __post_init__(self):
     super().__post_init__()

@@ -9,6 +9,7 @@ import pytest
 import swap_toy as toy
 
 from configs import base
+from configs import common
 from configs import swaps
 from libml import trees
 from libml.optim import group_lasso
@@ -284,7 +285,7 @@ def test_accuracy(golden):
 def test_rates_start_again_in_the_second_phase(golden, epochs):
   stored = golden("swapping", "ks_metrics")[f"out/lr_two_phases_epochs{epochs}"]
   config = base.get_config()
-  config.method = swaps.method()
+  config.method = common.method("swapping")
   swaps.optimizer(config, lr=1e-2)
   used = config.optimizer.lora
   rate = schedules.build(

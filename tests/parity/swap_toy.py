@@ -108,7 +108,7 @@ def build(epochs=5, **options):
   """Returns the method and the optimizer, whose state[0] is a gradient."""
   config = base.get_config()
   config.epochs = epochs
-  config.method = swaps.method(**options)
+  config.method = common.method("swapping", **options)
   swaps.optimizer(config, lr=1e-2)
   config.model = {
     "name": "vit",

@@ -1,0 +1,78 @@
+"""Sections of a config, from the signature of what takes their options."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import config_dict
+
+from libml import registry
+from libml.scenarios import SCENARIOS
+from libml.train.method import GIVEN
+from methods import METHODS
+
+
+def method(name: str, **changes: Any) -> dict[str, Any]:
+  """Returns the section of a method: a row of METHODS and all its options.
+
+  What is not changed has the default of the method's class. What is None is a
+  placeholder of the option's type, or no flag could set it.
+
+  Raises:
+    ValueError: An unknown method or option; the message names the nearest.
+  """
+  return _section("method", METHODS, name, changes=changes, given=GIVEN)
+
+
+def scenario(name: str, **changes: Any) -> dict[str, Any]:
+  """Returns the section of a scenario, as `method` that of a method."""
+  return _section("scenario", SCENARIOS, name, changes=changes)
+
+
+def _section(
+  kind: str,
+  table: Mapping[str, Callable[..., Any]],
+  name: str,
+  *,
+  changes: Mapping[str, Any],
+  given: Sequence[str] = (),
+) -> dict[str, Any]:
+  if name not in table:
+    raise ValueError(
+      f"Unknown {kind} {name!r}. {registry.nearest(name, table)}"
+    )
+  parameters = {
+    option: parameter
+    for option, parameter in inspect.signature(table[name]).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and option not in given
+  }
+  for option in changes:
+    if option not in parameters:
+      raise ValueError(
+        f"Unknown option {option!r} of the {kind} {name!r}. "
+        f"{registry.nearest(option, parameters)}"
+      )
+  section: dict[str, Any] = {"name": name}
+  for option, parameter in parameters.items():
+    value = changes.get(option, parameter.default)
+    if value is parameter.empty:
+      raise ValueError(
+        f"The {kind} {name!r} needs {option}; give it in the config."
+      )
+    if value is None:
+      value = config_dict.placeholder(_type(parameter.annotation))
+    section[option] = value
+  return section
+
+
+def _type(annotation: Any) -> type:
+  """Returns what a flag makes of a value of `float | None` and the like."""
+  if isinstance(annotation, types.UnionType):
+    kinds = typing.get_args(annotation)
+    annotation = next(kind for kind in kinds if kind is not types.NoneType)
+  kind = typing.get_origin(annotation) or annotation
+  return tuple if kind is Sequence else kind
