@@ -396,6 +396,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["my_config", "workdir"])
-  app.run(
-    main, flags_parser=functools.partial(console.parse, config=_CONFIG.name)
-  )
+  app.run(main, flags_parser=console.parse)

@@ -9,18 +9,22 @@ from ml_collections import config_flags
 from libml.results import console
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# ml_collections' loader has it.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
 FILE = f"{ROOT}/configs/cifar100_lora_sub.py:tasks=20"
 
 
 def read(*words):
   """Returns the config that a command line makes, and all flags."""
-  argv = ["main.py", *words]
+  argv = console.config_first(["main.py", *words], "my_config")
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
     "my_config", flag_values=values, lock_config=True, sys_argv=argv
   )
   flags.DEFINE_string("workdir", None, "", flag_values=values)
-  rest = values(console.config_first(argv, holder.name))
+  rest = values(argv)
   return holder.value, values, rest
 
 

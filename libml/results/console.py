@@ -28,15 +28,16 @@ def start(log: logging.Logger) -> None:
   log.addHandler(lines)
 
 
-def parse(argv: list[str], config: str) -> list[str]:
+def parse(argv: list[str], config: str = "my_config") -> list[str]:
   """Reads the flags; a config that cannot be read is one line, no traceback.
 
   Args:
     argv: Of the process.
-    config: Name of the flag of the config file, which may stand anywhere.
+    config: Name of the config's flag, which may stand anywhere.
   """
+  sys.argv[:] = config_first(argv, config)  # config_flags reads it, too
   try:
-    return app.parse_flags_with_usage(config_first(argv, config))
+    return app.parse_flags_with_usage(sys.argv)
   except (ValueError, OSError, LookupError, AttributeError, TypeError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 
