@@ -215,9 +215,6 @@ def positional(node):
 # Those that are still to be parted. Nothing joins this list.
 TO_PART = {
   "libml/audit/audits.py:ask",
-  "libml/audit/audits.py:run",
-  "libml/audit/predictions.py:ask",
-  "libml/audit/predictions.py:collect",
   "libml/optim/proximal.py:proximal_group_lasso_sgd",
   "libml/train/run.py:_ask",
   "libml/train/run.py:_probe",
