@@ -51,6 +51,7 @@ from libml.train import settings as settings_lib
 from libml.train import workdirs
 from libml.train.observer import Observer
 from libml.train.rehearsal import Rehearsal
+from libml.train.walk import Interrupted
 from methods import METHODS
 from methods.parts import class_heads
 from models import MODELS
@@ -383,7 +384,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     stop = functools.partial(bool, stopped)
     record = execute(_CONFIG.value, workdir, stop, audit=_AUDIT.value)
-  except run_lib.Interrupted as stop:
+  except Interrupted as stop:
     _LOG.info("Stopped and saved; the same command goes on %s.", stop)
     return
   except (ValueError, OSError, FloatingPointError) as error:

@@ -3,12 +3,12 @@
 import baselines_toy
 import numpy as np
 import pytest
+import walks
 
 import main
 from configs import common
 from configs import digits_baselines
 from libml import trees
-from libml.train import run as run_lib
 
 WEIGHTS = common.adam(1e-4)
 CASES = {
@@ -82,19 +82,9 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_step(monkeypatch):
-  """Fails where training begins all the same."""
-
-  def train(*unused):
-    pytest.fail("training began")
-
-  monkeypatch.setattr(run_lib.Run, "_train", train)
-
-
 def refuse(config, workdir, message):
   with pytest.raises(ValueError, match=message) as error:
-    main.execute(config, workdir)
+    walks.untrained(config, workdir)
   assert "\n" not in str(error.value)
 
 
@@ -113,7 +103,7 @@ def test_teacher_of_other_classes_is_named(tmp_path, method):
   np.savez(tmp_path / "five.npz", **trees.flatten(params))
   config.init_checkpoint = str(tmp_path / "five.npz")
   with pytest.raises(ValueError) as error:
-    main.execute(config, tmp_path / "run")
+    walks.untrained(config, tmp_path / "run")
   assert "head/kernel, file (16, 5), model (16, 6)" in str(error.value)
   assert 'head="fresh" drops the file\'s head' in str(error.value)
 

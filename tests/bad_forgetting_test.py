@@ -3,11 +3,10 @@
 import gs_toy
 import pytest
 import toy
+import walks
 
-import main
 from configs import common
 from configs import imagenet100_gs_lora
-from libml.train import run as run_lib
 
 LEARNING = {
   "name": "class_incremental",
@@ -96,38 +95,26 @@ PLUS_CASES = {
 }
 
 
-@pytest.fixture
-def no_step(monkeypatch):
-  """Fails where training begins all the same."""
-
-  def train(*unused):
-    pytest.fail("training began")
-
-  monkeypatch.setattr(run_lib.Run, "_train", train)
-
-
 def refuse(config, workdir, message):
   with pytest.raises(ValueError, match=message) as error:
-    main.execute(config, workdir)
+    walks.untrained(config, workdir)
   assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("changes", "message"), CASES.values(), ids=CASES)
-def test_bad_setting_is_named(tmp_path, no_step, changes, message):
+def test_bad_setting_is_named(tmp_path, changes, message):
   refuse(gs_toy.tiny(**changes), tmp_path, message)
 
 
 @pytest.mark.parametrize(
   ("changes", "message"), PLUS_CASES.values(), ids=PLUS_CASES
 )
-def test_bad_setting_of_prototypes_is_named(
-  tmp_path, no_step, changes, message
-):
+def test_bad_setting_of_prototypes_is_named(tmp_path, changes, message):
   config = gs_toy.tiny("gs_lora_plus", **changes)
   refuse(config, tmp_path, message)
 
 
-def test_method_that_only_learns_is_named(tmp_path, no_step):
+def test_method_that_only_learns_is_named(tmp_path):
   scenario = common.forgetting(num_requests=3, classes_per_request=1, ratio=0.5)
   config = toy.tiny(scenario=scenario)
   refuse(config, tmp_path, r"is to forget, and L2P can only learn; take")

@@ -4,23 +4,12 @@ import jax
 import lora_toy
 import pytest
 from toy import tiny
+from walks import untrained
 
 import main
 from configs import cifar10_deit_l2p
 from configs import common
-from libml.train import run as run_lib
 from models import pretrained
-
-
-@pytest.fixture(autouse=True)
-def no_step(monkeypatch):
-  """Fails where training begins all the same."""
-
-  def train(*unused):
-    pytest.fail("training began")
-
-  monkeypatch.setattr(run_lib.Run, "_train", train)
-
 
 CASES = {
   "classes that do not divide": (
@@ -129,7 +118,7 @@ CASES = {
 @pytest.mark.parametrize(("changes", "message"), CASES.values(), ids=CASES)
 def test_bad_setting_is_named(tmp_path, changes, message):
   with pytest.raises(ValueError, match=f"(?s){message}"):
-    main.execute(tiny(**changes), tmp_path)
+    untrained(tiny(**changes), tmp_path)
 
 
 LAYERS_OF_A_VIT = (
@@ -254,7 +243,7 @@ LORA_CASES = {
 )
 def test_bad_setting_of_lora_is_named(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message) as error:
-    main.execute(lora_toy.tiny(**changes), tmp_path)
+    untrained(lora_toy.tiny(**changes), tmp_path)
   assert "\n" not in str(error.value)
 
 
@@ -265,25 +254,25 @@ def test_weights_of_another_width_are_listed(tmp_path):
   path = tmp_path / "wide.npz"
   pretrained.save(path, jax.device_get(params))
   with pytest.raises(ValueError, match=r"cls.*\(1, 1, 64\).*\(1, 1, 16\)"):
-    main.execute(tiny(init_checkpoint=str(path)), tmp_path / "run")
+    untrained(tiny(init_checkpoint=str(path)), tmp_path / "run")
 
 
 def test_missing_weights_are_named(tmp_path):
   config = tiny(init_checkpoint=str(tmp_path / "nowhere.npz"))
   with pytest.raises(FileNotFoundError, match="nowhere.npz"):
-    main.execute(config, tmp_path)
+    untrained(config, tmp_path)
 
 
 def test_missing_folder_is_named(tmp_path):
   config = tiny(dataset={"name": "folder", "root": str(tmp_path / "none")})
   with pytest.raises(FileNotFoundError, match="none/train.*CLASS"):
-    main.execute(config, tmp_path)
+    untrained(config, tmp_path)
 
 
 def test_missing_file_is_named(tmp_path):
   config = cifar10_deit_l2p.get_config(f"data={tmp_path}")
   with pytest.raises(FileNotFoundError, match="cifar10_6k.npz"):
-    main.execute(config, tmp_path)
+    untrained(config, tmp_path)
 
 
 def test_data_set_that_is_not_prepared_is_explained(tmp_path, monkeypatch):
@@ -292,12 +281,11 @@ def test_data_set_that_is_not_prepared_is_explained(tmp_path, monkeypatch):
   with pytest.raises(
     FileNotFoundError, match="tfds build cifar100 --data_dir="
   ):
-    main.execute(config, tmp_path)
+    untrained(config, tmp_path)
 
 
-def test_workdir_of_a_mistake_takes_the_corrected_config(tmp_path, monkeypatch):
+def test_workdir_of_a_mistake_takes_the_corrected_config(tmp_path):
   for changes in ({"method__top_k": 11}, {"method__vote_group": 3}):
     with pytest.raises(ValueError):
-      main.execute(tiny(**changes), tmp_path)
-  monkeypatch.undo()
+      untrained(tiny(**changes), tmp_path)
   assert main.execute(tiny(), tmp_path)["finished"]

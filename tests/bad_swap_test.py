@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import toy
+import walks
 from PIL import Image
 
-import main
 from configs import cifar100_l2p
 from configs import custom_swap
 from configs import digits_gs_lora
@@ -15,7 +15,6 @@ from configs import digits_swap
 from configs import imagenet100_swap
 from libml import datasets
 from libml import scenarios
-from libml.train import run as run_lib
 from models import pretrained
 from models import vit
 
@@ -24,16 +23,6 @@ SETS = {
   "forget": ("2_shark",),
   "retain": ("0_hen", "3_jay"),
 }
-
-
-@pytest.fixture
-def no_step(monkeypatch):
-  """Fails where training begins all the same."""
-
-  def train(*unused):
-    pytest.fail("training began")
-
-  monkeypatch.setattr(run_lib.Run, "_train", train)
 
 
 def write(root, sets):
@@ -244,25 +233,25 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize(("changes", "message"), CONFIGS.values(), ids=CONFIGS)
-def test_bad_setting_is_named(tmp_path, no_step, changes, message):
+def test_bad_setting_is_named(tmp_path, changes, message):
   config = digits_swap.get_config("smoke")
   with config.unlocked():
     if "dataset" in changes:
       config.dataset = changes.pop("dataset")
     toy.change(config, changes)
   with pytest.raises(ValueError, match=message) as error:
-    main.execute(config, tmp_path)
+    walks.untrained(config, tmp_path)
   assert "\n" not in str(error.value)
   assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_swap_for_other_scenarios(tmp_path, no_step):
+def test_swap_for_other_scenarios(tmp_path):
   for module in (digits_l2p, digits_gs_lora, cifar100_l2p):
     config = module.get_config("smoke")
     with config.unlocked():
       config.dataset = SWAP
     with pytest.raises(ValueError, match="'swap_classes' says .*'swapping'"):
-      main.execute(config, tmp_path)
+      walks.untrained(config, tmp_path)
   with pytest.raises(ValueError, match="'swap_classes' says .*'swapping'"):
     scenarios.SCENARIOS["joined"](datasets.DATASETS[SWAP["name"]](**DIGITS))
 
@@ -308,11 +297,11 @@ def weights(path, classes, headless=False):
     ({"classes": 4, "headless": True}, "w.npz has no head, and 1 classes are"),
   ],
 )
-def test_head_that_does_not_fit(tmp_path, no_step, options, message):
+def test_head_that_does_not_fit(tmp_path, options, message):
   roots = write(tmp_path, SETS)
   arg = ",".join(f"{key}={root}" for key, root in roots.items())
   config = custom_swap.get_config(f"{arg},known=4,variant=smoke,size=8")
   config.batch_size = 2
   config.init_checkpoint = weights(tmp_path / "w.npz", **options)
   with pytest.raises(ValueError, match=message):
-    main.execute(config, tmp_path / "run")
+    walks.untrained(config, tmp_path / "run")

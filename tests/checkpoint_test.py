@@ -10,7 +10,7 @@ import pytest
 from toy import tiny
 
 import main
-from libml.train import run as run_lib
+from libml.train.walk import Interrupted
 from models import pretrained
 
 # A failed restore leaves coroutines that orbax (0.12) never awaits.
@@ -55,7 +55,7 @@ def half(tmp_path_factory):
   """Returns the workdir of a run that was stopped in its second stage."""
   workdir = tmp_path_factory.mktemp("half")
   asked = iter(range(STOP))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(tiny(), workdir, lambda: next(asked) == STOP - 1)
   return workdir
 
@@ -148,7 +148,7 @@ def test_other_frozen_weights_are_refused(tmp_path, weights):
   config = tiny(init_checkpoint=str(tmp_path / "weights.npz"))
   shutil.copy(weights / "0.npz", tmp_path / "weights.npz")
   asked = iter(range(STOP))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(config, tmp_path, lambda: next(asked) == STOP - 1)
   shutil.copy(weights / "1.npz", tmp_path / "weights.npz")
   with pytest.raises(ValueError, match="frozen weights are not .*old file"):
@@ -208,7 +208,7 @@ def test_changed_images_are_refused(tmp_path):
   write()
   config = tiny()
   config.dataset = {"name": "npz", "path": str(data)}
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(config, tmp_path / "run", Stop())
   write()
   with pytest.raises(ValueError, match="images are not those"):

@@ -21,7 +21,8 @@ from libml import trees
 from libml.devices import collectives
 from libml.devices import sharding
 from libml.train import checkpoint
-from libml.train import run as run_lib
+from libml.train.observer import Observer
+from libml.train.walk import Interrupted
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = (ROOT / "docs" / "devices.md").read_text()
@@ -46,21 +47,17 @@ def run(workdir, place, stop=None):
   _, mesh, rules = PLACES[place]
   asked, cut = iter(range(1, 1000)), set()
 
-  class Run(run_lib.Run):
-    def start(self, params):
-      state = super().start(params)
+  class Cut(Observer):
+    def on_start(self, run, state):
       for name, leaf in trees.flatten(state).items():
         if not leaf.is_fully_replicated:
           cut.add(name)
-      return state
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib, "Run", Run)
-    config = tiny(mesh=mesh, sharding=rules)
-    try:
-      main.execute(config, workdir, lambda: next(asked) == stop)
-    except run_lib.Interrupted:
-      assert stop is not None
+  config = tiny(mesh=mesh, sharding=rules)
+  try:
+    main.execute(config, workdir, lambda: next(asked) == stop, observer=Cut())
+  except Interrupted:
+    assert stop is not None
   (workdir / "cut.json").write_text(json.dumps(sorted(cut)))
 
 

@@ -13,10 +13,11 @@ from concurrent import futures
 import jax
 import pytest
 from toy import tiny
+from walks import watch
 
 import main
 from configs import cifar100_l2p
-from libml.train import run as run_lib
+from libml.train.walk import Interrupted
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -52,7 +53,7 @@ def whole(tmp_path_factory):
 # A stage asks after each of 8 steps, then after each of 3 batches a probe.
 @pytest.mark.parametrize("call", [1, 8, 10, 16, 42], ids="at_call_{}".format)
 def test_stopped_run_goes_on_bit_for_bit(tmp_path, whole, call):
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(tiny(), tmp_path, stop_at(call))
   main.execute(tiny(), tmp_path)
   assert numbers(tmp_path) == numbers(whole)
@@ -60,7 +61,7 @@ def test_stopped_run_goes_on_bit_for_bit(tmp_path, whole, call):
 
 def test_run_stopped_at_every_seventh_call(tmp_path, whole):
   for _ in range(6):
-    with pytest.raises(run_lib.Interrupted):
+    with pytest.raises(Interrupted):
       main.execute(tiny(), tmp_path, stop_at(7))
   main.execute(tiny(), tmp_path)
   assert numbers(tmp_path) == numbers(whole)
@@ -74,7 +75,7 @@ def test_prompts_that_only_hooks_rewrite_are_resumed(tmp_path):
     main.execute(config, tmp_path / name, stop)
 
   run("whole")
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     run("stopped", stop_at(8 + 3 + 2))  # in stage 2, its prompts handed on
   run("stopped")
   assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
@@ -168,10 +169,11 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, main_py):
   assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
-def test_finished_run_is_not_touched(whole, monkeypatch):
+def test_finished_run_is_not_touched(whole):
   before = (whole / "results.json").read_bytes()
-  monkeypatch.delattr(run_lib, "Run")
-  record = main.execute(tiny(), whole)
+  seen = watch(tiny(), whole)
+  assert seen.run is None, "nothing is built"
+  record = seen.record
   assert record["final"] == numbers(whole)["final"]
   assert (whole / "results.json").read_bytes() == before
 
@@ -195,7 +197,7 @@ def test_export_is_made_up_for(tmp_path):
 
 
 def test_results_lie_there_after_each_stage(tmp_path):
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(tiny(), tmp_path, stop_at(8 + 3 + 1))
   record = numbers(tmp_path)
   assert (record["stages_done"], record["finished"]) == (1, False)

@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 from gs_toy import tiny
+from walks import stop_in
 from walks import watch
-
-from libml.pipeline import stage_data
-from libml.train import run as run_lib
 
 
 def config(**changes):
@@ -36,49 +34,10 @@ def whole(tmp_path_factory):
   return go(tmp_path_factory.mktemp("whole"))
 
 
-def stop_in(patch, place, stage, batch):
-  """Returns a should_stop: true at that batch of a pass, or of training."""
-  inside, asked = [], []
-
-  def watched(cls, name, where):
-    method = getattr(cls, name)
-
-    def call(self, *given, **options):
-      inside.append(where(self, *given))
-      try:
-        return method(self, *given, **options)
-      finally:
-        inside.pop()
-
-    patch.setattr(cls, name, call)
-
-  def probe(run, evaluator, state, probes, data, saver, progress):
-    return "measure" if progress.trained else "before", data.stage
-
-  watched(run_lib.Run, "_probe", probe)
-  watched(
-    run_lib.Run,
-    "_train_round",
-    lambda _, state, at, *rest: ("train", at.index),
-  )
-  watched(
-    stage_data.StageData,
-    "accumulate",
-    lambda data, name, *rest: (name, data.stage),
-  )
-
-  def should_stop():
-    if inside and inside[-1] == (place, stage):
-      asked.append(place)
-    return len(asked) == batch
-
-  return should_stop
-
-
 # Where, in which request, and the steps done until then. Requests have 20, 16
 # and 12 steps, alpha comes on after half of them, 10 batches are measured.
 STOPS = [
-  ("before", 0, 3, 0),
+  ("measure", -1, 3, 0),
   ("train", 0, 7, 7),
   ("train", 0, 6, 13),
   ("measure", 0, 10, 20),
@@ -91,9 +50,8 @@ STOPS = [
 def test_stopped_anywhere_it_ends_bit_for_bit(tmp_path, whole):
   done = 0
   for place, stage, batch, steps in STOPS:
-    with pytest.MonkeyPatch.context() as patch:
-      should_stop = stop_in(patch, place, stage, batch)
-      seen = watch(config(checkpoint__every_steps=1000), tmp_path, should_stop)
+    rare = config(checkpoint__every_steps=1000)
+    seen = stop_in(rare, tmp_path, place, stage, batch)
     assert seen.stopped == f"after step {steps}", (place, stage)
     assert len(seen.metrics) == steps - done, "no step is taken twice"
     done = steps

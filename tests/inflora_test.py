@@ -1,7 +1,6 @@
 """InfLoRA: spaces against brute force, and what a real run does to layers."""
 
 import functools
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +9,8 @@ import pytest
 import main
 from configs import digits_reference
 from libml import trees
-from libml.pipeline import stage_data
-from libml.train import evaluation
-from libml.train import run as run_lib
+from libml.train.observer import Observer
+from libml.train.walk import Interrupted
 from methods import inflora
 
 WIDTH = 12
@@ -112,35 +110,32 @@ def config(**changes):
   return config
 
 
+class Watcher(Observer):
+  """Keeps states by stage, and second moments by pass."""
+
+  def __init__(self):
+    self.states, self.passes = [], []
+
+  def on_start(self, run, state):
+    self.on_stage(-1, "measure", state)
+
+  def on_stage(self, stage, event, state):
+    if event == "measure":
+      self.states.append(host({"params": state.params, **state.memory}))
+
+  def on_pass(self, stage, name, total):
+    if name == "second_moments" and total is not None:
+      self.passes.append(host(total))
+
+
+def host(tree):
+  return {k: np.array(v) for k, v in trees.flatten(tree).items()}
+
+
 def watch(config, workdir):
-  """Returns states by stage, and second moments by pass."""
-  seen = types.SimpleNamespace(states=[], passes=[])
-
-  def host(tree):
-    return {k: np.array(v) for k, v in trees.flatten(tree).items()}
-
-  class Run(run_lib.Run):
-    def start(self, params):
-      state = super().start(params)
-      seen.states.append(host({"params": state.params, **state.memory}))
-      return state
-
-  class Evaluator(evaluation.Evaluator):
-    def probe(self, state, *rest, **options):
-      seen.states.append(host({"params": state.params, **state.memory}))
-      return super().probe(state, *rest, **options)
-
-  class StageData(stage_data.StageData):
-    def accumulate(self, name, *rest, **options):
-      total = super().accumulate(name, *rest, **options)
-      seen.passes.append(host(total))
-      return total
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib, "Run", Run)
-    patch.setattr(evaluation, "Evaluator", Evaluator)
-    patch.setattr(stage_data, "StageData", StageData)
-    seen.record = main.execute(config, workdir)
+  """Returns what a Watcher saw, and the results."""
+  seen = Watcher()
+  seen.record = main.execute(config, workdir, observer=seen)
   return seen
 
 
@@ -243,7 +238,7 @@ def test_full_protection_fixes_the_backbone_after_the_first_task(tmp_path):
 def test_stopped_run_goes_on_to_the_same_numbers(run, tmp_path):
   for asked in (11, 4, 9):  # in passes and in rounds, of different stages
     stop = functools.partial(next, iter([False] * asked), True)
-    with pytest.raises(run_lib.Interrupted):
+    with pytest.raises(Interrupted):
       main.execute(config(), tmp_path, stop)
   resumed = watch(config(), tmp_path)
   assert resumed.record["matrix"] == run.record["matrix"]

@@ -5,6 +5,7 @@ down; a stage is Near, Away, Near.
 """
 
 import dataclasses
+import functools
 import json
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from libml.train import run as run_lib
 from libml.train import settings
 from libml.train.method import Method
 from libml.train.method import Round
+from libml.train.walk import Interrupted
 
 
 class Linear(nn.Module):
@@ -112,13 +114,26 @@ def forgetting(source, order):
   )
 
 
-def walk(workdir, stop=lambda: False):
-  """Runs the method; returns the last state and results.json."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drifting(AwayAndNear):
+  """Has another loss in each stage under one name, which cannot work."""
+
+  def rounds(self, stage, data):
+    loss = functools.partial(self.weighed, weight=stage.index)
+    return (Round("near", loss, {"kept": ("retain",)}, 1),)
+
+  def weighed(self, *given, weight):
+    loss, parts = self.near(*given)
+    return weight * loss, parts
+
+
+def walk(workdir, stop=lambda: False, kind=AwayAndNear):
+  """Runs a method; returns the last state and results.json."""
   source = datasets.DATASETS["synthetic"](num_classes=4, per_class=16, size=8)
   scenario = forgetting(source, (3, 1))
   model = Linear(source.num_classes)
   run = run_lib.Run(
-    method=AwayAndNear(
+    method=kind(
       model=model,
       problem=Classification(),
       num_classes=source.num_classes,
@@ -174,6 +189,11 @@ def test_rounds_of_one_name_share_a_step(whole):
   }
 
 
+def test_losses_of_one_name_must_be_one_loss(tmp_path):
+  with pytest.raises(RuntimeError, match="'train/near' has the compiled"):
+    walk(tmp_path, kind=Drifting)
+
+
 def test_it_forgets_and_keeps(whole):
   _, record = whole
   assert record["final"]["forget"] < 0.5 < record["final"]["retain"]
@@ -183,7 +203,7 @@ def test_it_forgets_and_keeps(whole):
 @pytest.mark.parametrize("call", [2, 3, 5, 9, 10, 13], ids="at_call_{}".format)
 def test_resume_in_any_round_is_bit_for_bit(tmp_path, whole, call):
   asked = iter(range(1, call + 1))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     walk(tmp_path, lambda: next(asked) == call)
   state, record = walk(tmp_path)
   assert record == whole[1]

@@ -1,6 +1,5 @@
 """LoRA-Sub-DRS goes on where it stopped, in a task or in a pass over images."""
 
-import dataclasses
 import json
 import pathlib
 import signal
@@ -10,10 +9,11 @@ import children
 import numpy as np
 import pytest
 from lora_toy import tiny
+from walks import stop_in
 from walks import watch
 
-from libml.pipeline import stage_data
-from libml.train import run as run_lib
+import main
+from libml.train.observer import Observer
 
 TOY = pathlib.Path(__file__).with_name("lora_toy.py")
 
@@ -60,36 +60,6 @@ def test_checkpoints_hold_what_the_method_rewrites(whole):
   assert len(moments) == 4
 
 
-def stop_in(monkeypatch, place, batch, stage=1):
-  """Returns a should_stop: true at that batch of a pass, or of training."""
-  inside, asked = [], []
-  accumulate = stage_data.StageData.accumulate
-  train = run_lib.Run._train_round
-
-  def watched(self, name, *rest, **options):
-    inside.append(name if self.stage == stage else None)
-    try:
-      return accumulate(self, name, *rest, **options)
-    finally:
-      inside.pop()
-
-  def watched_train(self, state, at, *rest):
-    inside.append("train" if at.index == stage else None)
-    try:
-      return train(self, state, at, *rest)
-    finally:
-      inside.pop()
-
-  def should_stop():
-    if inside and inside[-1] == place:
-      asked.append(place)
-    return len(asked) == batch
-
-  monkeypatch.setattr(stage_data.StageData, "accumulate", watched)
-  monkeypatch.setattr(run_lib.Run, "_train_round", watched_train)
-  return should_stop
-
-
 # Where (a pass has 4 batches, a task 6 steps), and the steps done until then.
 STOPS = [
   ("second_moments", 1, 6),
@@ -105,30 +75,35 @@ def test_stopped_in_passes_and_in_a_task_it_ends_bit_for_bit(tmp_path, whole):
   rare = {"checkpoint__every_steps": 100}
   done = 0
   for place, batch, steps in STOPS:
-    with pytest.MonkeyPatch.context() as patch:
-      seen = watch(tiny(**rare), tmp_path, stop_in(patch, place, batch))
+    seen = stop_in(tiny(**rare), tmp_path, place, 1, batch)
     assert seen.stopped == f"after step {steps}"
     assert len(seen.metrics) == steps - done, "no step is taken twice"
     done = steps
   assert_same(go(tmp_path, **rare), whole)
 
 
-def hold(marker, *arguments):
-  """Is main.py that waits in the second task's pass until it is stopped."""
-  accumulate = stage_data.StageData.accumulate
+class Held(Observer):
+  """Waits in the second task's pass until the run is stopped."""
 
-  def slow(data, name, *rest, **options):
-    def should_stop():
-      marker.touch()
-      while not data.should_stop():
+  def __init__(self, marker, should_stop):
+    self._marker, self._should_stop = marker, should_stop
+
+  def on_pass(self, stage, name, total):
+    if name == "second_moments" and total is None:
+      self._marker.touch()
+      while not self._should_stop():
         time.sleep(0.05)
-      return True
 
-    slowed = dataclasses.replace(data, should_stop=should_stop)
-    data_of_pass = slowed if name == "second_moments" else data
-    return accumulate(data_of_pass, name, *rest, **options)
 
-  stage_data.StageData.accumulate = slow
+def hold(marker, *arguments):
+  """Is main.py that waits in that pass."""
+  execute = main.execute
+
+  def held(config, workdir, should_stop, **options):
+    observer = Held(marker, should_stop)
+    return execute(config, workdir, should_stop, observer=observer, **options)
+
+  main.execute = held
   children.command_line(*arguments)
 
 

@@ -16,7 +16,7 @@ import main
 from configs import baselines
 from configs import common
 from libml import trees
-from libml.results import reporting
+from libml.train.observer import Observer
 from methods import METHODS
 from methods.parts import class_heads
 
@@ -261,14 +261,11 @@ def test_a_step_holds_one_copy_of_the_parameters(tmp_path):
 
   counts, others = [], kernels()  # holding them, none goes while we count
 
-  class Window(reporting.Window):
-    def add(self, step, metrics):
+  class Counter(Observer):
+    def on_step(self, stage, step, metrics):
       counts.append(len(kernels()) - len(others))
-      super().add(step, metrics)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reporting, "Window", Window)
-    main.execute(config, tmp_path)
+  main.execute(config, tmp_path, observer=Counter())
   assert counts == [config.model.depth] * 12
 
 

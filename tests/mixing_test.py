@@ -18,7 +18,7 @@ from libml.images.preprocess import Preprocess
 from libml.pipeline import streams
 from libml.problems import losses
 from libml.results import reporting
-from libml.train import run as run_lib
+from libml.train.walk import Interrupted
 
 CHAIN = Preprocess(size=8, train="none", eval="native")
 RANDOM = Preprocess(size=8, train="random_resized_crop", eval="native")
@@ -211,7 +211,7 @@ def test_masked_run_with_mixing_has_sane_losses(tmp_path, monkeypatch):
     lambda *at, means, **of: points.append(means),
   )
   calls = iter(range(30))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(config, tmp_path, lambda: next(calls) == 14)
   # Two stages have begun; two classes and their smoothing: above 0.2 nats.
   assert len(points) > 10

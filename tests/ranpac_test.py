@@ -1,15 +1,14 @@
 """RanPAC's sums, choice of the ridge and weights, against float64 NumPy."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from walks import Watcher
 
 import main
 from configs import digits_reference
-from libml.train import run as run_lib
+from libml.train.walk import Interrupted
 from methods import ranpac
 
 GRID = tuple(10.0**n for n in range(-8, 9))
@@ -17,16 +16,9 @@ GRID = tuple(10.0**n for n in range(-8, 9))
 
 def execute(workdir, num_tasks=3, devices=2, should_stop=lambda: False):
   """Runs the smoke config; returns the run, its last state and results."""
-  seen = types.SimpleNamespace()
   config = digits_reference.get_config("smoke,method=ranpac")
   config.scenario.num_tasks = num_tasks
   config.model.depth = 1
-
-  class Run(run_lib.Run):
-    def walk(self, *args, **options):
-      seen.run = self
-      seen.state, seen.record = super().walk(*args, **options)
-      return seen.state, seen.record
 
   mesh = jax.make_mesh(
     (devices, 1),
@@ -34,9 +26,10 @@ def execute(workdir, num_tasks=3, devices=2, should_stop=lambda: False):
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
     devices=jax.devices()[:devices],
   )
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib, "Run", Run)
-    main.execute(config, workdir, should_stop, mesh=mesh)
+  seen = Watcher()
+  seen.record = main.execute(
+    config, workdir, should_stop, mesh=mesh, observer=seen
+  )
   return seen
 
 
@@ -128,7 +121,7 @@ def test_cutting_into_tasks_and_devices_changes_nothing(seen, tmp_path):
 
 def test_projection_survives_a_stop(seen, tmp_path):
   asked = iter(range(100))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     execute(tmp_path, should_stop=lambda: next(asked) == 8)
   again = execute(tmp_path)
   ours, theirs = (

@@ -16,7 +16,7 @@ from configs import digits_reference
 from libml import datasets
 from libml import scenarios
 from libml.train import rehearsal
-from libml.train import run as run_lib
+from libml.train.walk import Interrupted
 
 CLASSES = 6
 
@@ -241,14 +241,14 @@ def test_stopped_in_a_review_goes_on_bit_for_bit(tmp_path):
 
   whole = run("whole")
   asked = iter(range(100))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     run("stopped", lambda: next(asked) == 8 + 4)  # 8 steps, then the review
   assert run("stopped") == whole
 
 
 def test_another_draw_is_noticed(tmp_path, monkeypatch):
   asked = iter(range(100))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(
       rehearsed("replay", tiny()), tmp_path, lambda: next(asked) == 4
     )

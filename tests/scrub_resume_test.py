@@ -4,17 +4,14 @@ Two requests of two epochs: a pass of max steps, two of min steps, and then the
 average moves.
 """
 
-import collections
 import json
 
 import numpy as np
 import pytest
 import toy
-from walks import watch
+from walks import stop_in
 
 from configs import digits_baselines
-from libml.pipeline import stage_data
-from libml.train import run as run_lib
 
 # Steps of the passes of an epoch, by request.
 PASSES = [(2, 10, 10), (2, 8, 8)]
@@ -35,49 +32,6 @@ def config():
   )
 
 
-class Stopper:
-  """Asks for a stop at a batch of a pass over images, or of training.
-
-  Attributes:
-    at: (place, request, batch).
-    asked: (place, request) -> how often it was asked there.
-  """
-
-  def __init__(self, patch, at=(None, None, None)):
-    self.at, self.asked, self._inside = at, collections.Counter(), []
-    self._watch(patch, stage_data.StageData, "tabulate", lambda d, *_: d.stage)
-    self._watch(patch, run_lib.Run, "_train_round", lambda _, s, x, *r: x.index)
-
-  def _watch(self, patch, cls, name, stage):
-    method = getattr(cls, name)
-
-    def call(*given):
-      self._inside.append((name, stage(*given)))
-      try:
-        return method(*given)
-      finally:
-        self._inside.pop()
-
-    patch.setattr(cls, name, call)
-
-  def __call__(self):
-    if not self._inside:
-      return False
-    self.asked[self._inside[-1]] += 1
-    place, number, batch = self.at
-    here = (place, number)
-    return here == self._inside[-1] and self.asked[here] == batch
-
-
-def go(workdir, *at):
-  """Runs on, until a stop; returns what there was to see."""
-  with pytest.MonkeyPatch.context() as patch:
-    stopper = Stopper(patch, *at)
-    seen = watch(config(), workdir, stopper)
-  seen.asked = stopper.asked
-  return seen
-
-
 def ends(seen, workdir):
   """Returns figures, and all that may change."""
   leaves = seen.run.changing(seen.state)
@@ -92,27 +46,27 @@ def ends(seen, workdir):
 def whole(tmp_path_factory):
   """Returns the uninterrupted run, and what it leaves."""
   workdir = tmp_path_factory.mktemp("whole")
-  seen = go(workdir)
+  seen = stop_in(config(), workdir)
   return seen, *ends(seen, workdir)
 
 
 # Where, in which request, at which batch, and the steps done until then.
 STOPS = [
-  ("_train_round", 0, 1, 1),  # in a pass of max steps
-  ("_train_round", 0, 21, 22),  # at the end of an epoch, before the average
+  ("train", 0, 1, 1),  # in a pass of max steps
+  ("train", 0, 21, 22),  # at the end of an epoch, before the average
   ("tabulate", 1, 3, FIRST),
-  ("_train_round", 1, 5, FIRST + 5),  # in a pass of min steps
+  ("train", 1, 5, FIRST + 5),  # in a pass of min steps
 ]
 
 
 def test_stopped_anywhere_it_ends_bit_for_bit(tmp_path, whole):
   done = 0
   for *at, steps in STOPS:
-    seen = go(tmp_path, at)
+    seen = stop_in(config(), tmp_path, *at)
     assert seen.stopped == f"after step {steps}", at
     assert len(seen.metrics) == steps - done, "no step is taken twice"
     done = steps
-  seen = go(tmp_path)
+  seen = stop_in(config(), tmp_path)
   assert len(seen.metrics) == FIRST + SECOND - done
   figures, leaves = ends(seen, tmp_path)
   for made in (figures, whole[1]):

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 from swap_tiny import tiny
+from walks import Watcher
+from walks import stop_in
 from walks import watch
-
-from libml.results import reporting
-from libml.train import run as run_lib
 
 
 class Fallen(Exception):
@@ -34,46 +33,17 @@ def whole(tmp_path_factory):
   return go(tmp_path_factory.mktemp("whole"))
 
 
-def stop_in(patch, place, stage, batch):
-  """Returns a should_stop: true at that batch of a stage or a measurement."""
-  inside, asked = [], []
+class Falls(Watcher):
+  """Lets a run fall when it has taken a step."""
 
-  def watched(name, where):
-    method = getattr(run_lib.Run, name)
+  def __init__(self, at):
+    super().__init__()
+    self._at = at
 
-    def call(self, *given):
-      inside.append(where(*given))
-      try:
-        return method(self, *given)
-      finally:
-        inside.pop()
-
-    patch.setattr(run_lib.Run, name, call)
-
-  def probe(evaluator, state, probes, data, saver, progress):
-    return "measure" if progress.trained else None, data.stage
-
-  watched("_probe", probe)
-  watched("_train_round", lambda state, at, *rest: ("train", at.index))
-
-  def should_stop():
-    if inside and inside[-1] == (place, stage):
-      asked.append(place)
-    return len(asked) == batch
-
-  return should_stop
-
-
-def fall_at(patch, step):
-  """Lets a run fall when it has taken that step."""
-
-  class Window(reporting.Window):
-    def add(self, number, metrics):
-      if number == step:
-        raise Fallen
-      super().add(number, metrics)
-
-  patch.setattr(reporting, "Window", Window)
+  def on_step(self, stage, step, metrics):
+    if step == self._at:
+      raise Fallen
+    super().on_step(stage, step, metrics)
 
 
 # The stages forget, learn and forget in 4, 4 and 12 steps, and a checkpoint is
@@ -93,15 +63,13 @@ ENDS = [
 def test_stopped_and_fallen_in_every_stage_it_ends_bit_for_bit(tmp_path, whole):
   done = 0
   for end, steps in ENDS:
-    with pytest.MonkeyPatch.context() as patch:
-      if isinstance(end, int):
-        fall_at(patch, end)
-        with pytest.raises(Fallen):
-          watch(tiny("order=flf"), tmp_path)
-      else:
-        seen = watch(tiny("order=flf"), tmp_path, stop_in(patch, *end))
-        assert seen.stopped == f"after step {steps}", end
-        assert len(seen.metrics) == steps - done, "no step is taken twice"
+    if isinstance(end, int):
+      with pytest.raises(Fallen):
+        watch(tiny("order=flf"), tmp_path, seen=Falls(end))
+    else:
+      seen = stop_in(tiny("order=flf"), tmp_path, *end)
+      assert seen.stopped == f"after step {steps}", end
+      assert len(seen.metrics) == steps - done, "no step is taken twice"
     done = steps
   figures, leaves = go(tmp_path)
   assert figures == whole[0]

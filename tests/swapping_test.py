@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from swap_tiny import tiny
+from walks import Watcher
 from walks import watch
 
 from configs import common
 from libml import trees
 from libml.optim import group_lasso
-from libml.train import run as run_lib
 from models import lora
 from models import vit
 
@@ -20,25 +20,29 @@ GOALS = ("learn", "forget", "learn")
 OLD, NEW = (0, 1), (4, 5)
 
 
+def moments(state):
+  return {k: np.array(v) for k, v in trees.flatten(state.opt_state).items()}
+
+
+class Moments(Watcher):
+  """Keeps the optimizer's moments around each stage's begin, as pairs."""
+
+  def __init__(self):
+    super().__init__()
+    self.moments = []
+
+  def on_stage(self, stage, event, state):
+    super().on_stage(stage, event, state)
+    if event == "begin":
+      self.moments.append([moments(state)])
+    if event == "train" and len(self.moments[-1]) == 1:
+      self.moments[-1].append(moments(state))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """Returns a run of lfl, with the moments around each stage's begin."""
-  moments, begin = [], run_lib.Run._begin
-
-  def flat(state):
-    return {k: np.array(v) for k, v in trees.flatten(state.opt_state).items()}
-
-  def watched(self, state, stage, data):
-    before = flat(state)
-    state = begin(self, state, stage, data)
-    moments.append((before, flat(state)))
-    return state
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib.Run, "_begin", watched)
-    seen = watch(tiny(), tmp_path_factory.mktemp("lfl"))
-  seen.moments = moments
-  return seen
+  return watch(tiny(), tmp_path_factory.mktemp("lfl"), seen=Moments())
 
 
 def params(host):

@@ -1,7 +1,5 @@
 """A teacher: once a request, in no checkpoint, and not twice in memory."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,8 @@ import toy
 import main
 from configs import digits_baselines
 from libml import trees
-from libml.train import run as run_lib
+from libml.train.observer import Observer
+from libml.train.walk import Interrupted
 from models import pretrained
 
 
@@ -29,18 +28,19 @@ def config(method, **changes):
   return toy.change(found, changes)
 
 
+class Begun(Observer):
+  """Ends a run before its first step."""
+
+  def on_start(self, run, state):
+    self.run, self.state = run, state
+    raise Interrupted
+
+
 def begin(config, workdir):
   """Returns a run before its first step: of request 1, with its data."""
-  seen = types.SimpleNamespace()
-
-  def walk(run, state, *rest, **options):
-    seen.run, seen.state = run, state
-    raise run_lib.Interrupted
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib.Run, "walk", walk)
-    with pytest.raises(run_lib.Interrupted):
-      main.execute(config, workdir)
+  seen = Begun()
+  with pytest.raises(Interrupted):
+    main.execute(config, workdir, observer=seen)
   seen.method, stage = seen.run.method, seen.run.scenario.stages[0]
   seen.data = seen.run.data(stage)
   seen.state = seen.method.before_stage(seen.state, stage, seen.data)
@@ -144,12 +144,12 @@ def test_another_teacher_is_refused_when_a_run_goes_on(tmp_path):
     asked.append(True)
     return len(asked) == 2
 
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(run, tmp_path / "run", should_stop)
   # Weights that are trained: without a teacher, checkpoints would hold them.
   pretrained.save(file, jax.device_get(seen.student))
   with pytest.raises(ValueError, match="not those with which this run started"):
     main.execute(run, tmp_path / "run", lambda: True)
   pretrained.save(file, given)
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(run, tmp_path / "run", lambda: True)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from walks import untrained
 
 import main
 from configs import casia100_gs_lora
@@ -14,8 +15,8 @@ from configs import casia100_pretrain
 from configs import common
 from libml.datasets import pairs
 from libml.problems import verification
-from libml.train import run as run_lib
 from libml.train.method import Method
+from libml.train.walk import Interrupted
 from models import export
 
 PEOPLE, EACH = 5, 4  # 20 images: batches of 8 need padding
@@ -137,7 +138,7 @@ def test_people_see_it(run):
 def test_stop_while_pairs_are_measured(run, faces, tmp_path):
   whole, *_, calls = run
   asked = iter(range(1, calls + 1))
-  with pytest.raises(run_lib.Interrupted):
+  with pytest.raises(Interrupted):
     main.execute(config(faces), tmp_path, lambda: next(asked) == calls)
   lines = (faces / "pairs.txt").read_text()
   (faces / "pairs.txt").write_text("\n".join(reversed(lines.splitlines())))
@@ -173,22 +174,16 @@ def test_forgetting_is_measured_before_and_after(faces, tmp_path):
     ({"folds": 1}, "take at least 2 folds"),
   ],
 )
-def test_bad_pairs_stop_a_run_at_once(
-  faces, tmp_path, monkeypatch, changes, message
-):
-  monkeypatch.setattr(run_lib.Run, "start", lambda *_: pytest.fail("began"))
+def test_bad_pairs_stop_a_run_at_once(faces, tmp_path, changes, message):
   with pytest.raises((ValueError, OSError), match=message):
-    main.execute(config(faces, **changes), tmp_path)
+    untrained(config(faces, **changes), tmp_path)
 
 
 @pytest.mark.parametrize(
   ("image", "message"),
   [(None, "Cannot decode .*a.png"), ((9, 8), r"9.*8")],
 )
-def test_bad_images_stop_a_run_before_the_first_step(
-  tmp_path, monkeypatch, image, message
-):
-  monkeypatch.setattr(run_lib.Run, "_train", lambda *_: pytest.fail("began"))
+def test_bad_images_stop_a_run_before_the_first_step(tmp_path, image, message):
   for name in ("a.png", "b.png"):
     if image:
       Image.fromarray(np.zeros((*image, 3), np.uint8)).save(tmp_path / name)
@@ -196,7 +191,7 @@ def test_bad_images_stop_a_run_before_the_first_step(
       (tmp_path / name).write_text("text")
   (tmp_path / "pairs.txt").write_text("a.png b.png 1\nb.png a.png 0\n")
   with pytest.raises(ValueError, match=message):
-    main.execute(config(tmp_path, folds=2), tmp_path / "run")
+    untrained(config(tmp_path, folds=2), tmp_path / "run")
 
 
 def test_arguments_name_the_pairs():

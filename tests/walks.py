@@ -1,16 +1,14 @@
 """A run, and all that it went through."""
 
-import types
+import collections
 
 import numpy as np
 import pytest
 
 import main
 from libml import trees
-from libml.pipeline import stage_data
-from libml.results import reporting
-from libml.train import evaluation
-from libml.train import run as run_lib
+from libml.train.observer import Observer
+from libml.train.walk import Interrupted
 
 
 def host(state):
@@ -19,63 +17,94 @@ def host(state):
   return {k: np.array(v) for k, v in trees.flatten(tree).items()}
 
 
-def watch(config, workdir, should_stop=lambda: False):
-  """Runs a config; returns what there was to see, task by task.
+class _Untrained(Observer):
+  def on_stage(self, stage, event, state):
+    if event == "begin":
+      pytest.fail("training began")
+
+
+def untrained(config, workdir):
+  """Runs a config, and fails where training begins."""
+  main.execute(config, workdir, observer=_Untrained())
+
+
+class Watcher(Observer):
+  """Keeps what there was to see, task by task.
+
+  Attributes:
+    run: The run.
+    start: Its first state, as `host` gives it.
+    begun: States when a round of training begins.
+    trained: States after a round's last step.
+    merged: States that are measured.
+    metrics: Of each step.
+    sums: Of each pass over images, (stage, name, {name: sum}).
+    here: (event or name of a pass, stage) that began last.
+    state: The last one; None where the run was stopped.
+    record: The results; None where the run was stopped.
+    stopped: Where it was.
+  """
+
+  def __init__(self):
+    self.run, self.start, self.state = None, None, None
+    self.begun, self.trained, self.merged = [], [], []
+    self.metrics, self.sums = [], []
+    self.here, self.record, self.stopped = None, None, None
+
+  def on_start(self, run, state):
+    self.run, self.start = run, host(state)
+
+  def on_stage(self, stage, event, state):
+    kept = {"train": self.begun, "trained": self.trained}
+    kept["measure"] = self.merged
+    if event in kept:
+      kept[event].append(host(state))
+    self.here, self.state = (event, stage), state
+
+  def on_step(self, stage, step, metrics):
+    self.metrics.append(metrics)
+
+  def on_pass(self, stage, name, total):
+    if total is None:
+      self.here = (name, stage)
+    else:
+      self.sums.append((stage, name, trees.flatten(total)))
+
+
+class Stopper(Watcher):
+  """Asks for a stop in a part of a stage, when it is asked there so often.
+
+  Attributes:
+    asked: Part, as `here` names it -> how often it was asked there.
+  """
+
+  def __init__(self, part=None, stage=None, count=None):
+    super().__init__()
+    self.asked, self._at = collections.Counter(), ((part, stage), count)
+
+  def should_stop(self):
+    self.asked[self.here] += 1
+    return (self.here, self.asked[self.here]) == self._at
+
+
+def watch(config, workdir, should_stop=lambda: False, seen=None):
+  """Runs a config; returns the Watcher that saw it.
 
   Args:
-    config: Of a method with one round a task.
+    config: Of a method.
     workdir: Of the run.
     should_stop: Asked after each batch.
-
-  Returns:
-    States as `host` gives them, when training begins (begun), ends (trained)
-    and when a task is measured (merged); metrics of each step; sums over
-    images, (stage, name, {name: sum}); the run, its last state and record, or
-    where it was stopped.
+    seen: A Watcher of one's own.
   """
-  seen = types.SimpleNamespace(
-    begun=[], trained=[], merged=[], metrics=[], sums=[], stopped=None
-  )
-
-  class Run(run_lib.Run):
-    def start(self, params):
-      seen.run, state = self, super().start(params)
-      seen.start = host(state)
-      return state
-
-    def _train_round(self, state, *rest):
-      seen.begun.append(host(state))
-      state, progress = super()._train_round(state, *rest)
-      seen.trained.append(host(state))
-      return state, progress
-
-    def walk(self, *given, **options):
-      seen.state, record = super().walk(*given, **options)
-      return seen.state, record
-
-  class Evaluator(evaluation.Evaluator):
-    def probe(self, state, *rest, **options):
-      seen.merged.append(host(state))
-      return super().probe(state, *rest, **options)
-
-  class StageData(stage_data.StageData):
-    def accumulate(self, name, *rest, **options):
-      total = super().accumulate(name, *rest, **options)
-      seen.sums.append((self.stage, name, trees.flatten(total)))
-      return total
-
-  class Window(reporting.Window):
-    def add(self, step, metrics):
-      seen.metrics.append(metrics)
-      super().add(step, metrics)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib, "Run", Run)
-    patch.setattr(evaluation, "Evaluator", Evaluator)
-    patch.setattr(stage_data, "StageData", StageData)
-    patch.setattr(reporting, "Window", Window)
-    try:
-      seen.record = main.execute(config, workdir, should_stop)
-    except run_lib.Interrupted as stop:
-      seen.stopped = str(stop)
+  seen = seen or Watcher()
+  try:
+    seen.record = main.execute(config, workdir, should_stop, observer=seen)
+  except Interrupted as stop:
+    seen.state, seen.stopped = None, str(stop)
   return seen
+
+
+def stop_in(config, workdir, *at):
+  """Runs a config up to a part, stage and count; returns the Stopper."""
+  stopper = Stopper(*at)
+  return watch(config, workdir, stopper.should_stop, stopper)

@@ -24,11 +24,11 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageData:
-  """What hooks and the loop read a stage's images through.
+  """Batches of a stage's images, for the loop and the method's hooks.
 
   Attributes:
     train: Role -> images.
-    stage: Number of the stage, part of every seed.
+    stage: Index of the stage, part of every seed.
     preprocess: The train and eval chains.
     batch_size: Global.
     seed: Of the run.
@@ -56,7 +56,7 @@ class StageData:
     default_factory=dict
   )
 
-  # Streams that later rounds go on with.
+  # Name of a round -> stream that later rounds of this name continue.
   _open: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
 
   def subset(self, roles: Sequence[str]) -> datasets.Subset:
@@ -207,29 +207,34 @@ class StageData:
     Raises:
       Stopped: The process was asked to stop.
     """
-
-    def add(total, params, memory, batch):
-      return jax.tree.map(jnp.add, total, fn(params, memory, batch))
-
     everywhere = sharding.replicated(self.mesh)
+    add = self.compiled(
+      name,
+      functools.partial(_added, fn=fn),
+      donate_argnums=0,
+      out_shardings=everywhere,
+    )
     total = None
     self.on_pass(self.stage, name, None)
     for batch in self.sweep(self.subset(roles), augment=augment):
       batch = sharding.place_batch(batch, self.mesh)
       if total is None:
         shapes = jax.eval_shape(fn, state.params, state.memory, batch)
-        # Made there: processes would compare zeros that come from the host.
+        # Make zeros on the devices: those of the host are sent to be compared.
+        zeros = functools.partial(_zeros, shapes)
         total = self.compiled(
-          f"{name}_zeros",
-          lambda shapes=shapes: jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), shapes
-          ),
-          out_shardings=everywhere,
+          f"{name}_zeros", zeros, out_shardings=everywhere
         )()
-      total = self.compiled(
-        name, add, donate_argnums=0, out_shardings=everywhere
-      )(total, state.params, state.memory, batch)
+      total = add(total, state.params, state.memory, batch)
       if self.should_stop():
         raise Stopped
     self.on_pass(self.stage, name, total)
     return total
+
+
+def _added(total: Any, params: Any, memory: Any, batch: Any, *, fn: Any) -> Any:
+  return jax.tree.map(jnp.add, total, fn(params, memory, batch))
+
+
+def _zeros(shapes: Any) -> Any:
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -25,11 +25,11 @@ Example = dict[str, tf.Tensor]
 # Seed of all sweeps that augment; train streams start at another.
 _AUGMENTED_SWEEP = [0, 1]
 
-# Nothing here needs Python's `if` and `for` on tensors, and rewriting functions
-# so that they could takes longer than tracing them.
+# Turns AutoGraph off: no function here has an `if` or `for` on tensors, and the
+# conversion takes longer than the tracing.
 _as_it_is = tf.autograph.experimental.do_not_convert
 
-# More than these wait for each other; they feed a GPU of today.
+# More threads than this contend for locks; 16 keep a current GPU busy.
 _MAX_THREADS = 16
 
 # One copy of a split's images serves all streams that read them.
@@ -260,7 +260,7 @@ def _train_loader(
       step_seed, other_seed, mix_seed = tf.unstack(tf.random.split(rng, 3))
       num = len(subset)
       step = tf.random.stateless_uniform(
-        [], step_seed, 1, max(num, 2), tf.int64
+        [], step_seed, minval=1, maxval=max(num, 2), dtype=tf.int64
       )
       other = soft(other_seed, (index + step) % num)
       example = mixing.mix(example, other, mix_seed)

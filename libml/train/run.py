@@ -1,47 +1,43 @@
-"""The loop: stages, rounds, probes, checkpoints, results."""
+"""The loop: begin a stage, train its rounds, measure, audit, save."""
 
-import dataclasses
 import functools
 import pathlib
-import time
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from libml import scenarios
 from libml import trees
 from libml.devices import processes
 from libml.devices import sharding
 from libml.devices.compiled import Compiled
-from libml.pipeline import stage_data
-from libml.results import reporting
+from libml.pipeline.stage_data import StageData
 from libml.results import results
 from libml.train import checkpoint
 from libml.train import compatibility
 from libml.train import evaluation
 from libml.train import observer as observer_lib
-from libml.train import progress as progress_lib
 from libml.train import resume
 from libml.train import settings as settings_lib
 from libml.train import steps
+from libml.train import trainer
 from libml.train.train_state import TrainState
+from libml.train.walk import Walk
 
-
-class Interrupted(Exception):
-  """The run was asked to stop; what was done is saved. Says where it is."""
+# (state, stage, data) -> what a finished stage's model still knows.
+Audit = Callable[[TrainState, scenarios.Stage, StageData], dict[str, Any]]
 
 
 class Run:
-  """One run's settled objects, and the walk through its stages.
+  """What is settled before a run begins, and the loop through its stages.
 
   Attributes:
     method: How parameters change.
     scenario: What arrives when.
     optimizer: What a gradient does.
-    settings: How the run goes on.
+    settings: Seed, batch size, how often to log and save.
   """
 
   def __init__(
@@ -58,6 +54,23 @@ class Run:
     mixing: Any = None,
     observer: observer_lib.Observer | None = None,
   ):
+    """Refuses what does not go together.
+
+    Args:
+      method: How parameters change.
+      scenario: What arrives when.
+      optimizer: What a gradient does.
+      preprocess: The train and eval chains of images.
+      settings: Seed, batch size, how often to log and save.
+      mesh: Of the devices.
+      rules: How arrays are sharded over the mesh.
+      should_stop: Asked after each step and each batch of a pass.
+      mixing: What is done to pairs of training examples; None: nothing.
+      observer: Watches the run.
+
+    Raises:
+      ValueError: As `compatibility.check`.
+    """
     compatibility.check(
       method,
       scenario,
@@ -75,7 +88,20 @@ class Run:
     self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
     self._should_stop = processes.agree(should_stop, mesh)
     self._compiled = Compiled()
+    self._evaluator = evaluation.Evaluator(
+      method, scenario.num_classes, mesh, self._compiled
+    )
     self._observer = observer or observer_lib.Observer()
+    self._trainer = trainer.Trainer(
+      method,
+      optimizer,
+      settings,
+      mesh=mesh,
+      place=self._place,
+      compiled=self._compiled,
+      should_stop=self._should_stop,
+      observer=self._observer,
+    )
     self._rng = jax.random.key(settings.seed)
 
   def start(self, params: Any) -> TrainState:
@@ -97,9 +123,9 @@ class Run:
     """Returns the leaves that a checkpoint must hold, by name."""
     return resume.changing(state, self.method, self.optimizer)
 
-  def data(self, stage: scenarios.Stage) -> stage_data.StageData:
+  def data(self, stage: scenarios.Stage) -> StageData:
     """Returns the images of a stage."""
-    return stage_data.StageData(
+    return StageData(
       train=stage.train,
       stage=stage.index,
       epoch_steps=stage.epoch_steps,
@@ -120,100 +146,62 @@ class Run:
     facts: Mapping[str, Any],
     reporter: Any,
     *,
-    audit: Callable[..., dict[str, Any]] = lambda *_: {},
+    audit: Audit = lambda *_: {},
   ) -> tuple[TrainState, dict[str, Any]]:
     """Goes through all stages that are left; returns last state and results.
 
     Args:
-      state: From `start`; its buffers are given away.
-      workdir: Where checkpoints and results go, and come from.
+      state: From `start`; its buffers are donated.
+      workdir: Of checkpoints and results.
       facts: Joins the results: config, weights, versions.
       reporter: Shows people what goes on.
-      audit: (state, stage, data) -> what a finished stage's model still knows.
+      audit: What it finds joins the results.
 
     Raises:
       Interrupted: It was asked to stop.
       FloatingPointError: A loss or gradient is not finite.
     """
-    self._reporter = reporter
-    evaluator = evaluation.Evaluator(
-      self.method, self.scenario.num_classes, self._mesh, self._compiled
+    assemble = functools.partial(
+      results.assemble,
+      self.scenario,
+      facts=facts,
+      figure=self.method.problem.figure,
     )
-    with checkpoint.Saver(
-      workdir / "checkpoints", keep=self.settings.checkpoint_keep
-    ) as saver:
-      state, progress = self._resume(state, saver, facts)
-      evaluator.check(state, self.data(self.scenario.stages[0]), self.scenario)
-      self._began = time.time() - progress.seconds["run"]
-      if progress.rows:  # a kill may have come between checkpoint and results
-        self._write(workdir, progress, facts)
+    path = workdir / "results.json"
+    with self._saver(workdir) as saver:
+      walk = self._resume(state, saver, facts, reporter)
+      data = self.data(self.scenario.stages[0])
+      self._evaluator.check(walk.state, data, self.scenario)
+      if walk.progress.rows:  # a kill may have come between save and results
+        results.write(path, assemble(walk.progress))
       elif self.scenario.before:
-        data = self.data(self.scenario.stages[0])
-        self._observer.on_stage(-1, "measure", state)
-        row, observed = self._probe(
-          evaluator, state, self.scenario.before, data, saver, progress
-        )
-        progress = progress.to(rows=(row,), observed=(observed,))
-        progress = self._save(saver, state, progress)
-        saver.wait()
-        record = self._write(workdir, progress, facts)
-        self._reporter.measured(0, record)
-      for stage in self.scenario.stages[progress.stage :]:
+        with walk.stoppable():
+          row, observed = self._measure(walk, -1, self.scenario.before, data)
+        walk.to(rows=(row,), observed=(observed,))
+        walk.publish(path, assemble)
+      for stage in self.scenario.stages[walk.progress.stage :]:
+        walk.restart_stage_clock()
         data = self.data(stage)
-        self._stage_began = time.time() - progress.seconds["stage"]
-        if not progress.trained:
-          state, progress = self._train(state, stage, data, saver, progress)
-        edit = sharding.to_host(self.method.edit(state), self._mesh)
-        if edit:
-          results.write_edit(workdir, stage, edit)
-        self._observer.on_stage(stage.index, "measure", state)
-        row, observed = self._probe(
-          evaluator, state, stage.probes, data, saver, progress
-        )
-        self._observer.on_stage(stage.index, "audit", state)
-        found = self._ask(audit, state, stage, data, saver, progress)
-        progress = progress.to(
-          stage=stage.index + 1,
-          begun=False,
-          trained=False,
-          round=0,
-          step=0,
-          rows=(*progress.rows, row),
-          observed=(*progress.observed, observed),
-          reports=(*progress.reports, self.method.report(state)),
-          audits=(*progress.audits, found),
-          stage_seconds=(*progress.stage_seconds, progress.seconds["stage"]),
-          seconds={**progress.seconds, "stage": 0.0},
-        )
-        progress = self._save(saver, state, progress)
-        saver.wait()
-        record = self._write(workdir, progress, facts)
-        self._reporter.measured(progress.stage, record)
-        self._observer.on_stage(stage.index, "end", state)
-    return state, results.assemble(
-      self.scenario, progress, facts, self.method.problem.figure
-    )
-
-  def _probe(self, evaluator, state, probes, data, saver, progress):
-    try:
-      return evaluator.probe(state, probes, data, stop=self._should_stop)
-    except stage_data.Stopped:
-      self._save(saver, state, progress)
-      raise Interrupted(f"after step {progress.steps}") from None
-
-  def _ask(self, audit, state, stage, data, saver, progress):
-    try:
-      return audit(state, stage, data)
-    except stage_data.Stopped:
-      self._save(saver, state, progress)
-      raise Interrupted(f"after step {progress.steps}") from None
+        if not walk.progress.begun:
+          with walk.stoppable(save=False):  # the last stage's save stands
+            self._trainer.begin(walk, stage, data)
+        with walk.stoppable():
+          if not walk.progress.trained:
+            self._trainer.train(walk, stage, data)
+          self._write_edit(walk, stage, workdir)
+          measured = self._measure(walk, stage.index, stage.probes, data)
+          found = self._ask(audit, walk, stage, data)
+        self._finish(walk, measured, found)
+        walk.publish(path, assemble)
+        self._observer.on_stage(stage.index, "end", walk.state)
+    return walk.state, assemble(walk.progress)
 
   def audit(
     self,
     state: TrainState,
     workdir: pathlib.Path,
     facts: Mapping[str, Any],
-    audit: Callable[..., dict[str, Any]],
+    audit: Audit,
   ) -> dict[str, Any]:
     """Audits a finished run's last stage; its results get the answers.
 
@@ -222,148 +210,82 @@ class Run:
     Raises:
       Interrupted: It was asked to stop; nothing is changed.
     """
-    folder, keep = workdir / "checkpoints", self.settings.checkpoint_keep
     path, stage = workdir / "results.json", self.scenario.stages[-1]
-    with checkpoint.Saver(folder, keep=keep) as saver:
-      state, progress = self._resume(state, saver, facts)
-      self._began = time.time() - progress.seconds["run"]
-      try:
-        found = audit(state, stage, self.data(stage))
-      except stage_data.Stopped:
-        raise Interrupted("the audit; nothing is changed") from None
-      asked = [*progress.audits, *[{}] * len(self.scenario.stages)]
+    with self._saver(workdir) as saver:
+      walk = self._resume(state, saver, facts)
+      with walk.stoppable(save=False, where="the audit; nothing is changed"):
+        found = self._ask(audit, walk, stage, self.data(stage))
+      asked = [*walk.progress.audits, *[{}] * len(self.scenario.stages)]
       audits = (*asked[: stage.index], found)
-      self._save(saver, state, progress.to(audits=audits))
-    # The rest says how the run was made, which need not be here.
+      walk.to(audits=audits)
+      walk.save()
+    # The other keys say how the run was made, which need not be here.
     record = {**(results.read(path) or {}), "audits": list(audits)}
     results.write(path, record)
     return record
 
-  def _write(self, workdir, progress, facts) -> dict[str, Any]:
-    figure = self.method.problem.figure
-    record = results.assemble(self.scenario, progress, facts, figure)
-    results.write(workdir / "results.json", record)
-    return record
+  def _saver(self, workdir: pathlib.Path) -> checkpoint.Saver:
+    folder = workdir / "checkpoints"
+    return checkpoint.Saver(folder, keep=self.settings.checkpoint_keep)
 
-  def _resume(self, state, saver, facts):
-    leaves, progress = resume.restore(state, saver, self.changing(state), facts)
-    return self._place(trees.update(state, leaves)), progress
-
-  def _save(self, saver, state, progress) -> progress_lib.Progress:
-    counts = {
-      name: max(count, progress.compiled.get(name, 0))
-      for name, count in self._compiled.counts().items()
-    }
-    now = time.time()
-    seconds = {**progress.seconds, "run": now - self._began}
-    if progress.begun and not progress.trained:
-      seconds["stage"] = now - self._stage_began
-    progress = progress.to(
-      saves=progress.saves + 1,
-      compiled={**progress.compiled, **counts},
-      seconds=seconds,
-    )
-    saver.save(
-      progress.saves, self.changing(state), dataclasses.asdict(progress)
-    )
-    return progress
-
-  def _train(self, state, stage, data, saver, progress):
-    method = self.method
-    if not progress.begun:
-      self._observer.on_stage(stage.index, "begin", state)
-      try:
-        state = self._place(method.before_stage(state, stage, data))
-      except stage_data.Stopped:  # the last stage's checkpoint is as far
-        raise Interrupted(f"after step {progress.steps}") from None
-      state = self._begin(state, stage, data)
-      progress = progress.to(begun=True)
-    try:
-      data = data.tabulate(method.prepare, state, *method.prepared)
-    except stage_data.Stopped:  # it is made anew when the run goes on
-      self._save(saver, state, progress)
-      raise Interrupted(f"after step {progress.steps}") from None
-    rounds = method.rounds(stage, data)
-    total, before = sum(r.steps for r in rounds), 0
-    for number, round_ in enumerate(rounds):
-      if number >= progress.round:
-        batches = data.batches(rounds, number, progress.step)
-        state, progress = self._train_round(
-          state, stage, batches, saver, progress, round_, (before, total)
-        )
-        state = self._place(round_.finish(state))
-        progress = progress.to(round=number + 1, step=0)
-      before += round_.steps
-    try:
-      state = self._place(method.after_stage(state, stage, data))
-    except stage_data.Stopped:
-      self._save(saver, state, progress)
-      raise Interrupted(f"after step {progress.steps}") from None
-    jax.block_until_ready(state.params)
-    spent = {**progress.seconds, "stage": time.time() - self._stage_began}
-    return state, progress.to(trained=True, seconds=spent)
-
-  def _begin(self, state, stage, data):
-    begin = self._compiled(
-      "begin_stage",
-      functools.partial(
-        steps.begin_stage,
-        tx=self.optimizer.tx,
-        restart=self.method.restart_optimizer,
-      ),
-      # Undonated, the frozen weights would be copied and lie there twice.
-      donate_argnums=0,
-    )
-    per_epoch = self.method.steps_per_epoch(stage, data)
-    # Stage keys start at 2: 0 drew fresh parameters, 1 the first state's key.
-    return self._place(
-      begin(state, np.int32(stage.index + 2), np.int32(per_epoch), self._rng)
+  def _resume(self, state, saver, facts, reporter=None) -> Walk:
+    changing = self.changing(state)
+    leaves, progress = resume.restore(state, saver, changing, facts)
+    return Walk(
+      self._place(trees.update(state, leaves)),
+      progress,
+      saver=saver,
+      changing=self.changing,
+      compiled=self._compiled,
+      reporter=reporter,
     )
 
-  def _train_round(self, state, stage, batches, saver, progress, round_, span):
-    before, total = span  # steps of the stage's earlier rounds, and of all
-    step_fn = self._compiled(
-      f"train/{round_.name}",
-      steps.make_train_step(
-        round_.loss, self.method.extra_args, self.optimizer
-      ),
-      donate_argnums=0,
-      out_shardings=(
-        jax.tree.map(lambda x: x.sharding, state),
-        sharding.replicated(self._mesh),
-      ),
+  def _measure(
+    self,
+    walk: Walk,
+    stage: int,
+    probes: Mapping[str, scenarios.Probe],
+    data: StageData,
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the probes' figures and counts; stage -1 is the first model."""
+    self._observer.on_stage(stage, "measure", walk.state)
+    return self._evaluator.probe(
+      walk.state, probes, data, stop=self._should_stop
     )
-    window = reporting.Window(stage.index)
-    timer, timed_from = None, 0
-    self._observer.on_stage(stage.index, "train", state)
-    for step in range(progress.step, round_.steps):
-      state, metrics = step_fn(state, next(batches))
-      self._observer.on_step(stage.index, progress.steps, metrics)
-      window.add(progress.steps, metrics)
-      progress = progress.to(step=step + 1, steps=progress.steps + 1)
-      last = step + 1 == round_.steps
-      if timer is None:  # the first step may hold a compilation
-        jax.block_until_ready(metrics)
-        timer, timed_from = time.time(), progress.steps
-      if last or progress.steps % self.settings.log_every == 0:
-        self._reporter.train(
-          progress.steps,
-          stage,
-          done=before + step + 1,
-          total=total,
-          means=window.read(),
-        )
-      stop = self._should_stop()
-      if stop or (progress.steps % self.settings.checkpoint_every == 0):
-        window.read()
-        progress = self._save(saver, state, progress)
-      if stop:
-        raise Interrupted(f"after step {progress.steps}")
-    if timer is not None:
-      seconds = dict(progress.seconds)
-      seconds["train"] += time.time() - timer
-      steps_timed = progress.steps - timed_from
-      seconds["timed_batches"] += steps_timed * len(round_.streams)
-      progress = progress.to(seconds=seconds)
-    self._observer.on_stage(stage.index, "trained", state)
-    return state, progress
+
+  def _ask(
+    self, audit: Audit, walk: Walk, stage: scenarios.Stage, data: StageData
+  ) -> dict[str, Any]:
+    """Returns what the audit finds."""
+    self._observer.on_stage(stage.index, "audit", walk.state)
+    return audit(walk.state, stage, data)
+
+  def _write_edit(
+    self, walk: Walk, stage: scenarios.Stage, workdir: pathlib.Path
+  ) -> None:
+    """Writes what the stage did to the weights, where the method says so."""
+    edit = sharding.to_host(self.method.edit(walk.state), self._mesh)
+    if edit:
+      results.write_edit(workdir, stage, edit)
+
+  def _finish(
+    self,
+    walk: Walk,
+    measured: tuple[dict[str, Any], dict[str, Any]],
+    found: dict[str, Any],
+  ) -> None:
+    """Adds a stage's figures, counts, report and audit to the progress."""
+    progress, (row, observed) = walk.progress, measured
+    walk.to(
+      stage=progress.stage + 1,
+      begun=False,
+      trained=False,
+      round=0,
+      step=0,
+      rows=(*progress.rows, row),
+      observed=(*progress.observed, observed),
+      reports=(*progress.reports, self.method.report(walk.state)),
+      audits=(*progress.audits, found),
+      stage_seconds=(*progress.stage_seconds, progress.seconds["stage"]),
+      seconds={**progress.seconds, "stage": 0.0},
+    )
