@@ -212,10 +212,12 @@ class Relearning:
     )(params, *masks)
 
   def _step(self, tx):
+    method = self.method  # not self, which is another object in each stage
+
     def loss(params, batch, known):
-      outputs = self.method.apply(params, batch)
+      outputs = method.apply(params, batch)
       logits = losses.mask_logits(outputs["logits"], known)
-      value, _ = self.method.problem.loss({**outputs, "logits": logits}, batch)
+      value, _ = method.problem.loss({**outputs, "logits": logits}, batch)
       return value
 
     def step(state, batch, known):

@@ -1,12 +1,16 @@
 """The compiled functions of a run: each is compiled once, for all stages."""
 
 import collections
+import functools
 import os
 import pathlib
+import types
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 _COMPILATIONS: collections.Counter[str] = collections.Counter()
 
@@ -21,9 +25,10 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def keep_compiled(folder: pathlib.Path) -> None:
-  """Keeps compiled programs, all of them, for later processes.
+  """Keeps all compiled programs on disk, for later processes.
 
-  JAX_COMPILATION_CACHE_DIR takes the folder's place.
+  Args:
+    folder: Where; the variable JAX_COMPILATION_CACHE_DIR comes before it.
   """
   place = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder))
   jax.config.update("jax_compilation_cache_dir", place)
@@ -34,20 +39,41 @@ class Compiled:
   """Jitted functions by name, and how often each was compiled."""
 
   def __init__(self):
-    self._functions: dict[str, Any] = {}
+    self._given: dict[str, Callable[..., Any]] = {}
+    self._jitted: dict[str, Any] = {}
     self._before: dict[str, int] = {}
 
   def __call__(self, name: str, fn: Callable[..., Any], **options) -> Any:
-    """Returns fn jitted; the same one for the same name."""
-    if name not in self._functions:
+    """Returns fn jitted; the same one for the same name.
+
+    Args:
+      name: Of the function, and of its compilations in `counts`.
+      fn: A name has one function. One that is made anew counts as the same when
+        its code is, and all that it binds: the arguments of a
+        functools.partial, the object of a method, what a closure closes over.
+        These are compared with ==; arrays that it binds must be the same
+        objects, so pass arrays as arguments.
+      **options: Of jax.jit; those of the name's first call count.
+
+    Raises:
+      RuntimeError: The name has another function.
+    """
+    if name not in self._given:
 
       def named(*args):
         return fn(*args)
 
       named.__name__ = name
-      self._functions[name] = jax.jit(named, **options)
+      self._given[name] = fn
+      self._jitted[name] = jax.jit(named, **options)
       self._before[name] = _COMPILATIONS[f"jit({name})"]
-    return self._functions[name]
+    elif not _is_same(self._given[name], fn):
+      raise RuntimeError(
+        f"The name {name!r} has the compiled function {self._given[name]}, and "
+        f"{fn} is another one, or binds other values. Give it another name, or "
+        "pass what differs between the calls as arguments."
+      )
+    return self._jitted[name]
 
   def counts(self) -> dict[str, int]:
     """Returns {name: number of compilations, those from a cache included}.
@@ -60,3 +86,41 @@ class Compiled:
       for name, before in sorted(self._before.items())
     }
     return {name: count for name, count in made.items() if count}
+
+
+def _is_same(known: Any, given: Any) -> bool:
+  """Returns whether two functions, or values that they bind, are the same."""
+  if known is given:
+    return True
+  if type(known) is not type(given):
+    return False
+  if isinstance(known, dict):
+    return known.keys() == given.keys() and all(
+      _is_same(value, given[key]) for key, value in known.items()
+    )
+  if isinstance(known, tuple | list):
+    return len(known) == len(given) and all(map(_is_same, known, given))
+  if isinstance(
+    known, types.FunctionType | types.MethodType | functools.partial
+  ):
+    return _is_same(_parts(known), _parts(given))
+  try:
+    return bool(known == given)
+  except (TypeError, ValueError):  # arrays compare to arrays
+    return False
+
+
+def _parts(fn: Any) -> tuple[Any, ...]:
+  """Returns what a function is made of: its code, and all that it binds."""
+  if isinstance(fn, functools.partial):
+    return fn.func, fn.args, fn.keywords
+  if isinstance(fn, types.MethodType):
+    return fn.__func__, fn.__self__
+  cells = tuple(cell.cell_contents for cell in fn.__closure__ or ())
+  return (
+    fn.__module__,
+    fn.__code__,
+    fn.__defaults__,
+    fn.__kwdefaults__,
+    cells,
+  )
