@@ -34,6 +34,11 @@ FLOORS = (
   ("main.py",),
 )
 
+# Folders whose functions are short and take few arguments.
+SHORT = ("libml/devices", "libml/pipeline", "libml/train")
+MOST_LINES = 40  # of a body, its docstring left out
+MOST_POSITIONAL = 4  # parameters of a function, and arguments of a call
+
 # Folder -> what its files may import beside Python and the project.
 PURE = {
   "configs": {"ml_collections"},
@@ -243,6 +248,30 @@ def test_only_problems_name_their_figures():
   for source in SOURCES:
     if package(source) != "libml/problems":
       assert '"accuracy"' not in (ROOT / source).read_text(), source
+
+
+def nodes(kind):
+  """Yields (where, node) of a kind of node in the folders of SHORT."""
+  for source in (s for folder in SHORT for s in of(folder)):
+    for node in ast.walk(tree(source)):
+      if isinstance(node, kind):
+        yield f"{source}, line {node.lineno}", node
+
+
+def test_no_function_is_long():
+  for where, node in nodes(ast.FunctionDef):
+    body = node.body[bool(ast.get_docstring(node)) :]
+    lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+    assert lines <= MOST_LINES, where
+
+
+def test_no_function_takes_many_arguments_by_position():
+  for where, node in nodes(ast.FunctionDef):
+    names = [a.arg for a in node.args.posonlyargs + node.args.args]
+    assert len({*names} - {"self", "cls"}) <= MOST_POSITIONAL, where
+  for where, node in nodes(ast.Call):
+    given = [a for a in node.args if not isinstance(a, ast.Starred)]
+    assert len(given) <= MOST_POSITIONAL, where
 
 
 def test_no_branch_on_the_name_of_a_method_or_data_set():

@@ -1,7 +1,7 @@
-"""Several processes that make one run: how they meet, agree and part.
+"""Several processes in one run: they join, agree on decisions, and part.
 
-All of them run the same program on the same config; what only one may do,
-process 0 does. Alone, a process agrees with itself and nothing is sent.
+All of them run the same program on the same config; process 0 alone writes
+files. In a run of one process nothing is sent.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Seconds. A process that is gone is found missing after the second.
+# Timeouts in seconds; a dead process is detected after HEARTBEAT_TIMEOUT.
 START_TIMEOUT = 120
 HEARTBEAT_TIMEOUT = 30
 SHUTDOWN_TIMEOUT = 30
@@ -55,8 +55,8 @@ def join(
   given = (coordinator, num_processes, process_id)
   alone = given == (None, None, None) and not detect
   if not alone or jax.config.values["jax_num_cpu_devices"] > 1:
-    # Queued steps of several CPU devices starve each other's collectives on
-    # few cores, and the process aborts.
+    # On few cores, queued steps of several CPU devices deadlock in their
+    # collectives, and the process aborts.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
   if alone:
     return
@@ -120,7 +120,7 @@ def _others(value: np.uint32, expected: np.uint32 | None = None) -> list[int]:
 
 
 def check_same(what: str, value: Any) -> None:
-  """Makes sure that all processes hold the same.
+  """Checks that all processes hold the same value.
 
   Args:
     what: Its name in the error.
@@ -139,7 +139,7 @@ def check_same(what: str, value: Any) -> None:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-  """Makes a folder, and makes sure that all processes see the same one.
+  """Makes a folder, and checks that all processes see the same one.
 
   Raises:
     ValueError: On all processes, when one sees another folder.
@@ -153,7 +153,7 @@ def check_shared(folder: pathlib.Path) -> None:
   path = folder / f".shared-{token:08x}"
   if is_first():
     path.touch()
-  first_says(lambda: True)  # it is there now
+  first_says(lambda: True)  # a barrier: the file exists from here on
   seen = _appears(path)
   missing = _others(np.uint32(seen), np.uint32(1))
   if is_first():
@@ -192,7 +192,7 @@ def lock(path: pathlib.Path) -> Iterator[None]:
         return False
       return True
 
-    # Waiting inside flock would leave the other processes in a collective.
+    # Poll: the other processes wait in a collective, which may time out.
     while not first_says(take):
       time.sleep(1)
     yield
@@ -203,8 +203,8 @@ def agree(
 ) -> Callable[[], bool]:
   """Returns a should_stop that all processes answer alike, call by call.
 
-  One that is asked to stop would otherwise leave the others in a step that
-  never ends. All must ask equally often.
+  If one process stopped alone, the others would wait for it in the collectives
+  of their next step. All must ask equally often.
   """
   if jax.process_count() == 1:
     return should_stop
@@ -217,7 +217,7 @@ def agree(
     asked.append(
       any_of(jax.make_array_from_process_local_data(rows, wishes, (mesh.size,)))
     )
-    # The answer to the call before: to wait for this one's would leave the
+    # Return the last call's answer: waiting for this one's would leave the
     # devices idle after every step.
     return len(asked) > 1 and bool(asked.pop(0))
 
@@ -230,9 +230,9 @@ def has_lost_peer(error: BaseException | None) -> bool:
 
 
 def part(error: Exception) -> None:
-  """Sees to it that the other processes hear of an error here, soon.
+  """Ends this process soon after an error, so that the others notice.
 
-  Where the error is that another process has ended, this one ends, too.
+  Where the error is that another process has ended, it ends at once.
   """
   if has_lost_peer(error):
     print(
@@ -240,11 +240,11 @@ def part(error: Exception) -> None:
       f"all again to go on from the last checkpoint. ({error})",
       flush=True,
     )
-    # An orderly exit would wait for the process that is gone.
+    # An orderly exit would wait for the dead process.
     os._exit(1)
   if jax.process_count() > 1:
-    # Where all fail alike, an orderly exit takes a moment. Those that did not
-    # fail wait for this one, until its connections close.
+    # If all fail alike, an orderly exit takes a moment. If not, the others wait
+    # for this process until its connections close.
     end = threading.Timer(PARTING_TIMEOUT, os._exit, (1,))
     end.daemon = True
     end.start()

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from libml import registry
 from libml import trees
 
-# Below this size, in bytes, an array is cheaper to copy than to gather.
+# Below this size, in bytes, it is cheaper to replicate an array than to gather
+# it.
 _FSDP_MIN_BYTES = 4 * 2**20
 _NAMED = ("replicate", "fsdp", "fsdp:BYTES")
 
@@ -112,8 +113,13 @@ def infer(tree: Any, rules: Rules, mesh: Mesh) -> Any:
 def place(tree: Any, rules: Rules, mesh: Mesh) -> Any:
   """Puts every leaf where the rules want it; free where it already is.
 
-  What lies on the host, or on devices of one process, must be the same on all
+  Leaves on the host, or on devices of one process, must be equal on all
   processes.
+
+  Args:
+    tree: Arrays.
+    rules: As `infer`'s.
+    mesh: Of the devices.
   """
   shardings = infer(tree, rules, mesh)
   if mesh.is_multi_process:
@@ -135,13 +141,13 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def to_host(tree: Any, mesh: Mesh) -> Any:
-  """Returns whole arrays on the host; all processes must ask."""
+  """Returns whole arrays on the host; all processes must call this."""
   whole = replicated(mesh)
   return jax.tree.map(lambda x: jax.device_get(jax.device_put(x, whole)), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
 
 

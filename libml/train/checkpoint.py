@@ -1,7 +1,7 @@
-"""Checkpoints: the only file that knows orbax.
+"""Checkpoints; the only file that imports orbax.
 
-A checkpoint holds what changes during a run and no frozen weight, and a
-checksum of it: orbax restores damaged data without a word.
+A checkpoint holds the leaves that change during a run, no frozen weight, and a
+checksum of each leaf, because orbax restores damaged data without an error.
 """
 
 import json
@@ -43,16 +43,17 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 def fingerprint(tree: Any) -> list[int]:
   """Returns a checksum of every leaf.
 
-  It is a sum modulo 2^32, made where the leaves lie, so it is the same on
-  every mesh. One changed element always changes it; values that changed
-  places do, too. All processes must ask for it.
+  It is a sum modulo 2^32 of hashes of value and position, computed on the
+  devices, so it is the same on every mesh. A changed element always changes it,
+  and so does an exchange of two, but for a collision. All processes must call
+  this.
   """
 
   def checksum(leaf):
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    # One at a time: on virtual devices of few cores, sums of several sharded
-    # leaves wait for each other's threads.
+    # One at a time: on virtual devices of few cores, concurrent sums of sharded
+    # leaves deadlock.
     return jax.block_until_ready(_checksum(leaf))
 
   sums = [checksum(leaf) for leaf in jax.tree.leaves(tree)]
@@ -152,7 +153,7 @@ class Saver:
     return self
 
   def __exit__(self, kind: Any, error: BaseException | None, *unused) -> None:
-    # A save that runs would wait for the process that is gone.
+    # A save in progress would wait for the dead process.
     if not processes.has_lost_peer(error):
       # Without close() the process hangs at its exit while a save runs.
       self._manager.close()

@@ -1,4 +1,4 @@
-"""Weights that a run makes on first use, kept in a folder with a checksum."""
+"""Weights that a run makes on first use, cached with a checksum."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""The counters and figures of a run, which its checkpoints hold as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How far a run is: all that a checkpoint holds beside arrays.
+  """How far a run is, and what it has found: a checkpoint's part beside arrays.
 
   Attributes:
     stage: Stages finished.
@@ -17,17 +17,18 @@ class Progress:
     step: Steps taken in this round.
     steps: Steps taken in the run.
     saves: Checkpoints made.
-    rows: Figures of each finished stage; those before the first one, where
-      the scenario has some, lead.
-    observed: Counts, in the same order.
-    reports: What the method says of each finished stage.
-    audits: What is still known after each finished stage; {}: not asked.
-    compiled: Compilations of each function.
-    data: Checksum of what the results say of the images.
-    frozen: Checksum of the weights that no checkpoint holds.
-    seconds: Wall time of the run, of its training, batches in the latter, and
-      wall time of the stage's training so far.
-    stage_seconds: The last of each finished stage.
+    rows: The probes' figures of each finished stage; first those of the model
+      before the first stage, where the scenario measures it.
+    observed: The method's counts, in the same order.
+    reports: The method's report on each finished stage.
+    audits: What the audits found after each finished stage; {}: not audited.
+    compiled: Name of a compiled function -> number of compilations.
+    data: CRC-32 of the description of data and scenario.
+    frozen: CRC-32 of the weights that checkpoints do not hold.
+    seconds: "run": wall time of the run. "train": wall time of the timed steps.
+      "timed_batches": number of batches in these. "stage": wall time of the
+      training of the present stage, so far.
+    stage_seconds: Wall time of the training of each finished stage.
   """
 
   stage: int = 0

@@ -1,18 +1,18 @@
-"""How a run goes on, whatever its method."""
+"""Settings of a run that do not depend on its method."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How a run goes on, whatever its method.
+  """Settings of a run that do not depend on its method.
 
   Attributes:
     seed: Of data order, augmentation, dropout and fresh parameters.
-    batch_size: Global.
+    batch_size: Over all devices.
     log_every: Steps between two points of the training curves.
     checkpoint_every: Steps between two checkpoints inside a stage.
-    checkpoint_keep: How many to keep.
+    checkpoint_keep: Number of checkpoints that are kept.
   """
 
   seed: int
@@ -26,7 +26,7 @@ class Settings:
       "batch_size": 1,
       "log_every": 1,
       "checkpoint_every": 1,
-      # The newest may hold weights that the last good loss just ruined.
+      # The newest may hold weights that a step with a finite loss made NaN.
       "checkpoint_keep": 2,
     }
     for name, least in lowest.items():

@@ -29,7 +29,7 @@ def make_train_step(
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(
       state.params, state.memory, batch, rng
     )
-    # Gradients of frozen leaves have no reader below, so XLA never makes them.
+    # Nothing below reads gradients of frozen leaves, so XLA removes them.
     updates, opt_state = optimizer.tx.update(
       grads,
       state.opt_state,
@@ -57,10 +57,10 @@ def first_state(
   """Returns the state before the first stage.
 
   Args:
-    method: Says what memory holds.
-    optimizer: Says what is trained, and has moments for it.
+    method: Initializes the memory.
+    optimizer: Says which parameters are trained, and initializes its moments.
     params: All parameters, the method's own included.
-    rng: Typed key.
+    rng: Typed key of the state.
   """
   trainable = optimizer.groups.trainable(params)
   return TrainState(
@@ -82,7 +82,16 @@ def begin_stage(
   tx: Any,
   restart: bool,
 ) -> TrainState:
-  """Returns the state at a stage's first step: counters, key, fresh moments."""
+  """Returns the state at a stage's first step.
+
+  Args:
+    state: After the method's `before_stage`.
+    index: int32[], folded into the run's key.
+    steps_per_epoch: int32[], for the schedules.
+    run_rng: Typed key of the run.
+    tx: The optimizer's transform.
+    restart: Whether the moments start again from zero.
+  """
   return state.replace(
     step=jnp.zeros((), jnp.int32),
     steps_per_epoch=jnp.asarray(steps_per_epoch, jnp.int32),

@@ -14,7 +14,7 @@ class TrainState(struct.PyTreeNode):
     steps_per_epoch: int32[], length of this stage's epoch, for the schedules.
     params: All parameters, frozen ones included.
     opt_state: Moments of what is trained; frozen weights have none.
-    memory: What the method carries over stages, of one structure all along.
+    memory: What the method carries over stages; its structure is fixed.
     rng: Typed key of this stage; a step folds its number in.
   """
 

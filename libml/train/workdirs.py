@@ -9,18 +9,24 @@ from typing import Any
 from libml.devices import processes
 from libml.results import results
 
-# Where arrays lie and what is asked of them, not what they are: a run may go on
-# elsewhere, answer more, and be exported later.
+# Keys that may change on resume: they affect placement, audits and export, not
+# training.
 _FREE = ("mesh", "sharding", "audit", "export")
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Makes a workdir a config's own.
+  """Writes the config into a workdir, which then belongs to it.
+
+  A workdir without a checkpoint or results may be claimed by another config:
+  its run ended early, because of a bad setting.
+
+  Args:
+    workdir: Made if need be.
+    config: As plain data.
 
   Raises:
-    ValueError: The workdir holds the run of another config. One that never
-      came to a checkpoint, because of a bad setting, holds nothing. Or the
-      processes of this run see different folders.
+    ValueError: The workdir holds the run of another config, or the processes of
+      this run see different folders.
   """
   processes.check_shared(workdir)
   path = workdir / "config.json"
@@ -43,7 +49,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
   """Returns the results of a finished run; None where there is none.
 
-  Where files come later to other hosts, these get {}.
+  Process 0 decides; another process that does not see the file yet gets {}.
 
   Args:
     workdir: Of the run.
