@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,16 @@ def moved(learning_rate):
   return update
 
 
+@dataclasses.dataclass(frozen=True)
+class Update:
+  """Stands for an optimizer, whose transforms are functions made anew."""
+
+  fn: Callable
+
+  def update(self, x):
+    return self.fn(x)
+
+
 def defaulting(by):
   return lambda x, by=by: by * x
 
@@ -52,6 +63,7 @@ MAKERS = {
   "a closure": made,
   "a closure of a method": lambda by: made(0, Scale(by).times),
   "a closure of an optimizer": moved,
+  "a dataclass of functions": lambda by: Update(moved(by)).update,
   "a default": defaulting,
 }
 
@@ -74,6 +86,9 @@ def test_other_code_is_another_function():
   with pytest.raises(RuntimeError, match="another one"):
     compiled("name", scaled)
   compiled("another name", scaled)
+  compiled("class", functools.partial(made, inner=Scale))
+  with pytest.raises(RuntimeError, match="another one"):
+    compiled("class", functools.partial(made, inner=Update))
 
 
 def test_arrays_that_it_binds_are_compared_as_objects():

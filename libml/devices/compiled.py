@@ -1,6 +1,7 @@
 """The compiled functions of a run: each is compiled once, for all stages."""
 
 import collections
+import dataclasses
 import functools
 import os
 import pathlib
@@ -9,8 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-
-_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 _COMPILATIONS: collections.Counter[str] = collections.Counter()
 
@@ -51,8 +50,8 @@ class Compiled:
       fn: A name has one function. One that is made anew counts as the same when
         its code is, and all that it binds: the arguments of a
         functools.partial, the object of a method, what a closure closes over.
-        These are compared with ==; arrays that it binds must be the same
-        objects, so pass arrays as arguments.
+        Dataclasses among these are compared field by field, other values with
+        ==. Arrays must be the same objects, so pass them as arguments.
       **options: Of jax.jit; those of the name's first call count.
 
     Raises:
@@ -100,27 +99,31 @@ def _is_same(known: Any, given: Any) -> bool:
     )
   if isinstance(known, tuple | list):
     return len(known) == len(given) and all(map(_is_same, known, given))
-  if isinstance(
-    known, types.FunctionType | types.MethodType | functools.partial
-  ):
-    return _is_same(_parts(known), _parts(given))
+  parts = _parts(known)
+  if parts is not None:
+    return _is_same(parts, _parts(given))
   try:
     return bool(known == given)
   except (TypeError, ValueError):  # arrays compare to arrays
     return False
 
 
-def _parts(fn: Any) -> tuple[Any, ...]:
-  """Returns what a function is made of: its code, and all that it binds."""
-  if isinstance(fn, functools.partial):
-    return fn.func, fn.args, fn.keywords
-  if isinstance(fn, types.MethodType):
-    return fn.__func__, fn.__self__
-  cells = tuple(cell.cell_contents for cell in fn.__closure__ or ())
-  return (
-    fn.__module__,
-    fn.__code__,
-    fn.__defaults__,
-    fn.__kwdefaults__,
-    cells,
-  )
+def _parts(value: Any) -> tuple[Any, ...] | None:
+  """Returns a function's code and all that it binds, or a dataclass's fields.
+
+  Args:
+    value: Of any type; of others the result is None, and == compares them.
+  """
+  if isinstance(value, functools.partial):
+    return value.func, value.args, value.keywords
+  if isinstance(value, types.MethodType):
+    return value.__func__, value.__self__
+  if isinstance(value, types.FunctionType):
+    bound = [cell.cell_contents for cell in value.__closure__ or ()]
+    defaults = value.__defaults__, value.__kwdefaults__
+    return value.__module__, value.__code__, *defaults, *bound
+  is_settings = dataclasses.is_dataclass(value) and not isinstance(value, type)
+  if is_settings and type(value).__eq__ is not object.__eq__:
+    compared = [f.name for f in dataclasses.fields(value) if f.compare]
+    return tuple(getattr(value, name) for name in compared)
+  return None
