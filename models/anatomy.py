@@ -63,6 +63,11 @@ class Anatomy:
     """Names and layouts that an export has for torch."""
     raise NotImplementedError
 
+  @property
+  def lora_scale(self) -> float:
+    """Factor of the adapters; 1 without them."""
+    return getattr(getattr(self, "dense", None), "scale", 1.0)
+
   def short(self, name: str) -> str:
     """Returns a name without the branch that holds all blocks."""
     return name.removeprefix(f"{trees.root(self.blocks)}/")

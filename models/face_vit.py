@@ -198,11 +198,6 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     return layouts.FACE
 
   @property
-  def lora_scale(self) -> float:
-    """Factor of the adapters; 1 without them."""
-    return getattr(self.dense, "scale", 1.0)
-
-  @property
   def num_patches(self) -> int:
     """N, the number of patches of an image."""
     free = self.image_size + 2 * self.padding - self.patch_size

@@ -181,11 +181,6 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
     return layouts.TIMM
 
   @property
-  def lora_scale(self) -> float:
-    """Factor of the adapters; 1 without them."""
-    return getattr(self.dense, "scale", 1.0)
-
-  @property
   def num_patches(self) -> int:
     """N, the number of patches of an image."""
     return (self.image_size // self.patch_size) ** 2
