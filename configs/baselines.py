@@ -28,6 +28,9 @@ PARITY = {
   "lirf": {"by_position": True, "deposit": 0.05},
 }
 
+# Options that name parts of the network, which methods do not know.
+PARTS = {"ssd": {"layers": r"(?!head/).*"}}
+
 # Methods with another peak rate than 1e-4.
 RATES = {"der": 1e-3, "der_plus": 1e-3, "fdr": 1e-3, "retrain": 3e-4}
 
@@ -67,7 +70,7 @@ def adapt(
     changes = {**shifted, **PARITY.get(name, {}), **changes}
     config.scenario.whole_retain = changes.get("weigh_on") == "retain_all"
     config.scenario.redraw = True
-  config.method = common.method(name, **changes)
+  config.method = common.method(name, **{**PARTS.get(name, {}), **changes})
   config.model.lora = None
   config.init_head = "keep"
   config.optimizer.clip_norm = float("inf")
