@@ -275,12 +275,8 @@ def proximal_group_lasso_sgd(
     count, trace = inner
     direction = jax.tree.map(lambda g: share * g, grads)
     if momentum:
-
-      def look(g, m):
-        return g + momentum * m
-
-      trace = jax.tree.map(look, direction, trace)
-      direction = jax.tree.map(look, direction, trace) if nesterov else trace
+      trace = _ahead(direction, trace, momentum)
+      direction = _ahead(direction, trace, momentum) if nesterov else trace
     return (optax.safe_increment(count), trace), _descend(direction, rate), None
 
   penalty = proximal_step.Penalty(
@@ -369,6 +365,10 @@ def _reported(
     f"learning_rate/{group}": state.learning_rate,
     "zero_groups": state.zero_groups,
   }
+
+
+def _ahead(direction: Any, trace: Any, momentum: float) -> Any:
+  return jax.tree.map(lambda g, m: g + momentum * m, direction, trace)
 
 
 def _descend(direction: Any, rate: jax.Array) -> Any:
