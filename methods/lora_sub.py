@@ -238,9 +238,31 @@ def augmented_triplet(
 ) -> jax.Array:
   """Returns the augmented triplet loss of LoRA-Sub-DRS, float32[].
 
-  With d distances on the unit sphere, a_i the largest to an example of i's
-  class, i included, and b_i the smallest to an example of another class or to a
-  known prototype:
+  That of `unit_triplet` for features [B, D] and, where known, prototypes
+  [C, D] of any length but 0.
+  """
+  return unit_triplet(
+    vectors.unit(features.astype(jnp.float32)),
+    label,
+    vectors.unit(prototypes.astype(jnp.float32)),
+    known,
+    margin=margin,
+  )
+
+
+def unit_triplet(
+  features: jax.Array,
+  label: jax.Array,
+  prototypes: jax.Array,
+  known: jax.Array,
+  *,
+  margin: float,
+) -> jax.Array:
+  """Returns the augmented triplet loss of points on the unit sphere.
+
+  With d their distances, a_i the largest to an example of i's class, i
+  included, and b_i the smallest to an example of another class or to a known
+  prototype:
 
     mean_i max(0, a_i - b_i + margin)
 
@@ -248,13 +270,13 @@ def augmented_triplet(
   of tied distances are shared. Under jit the batch is the global one.
 
   Args:
-    features: [B, D], of any length but 0.
+    features: [B, D], of length 1.
     label: int32 [B].
-    prototypes: [C, D], of any length but 0 where known; constants.
+    prototypes: [C, D], of length 1 where known; constants.
     known: bool [C].
     margin: Of the hinge.
   """
-  f = vectors.unit(features.astype(jnp.float32))
+  f, p = features, jax.lax.stop_gradient(prototypes)
   square = jnp.sum(f**2, axis=-1)
   similarity = jnp.matmul(f, f.T, precision=jax.lax.Precision.HIGHEST)
   distance = _root(square[:, None] + square[None, :] - 2 * similarity)  # [B, B]
@@ -262,7 +284,6 @@ def augmented_triplet(
   hardest = jnp.max(jnp.where(same, distance, -jnp.inf), axis=1)
   others = jnp.min(jnp.where(same, jnp.inf, distance), axis=1)
   nearest = jnp.where(jnp.all(same, axis=1), hardest + margin, others)
-  p = jax.lax.stop_gradient(vectors.unit(prototypes.astype(jnp.float32)))
   similarity = jnp.matmul(f, p.T, precision=jax.lax.Precision.HIGHEST)
   distance = _root(
     square[:, None] + jnp.sum(p**2, axis=-1)[None, :] - 2 * similarity
