@@ -77,7 +77,7 @@ def randaugment(
   for layer in range(num_layers):
     which_seed, sign_seed = _split(tf.random.fold_in(seed, layer), 2)
     which = tf.random.stateless_uniform(
-      [], which_seed, 0, len(RANDAUGMENT), tf.int32
+      [], which_seed, 0, len(RANDAUGMENT), dtype=tf.int32
     )
     positive = tf.random.stateless_uniform([], sign_seed) < 0.5
     signed = tf.where(positive, amount, -amount)
