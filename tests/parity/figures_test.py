@@ -70,3 +70,9 @@ def test_cases_are_those_of_the_file(monkeypatch, reader):
 
 def test_no_file_is_answered_for_twice():
   assert all(len(modules) == 1 for modules in claims().values())
+
+
+@pytest.mark.parametrize("family", ["l2p", "lora_sub", "swapping"])
+def test_every_file_has_a_module_that_answers_for_it(family):
+  stored = {f"{family}/{p.stem}" for p in (figures.OWN / family).glob("*.npz")}
+  assert stored and stored <= claims().keys()

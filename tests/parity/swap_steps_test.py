@@ -1,7 +1,10 @@
-"""Six steps over the change of the phase, as the reference takes them."""
+"""Steps over the change of the phase, as the reference takes them."""
 
 import functools
+import itertools
+import re
 
+import figures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +15,35 @@ from libml import trees
 from libml.train import steps
 from models import lora
 
-# Phase -> steps of an epoch, which move the rate; batches of each step, of
-# which the third is the next epoch's where an epoch has two.
-PLAN = {
-  "learn": (
-    2,
-    [("learn0", "retain0"), ("learn1", "retain1"), ("learn0", "retain2")],
-  ),
-  "forget": (
-    3,
-    [("forget0", "mixed0"), ("forget1", "mixed1"), ("forget0", "mixed2")],
-  ),
+FIGURES = {
+  "swapping/ks_steps": {
+    "cfg/optimizer_groups": "how the reference lists its own parameters",
+  }
 }
+STEPS = figures.cases("swapping/ks_steps", r"step(\d+)/lr")
+
+
+def numbered(file, name):
+  """Returns the names of a file's batches: name0, name1, ..."""
+  found = [key for key in file if re.fullmatch(rf"in/{name}\d+/image", key)]
+  return [f"{name}{number}" for number in range(len(found))]
+
+
+def plan(file):
+  """Returns {goal: (steps of an epoch, [(main batch, batch beside)])}.
+
+  The golden README: the learn phase's epochs go by its own batches, the forget
+  phase's by those beside it; a stream that is through starts again.
+  """
+  phases = {}
+  for goal, beside, anchor in (
+    ("learn", "retain", "learn"),
+    ("forget", "mixed", "mixed"),
+  ):
+    main = itertools.cycle(numbered(file, goal))
+    pairs = list(zip(main, numbered(file, beside), strict=False))
+    phases[goal] = (len(numbered(file, anchor)), pairs)
+  return phases
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +53,18 @@ def file(golden):
 
 @pytest.fixture(scope="module")
 def seen(file):
-  """Returns (gradients, adapters, metrics) of each step, and the last state."""
-  method, optimizer = toy.build(epochs=int(file["cfg/epochs"]))
+  """Returns (goal, gradients, adapters, metrics) of each step, and the end."""
+  method, optimizer = toy.build(
+    file,
+    epochs=int(file["cfg/epochs"]),
+    lr=float(file["cfg/lr"]),
+    min_lr=float(file["cfg/min_lr"]),
+    weight_decay=float(file["cfg/weight_decay"]),
+  )
   params = toy.tree(file, "params/", method.model)
   state = steps.first_state(method, optimizer, params, jax.random.key(0))
   found = []
-  for index, (goal, (per_epoch, batches)) in enumerate(PLAN.items()):
+  for index, (goal, (per_epoch, batches)) in enumerate(plan(file).items()):
     state = steps.begin_stage(
       state,
       jnp.int32(index + 2),
@@ -53,19 +79,21 @@ def seen(file):
       batch = {goal: toy.batch(file, main), "retain": toy.batch(file, retain)}
       state, metrics = step(state, batch)
       adapters = trees.flatten(lora.split(state.params)[1])
-      found.append((trees.flatten(state.opt_state[0]), adapters, metrics))
+      grads = trees.flatten(state.opt_state[0])
+      found.append((goal, grads, adapters, metrics))
+  assert len(found) == len(STEPS)
   return found, state, method
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", STEPS)
 def test_each_step(file, seen, number):
-  grads, adapters, metrics = seen[0][number]
+  goal, grads, adapters, metrics = seen[0][int(number)]
   module, prefix = seen[2].model, f"step{number}"
   assert float(metrics["learning_rate/lora"]) == pytest.approx(
     float(file[f"{prefix}/lr"]), rel=0, abs=1e-8
   )
   stored = toy.leaves(file, f"{prefix}/grad/", module)
-  assert len(stored) == 12
+  assert stored.keys() == adapters.keys()
   for name, grad in stored.items():
     # B's first gradients of A are zero: rounding noise on both sides.
     atol = 2e-4 * max(abs(grad).max(), 1e-6)
@@ -79,37 +107,35 @@ def test_each_step(file, seen, number):
   assert float(metrics["loss"]) == pytest.approx(
     float(file[f"{prefix}/loss/total"]), rel=0, abs=5e-5
   )
-  learns = number < 3
-  main = float(metrics["learn" if learns else "forget"])
+  main, beta = float(metrics[goal]), float(file["cfg/beta"])
+  learns = goal == "learn"
   logged = {
-    "main": main if learns else 0.2 * (105.0 - main),
-    "retain": (0.2 if learns else 1.0) * float(metrics["retain"]),
-    "structure": 0.005 * float(metrics["structure"]),
+    "main": main if learns else beta * (float(file["cfg/bound"]) - main),
+    "retain": (beta if learns else 1.0) * float(metrics["retain"]),
+    "structure": float(file["cfg/alpha"]) * float(metrics["structure"]),
   }
   for name, value in logged.items():
     stored = float(file[f"{prefix}/loss/{name}"])
     assert value == pytest.approx(stored, rel=0, abs=5e-5), name
 
 
-def test_what_six_steps_leave(file, seen):
+def test_what_the_steps_leave(file, seen):
   _, state, method = seen
   apply = jax.jit(method.apply)
-  for name in ("forget0", "retain0", "learn0"):
+  for key in [key for key in file if key.endswith("_logits")]:
+    name = key.removeprefix("out/").removesuffix("_logits")
     logits = apply(state.params, toy.batch(file, name))["logits"]
-    np.testing.assert_allclose(
-      logits, file[f"out/{name}_logits"], rtol=0, atol=2e-4
-    )
-  for name, count in (("learn", 2), ("retain", 3), ("forget", 2)):
+    np.testing.assert_allclose(logits, file[key], rtol=0, atol=2e-4)
+  for name, stored in file.part("out/accuracy_").items():
     hits = []
-    for number in range(count):
-      batch = toy.batch(file, f"{name}{number}")
+    for part in numbered(file, name):
+      batch = toy.batch(file, part)
       logits = apply(state.params, batch)["logits"]
       hits += list(np.argmax(logits, axis=-1) == batch["label"])
-    stored = float(file[f"out/accuracy_{name}"])
-    assert 100 * np.mean(hits) == pytest.approx(stored, rel=1e-6)
+    assert 100 * np.mean(hits) == pytest.approx(float(stored), rel=1e-6)
   merged = trees.flatten(lora.merge(state.params, method.model.lora_scale))
   stored = toy.leaves(file, "out/merged/", method.model)
-  assert len(stored) == 2
+  assert len(stored) == 2  # both layers of the first block's MLP
   for name, kernel in stored.items():
     np.testing.assert_allclose(merged[name], kernel, rtol=0, atol=5e-5)
 

@@ -1,6 +1,7 @@
 """The tiny ViT of tests/golden/swapping under our names."""
 
 import functools
+import math
 import re
 
 import jax
@@ -14,18 +15,9 @@ from configs import common
 from configs import swaps
 from libml import trees
 from models import layouts
+from models import lora
 from models import vit
 
-SIZES = dict(
-  image_size=32,
-  patch_size=8,
-  width=32,
-  depth=3,
-  mlp_dim=128,
-  num_heads=4,
-  dropout=0.0,
-  gelu="erf",
-)
 # The reference's names -> timm's.
 _NAMES = {
   r"transformer\.embeddings\.position_embeddings": "pos_embed",
@@ -40,10 +32,42 @@ _NAMES = {
 }
 
 
-def model(num_classes=12, adapted=True):
-  """Returns the ViT, with the adapters or without."""
-  adapters = common.ffn_lora() if adapted else None
-  return vit.build(**SIZES, num_classes=num_classes, lora=adapters)
+def sizes(file):
+  """Returns ViT's fields for a file, all but the classes."""
+  assert file["cfg/ln_eps"] == 1e-6  # that of all our norms
+  patch, depth = int(file["cfg/patch"]), int(file["cfg/depth"])
+  positions = file["params/transformer.embeddings.position_embeddings"]
+  _, tokens, width = positions.shape
+  hidden = file["params/transformer.encoder.layer.0.ffn.fc1.bias"]
+  return dict(
+    image_size=patch * math.isqrt(tokens - 1),
+    patch_size=patch,
+    width=width,
+    depth=depth,
+    mlp_dim=len(hidden),
+    num_heads=int(file["cfg/heads"]),
+    dropout=0.0,
+    gelu="erf",
+  )
+
+
+def num_classes(file):
+  return len(file["params/head.bias"])
+
+
+def adapters(file):
+  """Returns the fields of the adapters of a file."""
+  assert file["cfg/scaling"] == 1 / file["cfg/rank"]
+  return common.ffn_lora(int(file["cfg/rank"]))
+
+
+def model(file, classes=None, adapted=True):
+  """Returns the ViT of a file, with the adapters or without."""
+  return vit.build(
+    **sizes(file),
+    num_classes=classes or num_classes(file),
+    lora=adapters(file) if adapted else None,
+  )
 
 
 @functools.cache
@@ -55,11 +79,8 @@ def template(module):
 
 def leaves(file, prefix, module):
   """Returns the arrays of a prefix by our names, in our layout."""
-  found, adapters = {}, {}
-  for name, array in file.items():
-    if not name.startswith(prefix):
-      continue
-    name = name.removeprefix(prefix)
+  found, added = {}, {}
+  for name, array in file.part(prefix).items():
     for theirs, timms in _NAMES.items():
       name = re.sub(theirs, timms, name)
     layer, _, letter = name.partition(".lora_")
@@ -68,7 +89,7 @@ def leaves(file, prefix, module):
         r"blocks\.(\d+)\.mlp\.fc(\d)", layer
       ).groups()
       dense = f"encoderblock_{block}/MlpBlock_0/Dense_{int(number) - 1}"
-      adapters[f"Transformer/{dense}/lora_{letter.lower()}"] = array.T
+      added[f"Transformer/{dense}/lora_{letter.lower()}"] = array.T
     else:
       found[name] = array
   expected = trees.flatten(template(module))
@@ -79,7 +100,7 @@ def leaves(file, prefix, module):
   )
   if "cls_token" not in found:
     del base_leaves["cls"]
-  whole = {**base_leaves, **adapters}
+  whole = {**base_leaves, **added}
   assert whole and whole.keys() <= expected.keys()
   return whole
 
@@ -104,20 +125,34 @@ def batch(file, name):
   return {"image": images(file[f"in/{name}/image"]), "label": label}
 
 
-def build(epochs=5, **options):
-  """Returns the method and the optimizer, whose state[0] is a gradient."""
+def build(file, *, bound="bound", **optimizer):
+  """Returns the method and the optimizer, whose state[0] is a gradient.
+
+  Args:
+    file: Its weights are the method's.
+    bound: Name of the bound in the file.
+    **optimizer: Of the adapters, such as lr; "epochs" of a stage.
+  """
   config = base.get_config()
-  config.epochs = epochs
-  config.method = common.method("swapping", **options)
-  swaps.optimizer(config, lr=1e-2)
-  config.model = {
-    "name": "vit",
-    **SIZES,
-    "lora": common.ffn_lora(),
-  }
-  method = main.build_method(config, 12, 2)
+  config.epochs = optimizer.pop("epochs", 1)
+  config.method = common.method(
+    "swapping",
+    bound=float(file[f"cfg/{bound}"]),
+    retain_weight=float(file["cfg/beta"]),
+    forget_weight=float(file["cfg/beta"]),
+    alpha=float(file["cfg/alpha"]),
+  )
+  swaps.optimizer(config, **{"lr": 1e-2, **optimizer})
+  config.model = {"name": "vit", **sizes(file), "lora": adapters(file)}
+  method = main.build_method(config, num_classes(file), 2)
   optimizer = main.build_optimizer(config, method)
   return method, remembering(optimizer)
+
+
+def is_adapted(module, stored):
+  """Says whether arrays by name are those of all adapters of the module."""
+  _, added = lora.split(template(module))
+  return stored.keys() == trees.flatten(added).keys()
 
 
 def close(ours, theirs, tolerance, name=""):
