@@ -1,8 +1,9 @@
-"""Every method that forgets, in every scenario: one suite.
+"""Methods that forget, one request in every sampling of its images.
 
-Three requests, one after the other, are methods_test.py's.
+All of them, three requests one after the other, are methods_test.py's.
 """
 
+import collections
 import re
 
 import nowhere
@@ -25,6 +26,23 @@ SCENARIOS = {
   "shots": {**ONE, "shots": 4},
   "missing": {**ONE, "missing": 1},
 }
+# Of each family, whose hooks differ, one; all samplings are those of GS-LoRA.
+FAMILIES = (
+  "ewc",
+  "lwf",
+  "scrub",
+  "lirf",
+  "retrain",
+  "neg_grad",
+  "salun",
+  "bad_teacher",
+  "ssd",
+  "gs_lora_plus",
+)
+CASES = [
+  *(("gs_lora", scenario) for scenario in SCENARIOS),
+  *((method, "missing") for method in FAMILIES),
+]
 
 
 def smoke_config(method, scenario):
@@ -41,25 +59,21 @@ def smoke_config(method, scenario):
   return toy.change(config, changes)
 
 
-@pytest.fixture(scope="module", params=ALL)
-def forget(request, tmp_path_factory):
-  """Returns a starter of one method's runs, which share what is compiled."""
-  compiled = Compiled()
-
-  def start(scenario):
-    with nowhere.leave_nothing(), pytest.MonkeyPatch.context() as patch:
-      patch.setattr(run_lib, "Compiled", lambda: compiled)
-      config = smoke_config(request.param, scenario)
-      return walks.watch(config, tmp_path_factory.mktemp(request.param))
-
-  return start
+@pytest.fixture(scope="module")
+def compiled():
+  """Returns what a method's runs share, by its name."""
+  return collections.defaultdict(Compiled)
 
 
-@pytest.fixture(scope="module", params=SCENARIOS)
-def run(request, forget):
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def run(request, compiled, tmp_path_factory):
   """Returns a method's run in a scenario."""
-  seen = forget(request.param)
-  seen.scenario = request.param
+  method, scenario = request.param
+  with nowhere.leave_nothing(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run_lib, "Compiled", lambda: compiled[method])
+    config = smoke_config(method, scenario)
+    seen = walks.watch(config, tmp_path_factory.mktemp(method))
+  seen.scenario = scenario
   return seen
 
 
