@@ -31,6 +31,7 @@ class Evaluator:
     self._mesh = mesh
     self._compiled = compiled
     self._precompute = compiled("precompute", method.precompute)
+    self._has_fixed = False  # until `check` has seen a batch
     # Probe -> one dict of arrays on the mesh for each batch of its sweep.
     self._fixed: dict[str, list[dict[str, jax.Array]]] = {}
 

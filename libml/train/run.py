@@ -54,7 +54,7 @@ class Run:
     mixing: Any = None,
     observer: observer_lib.Observer | None = None,
   ):
-    """Refuses what does not go together.
+    """Checks that the parts go together, and builds what all stages share.
 
     Args:
       method: How parameters change.

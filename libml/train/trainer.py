@@ -40,7 +40,7 @@ class Trainer:
     should_stop: Callable[[], bool],
     observer: Observer,
   ):
-    """Takes the run's objects.
+    """Keeps the run's objects.
 
     Args:
       method: Says what a stage trains.
