@@ -33,87 +33,6 @@ def rows(subset):
   return {(id(p.split), int(r)) for p in subset.pieces for r in p.rows}
 
 
-# Who is forgotten: the figures of the released code.
-
-
-def order_of(stored):
-  return tuple(stored["out/order"].tolist())
-
-
-def test_four_requests_are_those_of_the_reference(golden, hundred):
-  stored = golden("gslora", "class_order")
-  scenario = forget(
-    hundred,
-    order=order_of(stored),
-    num_requests=4,
-    classes_per_request=20,
-    shots=2,
-  )
-  assert len(scenario.stages) == 4
-  for i, stage in enumerate(scenario.stages):
-    for role, theirs in (("forget", "forget"), ("retain", "remain")):
-      wanted = stored[f"out/cl4x20/task{i}/{theirs}"].tolist()
-      assert sorted(stage.classes[role]) == sorted(wanted), (i, role)
-      assert classes(stage.train[role]) == set(wanted)
-    old = stored.get(f"out/cl4x20/task{i}/old", np.zeros(0, int))
-    assert sorted(stage.classes["old"]) == sorted(old.tolist())
-
-
-@pytest.mark.parametrize("count", [5, 10, 50, 90])
-def test_one_request_is_that_of_the_reference(golden, hundred, count):
-  stored = golden("gslora", "class_order")
-  scenario = forget(
-    hundred, order=order_of(stored), classes_per_request=count, shots=1
-  )
-  (stage,) = scenario.stages
-  for role, theirs in (("forget", "forget"), ("retain", "remain")):
-    wanted = stored[f"out/single/Y{count}/{theirs}"].tolist()
-    assert sorted(stage.classes[role]) == sorted(wanted)
-
-
-def test_missing_classes_are_those_of_the_reference(golden, hundred):
-  stored = golden("gslora", "class_order")
-  scenario = forget(
-    hundred,
-    order=order_of(stored),
-    num_requests=4,
-    classes_per_request=20,
-    missing=5,
-    shots=1,
-  )
-  for i, stage in enumerate(scenario.stages):
-    name = f"out/open_cl/task{i}"
-    missing = set(stored[f"{name}/missing"].tolist())
-    assert set(stage.classes["missing"]) == missing
-    assert classes(stage.probes["missing"].subset) == missing
-    trained = set(stored[f"{name}/remain_train"].tolist())
-    assert classes(stage.train["retain"]) == trained
-    tested = [stage.probes[p].subset for p in ("kept", "missing")]
-    later = [stage.probes[f"request_{j}"].subset for j in range(i + 1, 4)]
-    together = set().union(*map(classes, tested + later))
-    assert together == set(stored[f"{name}/remain_test_all"].tolist())
-
-
-def test_missing_classes_from_the_end_are_the_single_step_ones(golden, hundred):
-  stored = golden("gslora", "class_order")
-  scenario = forget(
-    hundred,
-    order=order_of(stored),
-    classes_per_request=10,
-    missing=10,
-    missing_from="end",
-    shots=1,
-  )
-  (stage,) = scenario.stages
-  for role, theirs in (
-    ("missing", "missing"),
-    ("retain", "remain_train"),
-    ("forget", "forget"),
-  ):
-    wanted = stored[f"out/open_single/{theirs}"].tolist()
-    assert sorted(stage.classes[role]) == sorted(wanted)
-
-
 # What is there to train on.
 
 
@@ -233,40 +152,9 @@ def test_summary_of_each_request():
   assert second["h_mean_previous"] == pytest.approx(metrics.h_mean(now, 0.3))
 
 
-def test_h_mean_is_the_reference_s_where_that_is_right(golden):
-  stored = golden("gslora", "metrics")
-  for (before, after, retain), drop, h in zip(
-    stored["in/f64/before_after_remain"],
-    stored["out/drop"],
-    stored["out/h"],
-    strict=True,
-  ):
-    assert before - after == pytest.approx(drop, abs=1e-12)
-    assert metrics.h_mean(retain, before - after) == pytest.approx(h, rel=1e-12)
+def test_h_mean_of_published_figures():
   assert metrics.h_mean(71.16, 70.88) == pytest.approx(71.02, abs=0.005)
   assert metrics.h_mean(7.75, 43.77 - 81.11) == 0
-
-
-def test_the_run_of_the_reference_is_summed_up_alike(golden):
-  stored = golden("gslora", "metrics")
-  order, count = stored["in/run/order"], stored["in/run/count"]
-  parts = {"request_0": order[8:], "request_1": order[6:8], "kept": order[:6]}
-  table = []
-  for hits in stored["in/run/hits"]:
-    figures = {
-      name: {"accuracy": hits[ids].sum() / n, "count": int(n)}
-      for name, ids in parts.items()
-      for n in [count[ids].sum()]
-    }
-    table.append({name: {"": f} for name, f in figures.items()})
-  columns = {2: "acc_forget", 3: "acc_retain", 5: "drop_forget", 6: "h_mean"}
-  columns |= {4: "acc_old", 8: "h_mean_previous"}
-  for task, wanted in enumerate(stored["out/run"]):
-    found = scenarios.summarize_forgetting(table[: task + 2], "", "accuracy")
-    for column, name in columns.items():
-      if name in found:  # nothing is old at first
-        value = 100 * found[name]
-        assert value == pytest.approx(wanted[column], rel=1e-12), (task, name)
 
 
 # Bad input.

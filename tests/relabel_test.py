@@ -1,5 +1,8 @@
 """Wrong labels: the released code's, and any class to retain."""
 
+import json
+
+import figures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,13 @@ from baselines_toy import tiny
 import main
 from methods.parts import relabel
 
-SIZES = (5, 10, 20, 50, 90, 4, 25)
+FIGURES = {"gslora/relabel": {}}
+# Sizes of the classes to forget of which figures are stored.
+SIZES = sorted(
+  int(name.split("/P")[1])
+  for name in figures.Reader(figures.folder())("gslora", "relabel")
+  if name.startswith("out/count_of_100/P")
+)
 CLASSES = 12
 # Not in order, and class 0 is among them: no position is taken for an id.
 FORGET, MISSING = (0, 7, 11), (2, 5)
@@ -22,9 +31,11 @@ LABEL = jnp.asarray(np.repeat(FORGET, 400), jnp.int32)
 
 @pytest.mark.parametrize("size", SIZES)
 def test_shift_is_that_of_the_reference(golden, size):
-  counts = golden("gslora", "relabel")[f"out/count_of_100/P{size}"]
-  label = jnp.arange(100, dtype=jnp.int32)[:, None]
-  shift = jnp.arange(1, 101, dtype=jnp.int32)[None]
+  file = golden("gslora", "relabel")
+  counts = file[f"out/count_of_100/P{size}"]
+  draws = json.loads(str(file["meta"]))["draws"]
+  label = jnp.arange(len(counts), dtype=jnp.int32)[:, None]
+  shift = jnp.arange(1, draws + 1, dtype=jnp.int32)[None]
   moved = relabel.shift_label(label, shift, jnp.int32(size))
   found = [np.bincount(row, minlength=size) for row in np.array(moved)]
   np.testing.assert_array_equal(found, counts)
