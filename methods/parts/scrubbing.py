@@ -149,9 +149,10 @@ class Scrubbing(teaching.Taught):
     if not self.smoothing:
       return jnp.zeros(())
     flat, tensors = trees.flatten(params), {}
+    readers = self.model.attention_readers
     for name, old in memory["average"].items():
       layer, _, leaf = name.rpartition("/")
-      joined = layer in self.model.attention_readers
+      joined = layer in readers
       tensor = (layer.rpartition("/")[0] if joined else layer, joined, leaf)
       tensors.setdefault(tensor, []).append(losses.norm(flat[name] - old))
     norms = [losses.norm(jnp.stack(parts)) for parts in tensors.values()]
