@@ -89,9 +89,9 @@ def test_whatever_a_method_reports_is_a_column():
   ]
   lines = printed(tables.run_table(record("run", 0.3, reports)))
   # "kept" and "old" are columns already.
-  names = "mean gap pruned kept images reported old s".split()
-  assert lines[2][-8:] == names
-  assert lines[5][-5:] == ["0.1235", "3/12", "1,234", "7", "12"]
+  names = "mean gap pruned kept images other reported old s".split()
+  assert lines[2][-9:] == names
+  assert lines[5][-6:] == ["0.1235", "3/12", "1,234", "5", "7", "12"]
   assert lines[6][-2:] == ["2", "7"]
   # Of the last request alone, so others have a cell less.
   runs = [record("a", 0.3, reports), record("b", 0.3, EDITS)]

@@ -187,9 +187,10 @@ def test_merge_keeps_the_function_and_can_be_undone():
   model, params = adapted(rank=3, alpha=6.0)
   params = trained(params)
   merged = lora.merge(params, model.lora_scale)
-  assert_close(features(model, merged), features(model, params), 1e-6)
+  # x W + x A B and x (W + A B) round apart, by the CPU: 1.2e-6 on one.
+  assert_close(features(model, merged), features(model, params), 5e-6)
   base, adapters = lora.split(merged)
-  assert_close(features(plain()[0], base), features(model, params), 1e-6)
+  assert_close(features(plain()[0], base), features(model, params), 5e-6)
   for name, leaf in trees.flatten(adapters).items():
     old = trees.flatten(params)[name]
     same = jnp.zeros_like(old) if name.endswith("lora_b") else old

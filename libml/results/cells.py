@@ -55,8 +55,7 @@ def columns(
   Numbers become columns, pictures (mappings) do not. A count is an integer; the
   last word of its name is what it counts, and the title leaves that out:
   "pruned_heads" becomes "pruned". Where the report has the total, "heads", the
-  cell is a part of it, 3/6, and the total has no column. Of several counts of
-  one thing without a total the first one is shown.
+  cell is a part of it, 3/6, and the total has no column.
 
   Args:
     reports: Of all stages; {} where there is none.
@@ -66,12 +65,12 @@ def columns(
   for report in reports:
     numbers.update({k: v for k, v in report.items() if is_number(v)})
   totals = {name.rpartition("_")[2] for name in numbers if "_" in name}
-  found, titles, counted = [], {*taken}, set()
+  found, titles = [], {*taken}
   for name, value in numbers.items():
     what, _, unit = name.rpartition("_")
     total = unit if what and unit in numbers else ""
     count = isinstance(value, int) and bool(what)
-    if name in totals or (count and not total and unit in counted):
+    if name in totals:
       continue
     words = name.replace("_", " ")
     choices = (what.replace("_", " "), words) if count or total else (words,)
@@ -79,5 +78,4 @@ def columns(
     title = free[0] if free else f"reported {words}"
     found.append(Column(name, title, total))
     titles.add(title)
-    counted |= {unit} if count and not total else set()
   return found
