@@ -31,6 +31,7 @@ from libml import registry
 from libml import trees
 from libml.devices import collectives
 from libml.devices import sharding
+from libml.train import settings
 from libml.train import steps
 
 DEVICES = 8
@@ -131,7 +132,7 @@ def load(name: str) -> Any:
 def compile_step(config: Any, num_classes: int = 100) -> Step:
   """Compiles the train step of a config for all devices, from shapes."""
   mesh = sharding.make_mesh(**registry.plain(config.mesh))
-  config = main.with_global_batch(config, mesh)
+  config = settings.with_global_batch(config, mesh)
   method = main.build_method(config, num_classes, 10)
   optimizer = main.build_optimizer(config, method)
   image = method.model.example_input()["image"]

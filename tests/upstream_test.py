@@ -5,10 +5,11 @@ import pathlib
 import numpy as np
 
 import main
+from libml.train import made_once
 
 
 def test_damaged_weights_are_made_again_from_their_run(tmp_path, monkeypatch):
-  monkeypatch.setattr(main, "CACHE", tmp_path)
+  monkeypatch.setattr(made_once, "CACHE", tmp_path)
   path = pathlib.Path(main.upstream("glyphs_pretrain:smoke", lambda: False))
   good = path.read_bytes()
   assert len(np.load(path).files) > 20

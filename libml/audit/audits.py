@@ -5,6 +5,8 @@ and, where there is one, a model that never saw the classes ("retrained").
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +24,8 @@ from libml.audit import probing
 from libml.audit import relearning
 from libml.devices import sharding
 from libml.pipeline import stage_data
+from models import export
+from models import lora
 
 STAGES = ("none", "last", "all")
 # Training images of a class that probes and attacks see, at most.
@@ -82,13 +86,55 @@ class Audits:
     asked = self.stages == "all" or (self.stages == "last" and last)
     return asked and bool(stage.classes.get("forget"))
 
+  @classmethod
+  def bind(
+    cls,
+    run: Any,
+    params: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    retrained: str | None,
+    again: bool,
+    **options: Any,
+  ) -> Callable[..., dict[str, Any]]:
+    """Returns (state, stage, data) -> what a finished stage's model knows.
+
+    Args:
+      run: Its method and scenario.
+      params: Those before the first stage.
+      mesh: Where they lie.
+      retrained: Workdir of a finished run of the method "retrain"; None: there
+        is none.
+      again: Whether to ask after the last stage where `stages` is "none".
+      **options: The other fields.
+
+    Raises:
+      ValueError: Of `check`, or the retrained run forgot other classes.
+    """
+    method, scenario = run.method, run.scenario
+    if again and options["stages"] == "none":
+      options["stages"] = "last"
+    asked = cls(**options)
+    asked.check(scenario)
+    if asked.stages != "none":
+      own = trees.without(params, method.private)
+      template, _ = lora.split(jax.eval_shape(lambda: own))
+      asked = dataclasses.replace(
+        asked,
+        first=sharding.to_host(params, mesh),
+        retrained=retrained
+        and export.retrained(retrained, template, scenario.forgotten),
+      )
+    return functools.partial(asked.ask, method=method, scenario=scenario)
+
   def ask(
     self,
-    method: Any,
-    scenario: scenarios.Scenario,
     state: Any,
     stage: scenarios.Stage,
     data: stage_data.StageData,
+    *,
+    method: Any,
+    scenario: scenarios.Scenario,
   ) -> dict[str, Any]:
     """Returns `run`'s findings on a finished stage; {} where it is not due."""
     if not self.due(stage, len(scenario.stages)):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from libml import scenarios
+from libml.devices import processes
 
 _PACKAGES = (
   "jax",
@@ -71,17 +72,23 @@ def facts(
     scenario: What arrives when.
     parameters: How many there are, and how many are trained.
     mesh: What the run computes on.
+
+  Raises:
+    ValueError: Weights, data or packages are others in another process.
   """
+  data = {**data, "holdout": config["holdout"]}
+  shared = {"weights": weights, "data": data, "versions": versions()}
+  processes.check_same("weights, data or packages", shared)
   return {
     "name": config["name"],
     "global_batch_size": config["batch_size"],
     "seeds": {"run": config["seed"], **scenario.seeds},
     "weights": weights,
-    "data": {**data, "holdout": config["holdout"]},
+    "data": data,
     "scenario": dict(scenario.description),
     "classes": list(scenario.class_names),
     "parameters": parameters,
-    "versions": versions(),
+    "versions": shared["versions"],
     "devices": devices(mesh),
     "config": config,
   }

@@ -1,6 +1,7 @@
 """What a scenario is made of: stages, their data, and what is measured."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from libml import datasets
+from libml.datasets import class_map
 from libml.problems import Problem
 
 # After each stage: probe -> reading -> figure -> value.
@@ -94,6 +96,20 @@ class Scenario:
     """Classes that stages forget, by the stage's number."""
     stages = (s for s in self.stages if s.goal != "learn")
     return {s.index: s.classes["forget"] for s in stages}
+
+  def columns(self, names: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Returns which columns of a file's head are those of its classes.
+
+    Args:
+      names: File with the names of the file's classes; None: it has these
+        classes, in this order.
+
+    Returns:
+      "rows" and "new", as pretrained.load takes them.
+    """
+    known = self.class_names[: len(self.class_names) - self.new_classes]
+    rows = class_map.head_rows(names, known) if names else None
+    return {"rows": rows, "new": self.new_classes}
 
   def measured_probes(self, rows: Sequence[Row]) -> tuple[str, ...]:
     """Returns the probes of the matrix that were measured so far."""

@@ -1,10 +1,51 @@
 """Weights that a run makes on first use, cached with a checksum."""
 
+import json
+import logging
+import math
 import os
 import pathlib
+import zlib
 from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
 
 from libml.devices import processes
+from libml.devices import sharding
+from models import pretrained
+
+# Of made weights, and of compiled functions.
+CACHE = pathlib.Path(
+  os.environ.get("PALIMPSEST_CACHE")
+  or pathlib.Path.home() / ".cache" / "palimpsest"
+)
+
+_LOG = logging.getLogger("palimpsest")
+
+
+def upstream(name: str, config: ConfigDict, execute: Callable[..., Any]) -> str:
+  """Returns the file of weights that a pretraining config makes, in the cache.
+
+  Args:
+    name: Of the config, perhaps with :arguments.
+    config: What it returns.
+    execute: (config, workdir, mesh=) runs a config.
+  """
+  settings = json.loads(config.to_json())
+  del settings["audit"]  # weights are the same, whatever is asked of them
+  text = json.dumps(settings, sort_keys=True)
+  folder = f"{name.partition(':')[0]}-{zlib.crc32(text.encode()):08x}"
+
+  def make(workdir: pathlib.Path) -> None:
+    _LOG.info("Making the weights of configs/%s.py, once.", name)
+    # The weights must not depend on the devices, so batch_size stands.
+    ways = math.gcd(config.batch_size, jax.device_count())
+    mesh = sharding.make_mesh(ways, jax.device_count() // ways)
+    execute(config, workdir, mesh=mesh)
+
+  return weights(CACHE / folder, make, pretrained.checksum)
 
 
 def weights(

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import jax
+from ml_collections import ConfigDict
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -34,3 +37,24 @@ class Settings:
         raise ValueError(
           f"{name}={getattr(self, name)} must be at least {least}."
         )
+
+
+def of(config: ConfigDict) -> Settings:
+  """Returns those of a config."""
+  return Settings(
+    seed=config.seed,
+    batch_size=config.batch_size,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint.every_steps,
+    checkpoint_keep=config.checkpoint.keep,
+  )
+
+
+def with_global_batch(
+  config: ConfigDict, mesh: jax.sharding.Mesh
+) -> ConfigDict:
+  """Returns a copy whose batch_size is that over all devices of the mesh."""
+  config = config.copy_and_resolve_references()
+  if config.per_device_batch_size is not None:
+    config.batch_size = config.per_device_batch_size * mesh.shape["data"]
+  return config

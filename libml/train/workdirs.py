@@ -14,6 +14,32 @@ from libml.results import results
 _FREE = ("mesh", "sharding", "audit", "export")
 
 
+def begin(
+  workdir: pathlib.Path, config: Mapping[str, Any], *, audit: bool
+) -> tuple[dict[str, Any] | None, bool]:
+  """Makes a workdir a config's own, and says what is left to do there.
+
+  Args:
+    workdir: Of the run.
+    config: As plain data.
+    audit: Whether a finished run is to be audited, whatever the config says.
+
+  Returns:
+    The results, if the run is finished; whether to audit it.
+
+  Raises:
+    ValueError: As `claim`, or there is no finished run to audit.
+  """
+  record = finished(workdir, exported=config["export"])
+  if audit and record is None:
+    raise ValueError(
+      f"{workdir} holds no finished run to audit; first leave --audit out."
+    )
+  claim(workdir, config)
+  due = config["audit"]["stages"] != "none" and lacks_audits(record)
+  return record, audit or due
+
+
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Writes the config into a workdir, which then belongs to it.
 

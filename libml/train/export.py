@@ -1,0 +1,42 @@
+"""The export of a finished run."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from libml import trees
+from libml.devices import processes
+from libml.devices import sharding
+from models import export
+
+
+def write(
+  workdir: pathlib.Path,
+  run: Any,
+  params: Any,
+  *,
+  config: Mapping[str, Any],
+  mesh: jax.sharding.Mesh,
+) -> None:
+  """Writes a run's model for use elsewhere; all processes must call it.
+
+  Args:
+    workdir: Gets the folder export.
+    run: Its method and scenario.
+    params: The last ones, on the mesh.
+    config: Of the run, as plain data.
+    mesh: Where the parameters lie.
+  """
+  params = trees.without(params, run.method.private)
+  params = sharding.to_host(params, mesh)
+  if processes.is_first():
+    export.write(
+      workdir / "export",
+      model=run.method.model,
+      params=params,
+      config=config,
+      classes=run.scenario.class_names or None,
+      forgotten=run.scenario.forgotten,
+    )
