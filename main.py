@@ -163,7 +163,7 @@ def initial_params(
     path, prefix = upstream(config.pretrain, should_stop), f"{config.pretrain}/"
   if path is not None:
     columns = scenario.columns(config.init_head_names) if scenario else {}
-    head = {"head": config.init_head, **columns}
+    head = dict(head=config.init_head, **columns)
     params = initial.load(model, path, seed=config.seed, **head)
     name = prefix + pathlib.Path(path).name
     return params, {"name": name, "sha256": pretrained.checksum(path)}
@@ -247,9 +247,8 @@ def execute(
   return record
 
 
-def main(argv: list[str]) -> None:
-  """Reads the flags and runs."""
-  del argv
+def main(_: list[str]) -> None:
+  """Runs what the flags say."""
   console.start(_LOG)
   compiled.keep_compiled(made_once.CACHE / "xla" / platform.node())
   stopped = []
