@@ -311,9 +311,8 @@ def test_prototypes_may_be_of_augmented_images(run):
   stage = run.run.scenario.stages[2]
   method = change(run, augment_prototypes=True)
   memory = {**run.state.memory, "known": jnp.arange(6) < 4}
-  state = method.after_stage(
-    run.state.replace(memory=memory), stage, run.run.data(stage)
-  )
+  data = dataclasses.replace(run.run.data(stage), compiled=Compiled())
+  state = method.after_stage(run.state.replace(memory=memory), stage, data)
   plain, augmented = means(run, augment=False), means(run, augment=True)
   for label, mean in augmented.items():
     np.testing.assert_allclose(
