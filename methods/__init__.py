@@ -1,6 +1,7 @@
 """Methods by the name that a config gives; each is in the file of its name."""
 
 from methods import bad_teacher
+from methods import coda_prompt
 from methods import der
 from methods import der_plus
 from methods import dualprompt
@@ -40,6 +41,7 @@ METHODS = {
   "ranpac": ranpac.RanPAC,
   "l2p": l2p.L2P,
   "dualprompt": dualprompt.DualPrompt,
+  "coda_prompt": coda_prompt.CodaPrompt,
   "lora_sub": lora_sub.LoraSub,
   "inflora": inflora.InfLoRA,
   "gs_lora": gs_lora.GsLora,

@@ -288,6 +288,7 @@ def test_data_dir_of_one_part_is_that_of_all():
     ("five_datasets_l2p", 50, 207_410),
     ("core50_l2p", 50, 85_883_186),
     ("cifar100_lora_sub", 100, 445_540),
+    ("cifar100_coda_prompt", 100, 3_916_900),
     ("domainnet_lora_sub", 345, 1_739_865),
   ],
 )

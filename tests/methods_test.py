@@ -199,6 +199,7 @@ MASKED = [
   ("finetune", {"mask_classes": True}),
   ("l2p", {}),
   ("dualprompt", {"e_layers": (0,), "g_layers": (0,)}),
+  ("coda_prompt", {"e_layers": (0,)}),
   ("inflora", {}),
 ]
 
