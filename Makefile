@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
-RUNS := lora_sub finetune head masked_head lora inflora nearest_mean ranpac joint
+RUNS := coda_prompt lora_sub finetune head masked_head lora inflora nearest_mean ranpac joint
 
 SWAPS := swap_lf swap_fl
 
@@ -32,6 +32,7 @@ demo: install
 run-forget: CONFIG = digits_gs_lora.py
 run-swap_lf: CONFIG = digits_swap.py:order=lf
 run-swap_fl: CONFIG = digits_swap.py:order=fl
+run-coda_prompt: CONFIG = digits_coda_prompt.py
 run-lora_sub: CONFIG = digits_lora_sub.py
 run-%: CONFIG = digits_reference.py:method=$*
 run-%:
