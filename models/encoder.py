@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -188,10 +189,17 @@ class EncoderAnatomy(anatomy.Anatomy):
   """Of patch embedding, class token, an Encoder named Transformer, and a head.
 
   Attributes:
+    image_size: S, the side of an image.
     depth: Number of blocks.
   """
 
+  image_size: int
   depth: int
+
+  def example_input(self, batch_size: int = 1) -> dict[str, np.ndarray]:
+    """Returns an input of zeros, "image" [B, S, S, 3]."""
+    shape = (batch_size, self.image_size, self.image_size, 3)
+    return {"image": np.zeros(shape, np.float32)}
 
   @property
   def class_heads(self) -> tuple[str, ...]:

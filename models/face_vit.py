@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -202,11 +201,6 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     """N, the number of patches of an image."""
     free = self.image_size + 2 * self.padding - self.patch_size
     return (free // self.stride + 1) ** 2
-
-  def example_input(self, batch_size: int = 1) -> dict[str, Any]:
-    """Returns an input of zeros, "image" [B, S, S, 3], to draw parameters."""
-    shape = (batch_size, self.image_size, self.image_size, 3)
-    return {"image": np.zeros(shape, np.float32)}
 
   def __call__(
     self, inputs: Mapping[str, Any], *, train: bool = False

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -184,11 +183,6 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
   def num_patches(self) -> int:
     """N, the number of patches of an image."""
     return (self.image_size // self.patch_size) ** 2
-
-  def example_input(self, batch_size: int = 1) -> dict[str, Any]:
-    """Returns an input of zeros, "image" [B, S, S, 3], to draw parameters."""
-    shape = (batch_size, self.image_size, self.image_size, 3)
-    return {"image": np.zeros(shape, np.float32)}
 
   def __call__(
     self, inputs: Mapping[str, Any], *, train: bool = False
