@@ -72,7 +72,9 @@ def test_no_file_is_answered_for_twice():
   assert all(len(modules) == 1 for modules in claims().values())
 
 
-@pytest.mark.parametrize("family", ["gslora", "l2p", "learning", "lora_sub", "swapping"])
+@pytest.mark.parametrize(
+  "family", ["gslora", "l2p", "learning", "lora_sub", "swapping"]
+)
 def test_every_file_has_a_module_that_answers_for_it(family):
   stored = {f"{family}/{p.stem}" for p in (figures.OWN / family).glob("*.npz")}
   assert stored and stored <= claims().keys()
