@@ -171,14 +171,11 @@ class LoraSub(Method):
       for side, leaf in (("left", "lora_a"), ("right", "lora_b"))
     }
 
-  def rounds(self, stage, data):
-    """Trains; the first task may have epochs of its own."""
+  def stage_epochs(self, stage):
+    """The first task may have epochs of its own."""
     if stage.index or self.first_epochs is None:
-      return super().rounds(stage, data)
-    first = dataclasses.replace(
-      self, epochs=self.first_epochs, first_epochs=None
-    )
-    return first.rounds(stage, data)
+      return self.epochs
+    return self.first_epochs
 
   def loss(self, params, memory, batch, rng):
     """Cross entropy of the task's columns, and the augmented triplet loss."""

@@ -172,10 +172,15 @@ class Method:
     del params, memory, batch
     return {}
 
+  def stage_epochs(self, stage: Stage) -> int:
+    """Returns how many epochs a stage trains."""
+    del stage
+    return self.epochs
+
   def rounds(self, stage: Stage, data: StageData) -> tuple[Round, ...]:
     """Returns what is trained in a stage, in order."""
     roles = self.roles(stage)
-    steps = self.epochs * data.steps_per_epoch(roles)
+    steps = self.stage_epochs(stage) * data.steps_per_epoch(roles)
     train = Round("train", self.loss, {"train": roles}, steps)
     last = stage.index + 1 == self.num_stages
     return self.rehearsal.rounds(train, stage, data, last=last)
