@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import workload
 
 from libml.devices import sharding
@@ -25,7 +24,10 @@ def measure(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
   load, args = workload.start(__doc__ or "", argv)
   method, state = load.method, load.state
   replicated = sharding.replicated(load.mesh)
-  allowed = jax.device_put(np.ones(args.num_classes, bool), replicated)
+  classes = range(args.num_classes)
+  constants = jax.device_put(
+    method.problem.constants(classes, args.num_classes), replicated
+  )
   fixed = jax.jit(method.precompute)(state.params, state.memory, load.batch)
   evaluate = jax.jit(
     steps.make_evaluate_step(
@@ -38,7 +40,7 @@ def measure(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     ("evaluate, cached", {**load.batch, **fixed}),
     ("evaluate", load.batch),
   ):
-    inputs = state.params, state.memory, batch, allowed
+    inputs = state.params, state.memory, batch, constants
     step, facts = workload.compile_step(evaluate, *inputs)
     seconds = workload.timed(lambda s=step, i=inputs: s(*i), args.steps)
     results.append({"step": name, **workload.report(load, facts, seconds)})

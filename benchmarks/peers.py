@@ -48,7 +48,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def our_steps(method: str, dtype: str, args: argparse.Namespace) -> Any:
   """Returns {"train": step, "evaluate": step} of this project."""
   import jax
-  import numpy as np
   import workload
 
   from libml.train import steps
@@ -70,7 +69,7 @@ def our_steps(method: str, dtype: str, args: argparse.Namespace) -> Any:
   measure = jax.jit(
     steps.make_evaluate_step(predict, judge.problem.measure, observe)
   )
-  allowed = np.ones(100, bool)
+  constants = judge.problem.constants(range(100), 100)
   state = load.state
 
   def train():
@@ -81,7 +80,7 @@ def our_steps(method: str, dtype: str, args: argparse.Namespace) -> Any:
   def evaluate():
     batch = {**load.batch, **fixed}
     return jax.block_until_ready(
-      measure(state.params, state.memory, batch, allowed)
+      measure(state.params, state.memory, batch, constants)
     )
 
   return {"train": train, "evaluate": evaluate}
