@@ -9,7 +9,8 @@ The weights are AugReg's, fine-tuned on ImageNet-1k, storage.googleapis.com/
 vit_models/augreg/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--
 imagenet2012-steps_20k-lr_0.01-res_224.npz (timm's vit_base_patch16_224
 .augreg_in21k_ft_in1k). ":order=natural" keeps the order of classes, which is
-the authors' first seed; any number draws one.
+the authors' first seed; a number draws one by NumPy's permutation, which is
+not how the authors' further seeds do.
 """
 
 from configs import base

@@ -31,7 +31,10 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns nested dictionaries of leaves by name; undoes `flatten`."""
+  """Returns nested dictionaries of leaves by name.
+
+  It undoes `flatten` for dictionaries whose keys have no "/".
+  """
   tree: dict[str, Any] = {}
   for key, leaf in leaves.items():
     *parents, last = key.split("/")

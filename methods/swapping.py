@@ -102,7 +102,7 @@ class Swapping(Method):
 
   @property
   def transforms(self):
-    """Of a pattern in `new_columns`, the other columns keep every bit."""
+    """Parameters in `new_columns` change in the new classes' columns only."""
     return (transforms.keep_salient(),)
 
   @property

@@ -54,7 +54,8 @@ class Anatomy:
   def adaptable(self) -> Mapping[str, str]:
     """Kind -> pattern of the dense layers that adapters are made for.
 
-    "attention": those whose input's subspace some methods find; "mlp".
+    "attention": projections of the attention's input (LoRA-Sub, InfLoRA);
+    "mlp": both layers of the MLP (GS-LoRA).
     """
     return {}
 

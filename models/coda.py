@@ -100,7 +100,8 @@ def orthogonalize(
   Row i = start, start + 1, ... becomes u_i = v - sum_{j<i} <v, u_j> / |u_j|^2
   u_j of its draw v; at the end the new rows get unit length. Earlier rows that
   training moved are not orthogonal to each other, so that new ones are only
-  nearly orthogonal to them, as in the released code.
+  nearly orthogonal to them, as in the released code. That draws again where
+  |u|^2 is below 1e-8, which n <= M <= K normal draws do not come near.
 
   Args:
     rows: Those from `start` on are replaced or set to 0.

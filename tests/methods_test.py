@@ -20,8 +20,8 @@ from libml.train.observer import Observer
 from methods import METHODS
 from methods.parts import class_heads
 
-# Method -> one that sums over devices and is saved as it is, and stands for it
-# there.
+# Method -> a method with the same sums over devices and the same saved leaves;
+# its run on one device covers both.
 LIKE = {
   "l2": "ewc",
   "mas": "ewc",

@@ -18,8 +18,9 @@ class Problem(Protocol):
   Attributes:
     name: By which methods say that they serve it.
     figure: The number of `report` that scenarios sum up and tables show.
-    targets: Entries of a batch that tell its answers. Audits hide them.
-    hidden: Those that `predict` must not see, either, where this is measured.
+    targets: Names of the entries of a batch that hold the ground truth; audits
+      remove them before the model runs.
+    hidden: Those of them that evaluation removes, too.
   """
 
   name: ClassVar[str]
