@@ -3,7 +3,6 @@
 python main.py --my_config configs/digits_l2p.py --workdir ./digits
 """
 
-import contextlib
 import functools
 import importlib
 import json
@@ -37,9 +36,9 @@ from libml.devices import sharding
 from libml.problems import PROBLEMS
 from libml.registry import plain
 from libml.results import console
-from libml.results import reporting
 from libml.results import results
 from libml.results import tables
+from libml.results.reporting import Reporter
 from libml.scenarios import verification
 from libml.train import export
 from libml.train import made_once
@@ -66,9 +65,11 @@ _AUDIT = flags.DEFINE_bool("audit", False, "Audit a finished run's model.")
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Find the run's other processes: TPU pods, SLURM."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Process 0: HOST:PORT.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Its number, from 0.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, where nothing finds it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Process count.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one, from 0.")
 
 
 def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
@@ -118,9 +119,9 @@ def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
 
 
 def build_run(
-  config: ConfigDict, scenario: scenarios.Scenario, **around: Any
+  config: ConfigDict, scenario: scenarios.Scenario, **others: Any
 ) -> run_lib.Run:
-  """Returns a config's run of a scenario; `around` is what Run takes beside."""
+  """Returns a config's run of a scenario; `others` are Run's own arguments."""
   # These pull in TensorFlow, which takes seconds.
   from libml.images import mixing
   from libml.images import preprocess
@@ -140,7 +141,7 @@ def build_run(
     ),
     settings=settings_lib.of(config),
     rules=plain(config.sharding),
-    **around,
+    **others,
   )
 
 
@@ -155,7 +156,7 @@ def initial_params(
   Args:
     config: From a config file.
     model: The module.
-    scenario: Knows the columns of the head; None: they are the weights'.
+    scenario: Says which columns of the file's head to load; None: all.
     should_stop: Asked while weights are made.
   """
   path, prefix = config.init_checkpoint, ""
@@ -173,7 +174,7 @@ def initial_params(
       ".safetensors), or say --my_config.random_init=True."
     )
   params = initial.draw(model, seed=config.seed)
-  if config.init_head == "keep":  # a new one is zero and passes nothing on
+  if config.init_head == "keep":  # no gradient passes a head of zeros
     key = jax.random.key(config.seed)
     params = class_heads.draw(params, key, model.class_heads)
   return jax.device_get(params), {"name": "random", "seed": config.seed}
@@ -211,9 +212,9 @@ def execute(
   """
   mesh = mesh or sharding.make_mesh(**plain(config.mesh))
   config = settings_lib.with_global_batch(config, mesh)
-  settings = json.loads(config.to_json())
-  processes.check_same("config", settings)
-  record, audit = workdirs.begin(workdir, settings, audit=audit)
+  plain_config = json.loads(config.to_json())
+  processes.check_same("config", plain_config)
+  record, audit = workdirs.begin(workdir, plain_config, audit=audit)
   if record is not None and not audit:
     _LOG.info("%s is finished; nothing is trained.", workdir)
     return record
@@ -226,7 +227,7 @@ def execute(
   state = run.start(params)
   del params  # or the host would keep them for as long as the run takes
   facts = results.facts(
-    settings,
+    plain_config,
     weights=weights,
     data=source.description,
     scenario=scenario,
@@ -238,12 +239,11 @@ def execute(
   )
   if audit:
     return run.audit(state, workdir, facts, ask)
-  reporter = reporting.Reporter(workdir, total_stages=len(scenario.stages))
-  with contextlib.closing(reporter):
-    reporter.hparams(settings)
+  with Reporter(workdir, total_stages=len(scenario.stages)) as reporter:
+    reporter.hparams(plain_config)
     state, record = run.walk(state, workdir, facts, reporter, audit=ask)
   if config.export:
-    export.write(workdir, run, state.params, config=settings, mesh=mesh)
+    export.write(workdir, run, state.params, config=plain_config, mesh=mesh)
   return record
 
 
@@ -260,7 +260,7 @@ def main(_: list[str]) -> None:
       _PROCESS_ID.value,
       detect=_DISTRIBUTED.value,
     )
-    # After join, which has a handler of its own.
+    # After join: jax.distributed installs its own handler of SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     stop = functools.partial(bool, stopped)
     record = execute(_CONFIG.value, workdir, stop, audit=_AUDIT.value)

@@ -5,6 +5,9 @@ from ml_collections import config_dict
 
 from configs import options
 
+# What trains a head alone, as optimizer.groups.
+HEAD_GROUPS = (("head", r"head/.*"), ("backbone", r".*"))
+
 
 def get_config() -> ml_collections.ConfigDict:
   """Returns the defaults; a config file changes what differs."""
@@ -132,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
       "optimizer": {
         # (name, pattern) in order; each name has its settings below. The
         # settings None freeze a group.
-        "groups": (("head", r"head/.*"), ("backbone", r".*")),
+        "groups": HEAD_GROUPS,
         # Learning rates are for this many images a step; None: as they stand.
         "lr_batch_size": config_dict.placeholder(int),
         # Largest norm of a gradient; inf: any.

@@ -75,7 +75,7 @@ def adapt(
   config.init_head = "keep"
   config.optimizer.clip_norm = float("inf")
   rate = lr or RATES.get(name, 1e-4)
-  blocks = smoke.FEWEST_BLOCKS if arg.smoke else blocks
+  blocks = smoke.SMOKE_DEPTH if arg.smoke else blocks
   KINDS.get(name, whole)(config, rate, blocks)
   for group, _ in config.optimizer.groups:
     if config.optimizer[group] and min_lr is not None:

@@ -8,9 +8,11 @@ from ml_collections import config_dict
 from configs.arguments import order_seed as order_seed
 from configs.arguments import parse_arg as parse_arg
 from configs.arguments import title as title
+from configs.base import HEAD_GROUPS
 from configs.options import method as method
 from configs.options import scenario as scenario
 from configs.smoke import smoke as smoke
+from libml import registry
 
 # The channel statistics with which most ImageNet weights were trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -18,11 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Of the parameters that L2P and DualPrompt add.
 PROMPTS = r"prompt_pool/.*|prefix|reweight"
-LORA_GROUPS = (
-  ("lora", r".*/lora_[ab]"),
-  ("head", r"head/.*"),
-  ("backbone", r".*"),
-)
+LORA_GROUPS = (("lora", r".*/lora_[ab]"), *HEAD_GROUPS)
 
 
 def tfds(name: str) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def measure(config: ml_collections.ConfigDict) -> None:
   """Trains nothing: measures the given weights in the config's scenario."""
   config.method = method("frozen")
   config.model.lora = None
-  config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
+  config.optimizer.groups = HEAD_GROUPS
   del config.optimizer["lora"]
   config.export = False
 
@@ -139,11 +137,7 @@ def prompt_optimizer(
     lr: The rate.
     prompts: Pattern of the parameters that the method adds.
   """
-  config.optimizer.groups = (
-    ("prompt", prompts),
-    ("head", r"head/.*"),
-    ("backbone", r".*"),
-  )
+  config.optimizer.groups = (("prompt", prompts), *HEAD_GROUPS)
   config.optimizer.prompt = adam(lr)
   config.optimizer.head = adam(lr)
   config.optimizer.backbone = None
@@ -252,12 +246,14 @@ def reference(
     ValueError: Another method.
   """
   if name not in REFERENCES:
-    raise ValueError(f"method={name!r} must be one of {sorted(REFERENCES)}.")
+    raise ValueError(
+      f"Unknown method={name!r}. {registry.nearest(name, REFERENCES)}"
+    )
   row, changes, trained = REFERENCES[name]
   config.name = name
   config.model.classifier = "token"
   config.method = method(row, **changes)
-  config.optimizer.groups = (("head", r"head/.*"), ("backbone", r".*"))
+  config.optimizer.groups = HEAD_GROUPS
   config.optimizer.head = adam(head_lr)
   config.optimizer.backbone = adam(body_lr * trained) if trained else None
   if name in ADAPTED:

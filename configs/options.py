@@ -1,6 +1,5 @@
 """Sections of a config, from the signature of what takes their options."""
 
-import inspect
 import types
 import typing
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from methods import METHODS
 def method(name: str, **changes: Any) -> dict[str, Any]:
   """Returns the section of a method: a row of METHODS and all its options.
 
-  What is not changed has the default of the method's class. What is None is a
-  placeholder of the option's type, or no flag could set it.
+  What is not changed has the default of the method's class. An option that is
+  None becomes a placeholder of its type, so that a flag can set it.
 
   Raises:
     ValueError: An unknown method or option; the message names the nearest.
@@ -41,28 +40,15 @@ def _section(
   changes: Mapping[str, Any],
   given: Sequence[str] = (),
 ) -> dict[str, Any]:
-  if name not in table:
-    raise ValueError(
-      f"Unknown {kind} {name!r}. {registry.nearest(name, table)}"
-    )
   parameters = {
     option: parameter
-    for option, parameter in inspect.signature(table[name]).parameters.items()
+    for option, parameter in registry.parameters(table, kind, name).items()
     if parameter.kind is parameter.KEYWORD_ONLY and option not in given
   }
-  for option in changes:
-    if option not in parameters:
-      raise ValueError(
-        f"Unknown option {option!r} of the {kind} {name!r}. "
-        f"{registry.nearest(option, parameters)}"
-      )
+  registry.check(f"{kind} {name!r}", changes, parameters)
   section: dict[str, Any] = {"name": name}
   for option, parameter in parameters.items():
     value = changes.get(option, parameter.default)
-    if value is parameter.empty:
-      raise ValueError(
-        f"The {kind} {name!r} needs {option}; give it in the config."
-      )
     if value is None:
       value = config_dict.placeholder(_type(parameter.annotation))
     section[option] = value
@@ -70,7 +56,7 @@ def _section(
 
 
 def _type(annotation: Any) -> type:
-  """Returns what a flag makes of a value of `float | None` and the like."""
+  """Returns the type that a flag parses for `float | None` and the like."""
   if isinstance(annotation, types.UnionType):
     kinds = typing.get_args(annotation)
     annotation = next(kind for kind in kinds if kind is not types.NoneType)

@@ -4,8 +4,8 @@ import ml_collections
 
 from methods import METHODS
 
-# Of a smoke run, but where prompts are at later ones: seconds to compile.
-FEWEST_BLOCKS = 2
+# Blocks of a smoke run's model, unless Method.fewest_blocks asks for more.
+SMOKE_DEPTH = 2
 
 _SYNTHETIC = {"name": "synthetic", "num_classes": 6, "per_class": 16, "size": 8}
 # Scenario -> (its largest options in a smoke run, data that it takes).
@@ -71,7 +71,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if config.method[option] is not None:
       config.method[option] = min(most, config.method[option])
   fewest = method.fewest_blocks(config.method)
-  config.model.depth = max(FEWEST_BLOCKS, fewest)
+  config.model.depth = max(SMOKE_DEPTH, fewest)
   if config.model.lora:
     config.model.lora.rank = min(2, config.model.lora.rank)
   if config.scenario.name == "forgetting":

@@ -36,30 +36,56 @@ def build(
     ValueError: An unknown name, an unknown option, or one that is missing;
       the message names the nearest valid one.
   """
+  check(f"{kind} {name!r}", options, parameters(table, kind, name))
+  return table[name](**options)
+
+
+def parameters(
+  table: Mapping[str, Callable[..., Any]], kind: str, name: str
+) -> dict[str, inspect.Parameter]:
+  """Returns the options of the row `name` of a table, from its signature.
+
+  Raises:
+    ValueError: An unknown name; the message names the nearest one.
+  """
   if name not in table:
     raise ValueError(f"Unknown {kind} {name!r}. {nearest(name, table)}")
-  parameters = inspect.signature(table[name]).parameters.values()
-  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-    known = [p.name for p in parameters]
-    for option in options:
-      if option not in known:
-        raise ValueError(
-          f"Unknown option {option!r} of the {kind} {name!r}. "
-          f"{nearest(option, known)}"
-        )
+  return dict(inspect.signature(table[name]).parameters)
+
+
+def check(
+  row: str,
+  options: Iterable[str],
+  known: Mapping[str, inspect.Parameter],
+) -> None:
+  """Checks the names of a row's options.
+
+  Args:
+    row: For the errors, such as "method 'l2p'".
+    options: Those that a config gives.
+    known: Those that there are.
+
+  Raises:
+    ValueError: An unknown option, or one that is missing.
+  """
+  options = set(options)
+  if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+    for option in sorted(options - known.keys()):
+      raise ValueError(
+        f"Unknown option {option!r} of the {row}. {nearest(option, known)}"
+      )
   missing = [
     p.name
-    for p in parameters
+    for p in known.values()
     if p.default is p.empty
     and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     and p.name not in options
   ]
   if missing:
     raise ValueError(
-      f"The {kind} {name!r} needs {', '.join(missing)}; give "
+      f"The {row} needs {', '.join(missing)}; give "
       f"{'it' if len(missing) == 1 else 'them'} in the config."
     )
-  return table[name](**options)
 
 
 def plain(config: Any) -> Any:

@@ -175,6 +175,22 @@ def join(base: Params, adapters: Params) -> dict[str, Any]:
   return trees.unflatten({**trees.flatten(base), **trees.flatten(adapters)})
 
 
+def check_trained(trainable: Params) -> None:
+  """Raises ValueError for adapters of which the optimizer trains none.
+
+  Args:
+    trainable: Booleans, of the parameters' structure.
+  """
+  flat = trees.flatten(trainable)
+  trained = [on for name, on in flat.items() if name.endswith("/lora_b")]
+  if trained and not any(trained):
+    raise ValueError(
+      "The model has LoRA adapters, and the optimizer trains none; put a group "
+      "with the pattern '.*/lora_[ab]' and settings before the others in "
+      "optimizer.groups, or set model.lora=None."
+    )
+
+
 def restart(
   adapters: Params,
   rng: jax.Array,

@@ -188,6 +188,10 @@ LORA_CASES = {
     },
     r"group 'lora', .*; similar names are .*key/lora_a' \(in group 'backbone'",
   ),
+  "adapters that nobody trains": (
+    {"method": {"name": "finetune"}, "optimizer__lora": None},
+    r"the optimizer trains none; put a group .*lora_\[ab\]",
+  ),
   "a trained kernel beside an adapter": (
     {"optimizer__backbone": common.adam(0.1)},
     r"trains .*key/lora_a and freezes .*key/kernel; put a group",

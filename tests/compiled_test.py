@@ -99,6 +99,23 @@ def test_arrays_that_it_binds_are_compared_as_objects():
     compiled("name", functools.partial(scaled, by=array.copy()))
 
 
+def test_a_function_may_bind_itself_or_nothing_yet():
+  def counting(by):
+    def count(x):
+      return later(x) if by else count(x)
+
+    if by > 1:
+      later = scaled
+    return count
+
+  for by in (1.0, 2.0):
+    compiled = Compiled()
+    first = compiled("name", counting(by))
+    assert compiled("name", counting(by)) is first
+  with pytest.raises(RuntimeError, match="another one"):
+    compiled("name", counting(1.0))
+
+
 def test_it_is_compiled_once():
   compiled = Compiled()
   for _ in range(3):

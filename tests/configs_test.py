@@ -312,7 +312,7 @@ def test_unknown_arguments_are_named(arg, message):
 
 def test_unknown_reference_is_named():
   with pytest.raises(
-    ValueError, match="method='jont' must be one of .*'joint'"
+    ValueError, match="Unknown method='jont'. Did you mean 'joint'"
   ):
     load("digits_reference", "method=jont")
 

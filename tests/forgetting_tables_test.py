@@ -74,6 +74,18 @@ def test_runs_beside_each_other_show_the_worst_request():
   assert lines[5] == ["b", "10.0", "10.0", "2.0", "60.0", "33"]
 
 
+def test_only_a_count_is_a_part_of_a_count_of_the_same_things():
+  reports = [
+    {"loss": 0.5, "head_loss": 0.3, "tries": 2, "lost_tries": None},
+    {"loss": 1, "head_loss": None, "tries": {"a": 1}, "lost_tries": 1},
+  ]
+  lines = printed(tables.run_table(record("run", 0.3, reports)))
+  # Loss, head loss, tries, lost (tries), seconds.
+  assert lines[2][-6:] == "loss head loss tries lost s".split()
+  assert lines[5][-4:] == ["0.5", "0.3", "2", "12"]
+  assert lines[6][-3:] == ["1", "1", "7"]
+
+
 def test_whatever_a_method_reports_is_a_column():
   reports = [
     {

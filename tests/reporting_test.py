@@ -21,7 +21,18 @@ REPORT = {
   "seen_images": 1234,
   "lean": {"left": -1.0, "right": 2.0},
   "nothing": {},
+  "avg_acc": 7.5,  # the name of a summary, too
 }
+
+
+def report(method, state):
+  """Returns REPORT as a method may give it: scalars of NumPy and of jax."""
+  del method, state
+  return {
+    **REPORT,
+    "spread": np.float32(0.25),
+    "lean": {"left": jnp.float32(-1.0), "right": 2.0},
+  }
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +40,7 @@ def run(tmp_path_factory):
   """Returns the workdir of a finished smoke run, whose method has a report."""
   workdir = tmp_path_factory.mktemp("run")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(METHODS["l2p"], "report", lambda self, state: REPORT)
+    patch.setattr(METHODS["l2p"], "report", report)
     main.execute(digits_l2p.get_config("smoke"), workdir)
   return workdir
 
@@ -106,10 +117,13 @@ def test_a_report_of_any_names_reaches_the_table_and_tensorboard(run, capsys):
   assert record["reports"] == 3 * [REPORT]
   tags = set(_tags(run).Tags()["tensors"])
   assert {"spread", "seen_images", "lean"} <= tags and "nothing" not in tags
+  assert {"avg_acc", "report/avg_acc"} <= tags
   tables.main([str(run)])
   _, _, header, _, *rows = capsys.readouterr().out.splitlines()
-  assert header.split()[-3:] == ["spread", "seen", "s"]
-  assert [row.split()[-3:-1] for row in rows[:3]] == 3 * [["0.25", "1,234"]]
+  # "avg_acc" is a column already.
+  assert header.split()[-6:] == "spread seen reported avg acc s".split()
+  shown = [row.split()[-4:-1] for row in rows[:3]]
+  assert shown == 3 * [["0.25", "1,234", "7.5"]]
 
 
 def _record(probes, stages, **figures):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 _COMPILATIONS: collections.Counter[str] = collections.Counter()
 
@@ -87,25 +88,39 @@ class Compiled:
     return {name: count for name, count in made.items() if count}
 
 
-def _is_same(known: Any, given: Any) -> bool:
-  """Returns whether two functions, or values that they bind, are the same."""
-  if known is given:
+def _is_same(
+  known: Any, given: Any, asked: frozenset[tuple[int, int]] = frozenset()
+) -> bool:
+  """Returns whether two functions, or values that they bind, are the same.
+
+  Args:
+    known: A function or value.
+    given: Another one.
+    asked: Pairs that hold these two; a function may bind itself.
+  """
+  pair = id(known), id(given)
+  if known is given or pair in asked:
     return True
-  if type(known) is not type(given):
+  is_array = isinstance(known, np.ndarray | jax.Array)
+  if is_array or type(known) is not type(given):
     return False
+  same = functools.partial(_is_same, asked=asked | {pair})
   if isinstance(known, dict):
     return known.keys() == given.keys() and all(
-      _is_same(value, given[key]) for key, value in known.items()
+      same(value, given[key]) for key, value in known.items()
     )
   if isinstance(known, tuple | list):
-    return len(known) == len(given) and all(map(_is_same, known, given))
+    return len(known) == len(given) and all(map(same, known, given))
   parts = _parts(known)
-  if parts is not None:
-    return _is_same(parts, _parts(given))
+  return bool(known == given) if parts is None else same(parts, _parts(given))
+
+
+def _content(cell: types.CellType) -> Any:
+  """Returns what a closure's cell holds; None where it is empty yet."""
   try:
-    return bool(known == given)
-  except (TypeError, ValueError):  # arrays compare to arrays
-    return False
+    return cell.cell_contents
+  except ValueError:
+    return None
 
 
 def _parts(value: Any) -> tuple[Any, ...] | None:
@@ -119,7 +134,7 @@ def _parts(value: Any) -> tuple[Any, ...] | None:
   if isinstance(value, types.MethodType):
     return value.__func__, value.__self__
   if isinstance(value, types.FunctionType):
-    bound = [cell.cell_contents for cell in value.__closure__ or ()]
+    bound = [_content(cell) for cell in value.__closure__ or ()]
     defaults = value.__defaults__, value.__kwdefaults__
     return value.__module__, value.__code__, *defaults, *bound
   is_settings = dataclasses.is_dataclass(value) and not isinstance(value, type)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from libml import trees
 
 # Name of a parameter -> name of its group, None where it has none.
-Groups = Callable[[str], str | None]
+LassoGroups = Callable[[str], str | None]
 
 # Name in a config -> pattern over adapters (GS-LoRA's groupings). BLOCK stands
 # for the branches of a model's blocks.
@@ -24,7 +24,7 @@ GROUPINGS = {
 }
 
 
-def of_adapters(grouping: str, blocks: Iterable[str]) -> Groups:
+def of_adapters(grouping: str, blocks: Iterable[str]) -> LassoGroups:
   """Returns groups of a model's adapters.
 
   Args:
@@ -34,7 +34,7 @@ def of_adapters(grouping: str, blocks: Iterable[str]) -> Groups:
   return by_pattern(GROUPINGS[grouping].replace("BLOCK", _any_of(blocks)))
 
 
-def by_branch(branches: Iterable[str]) -> Groups:
+def by_branch(branches: Iterable[str]) -> LassoGroups:
   """Returns groups that are all parameters below each of some branches."""
   return by_pattern(f"({_any_of(branches)})/.*")
 
@@ -45,7 +45,7 @@ def _any_of(branches: Iterable[str]) -> str:
 
 
 @functools.cache
-def by_pattern(pattern: str) -> Groups:
+def by_pattern(pattern: str) -> LassoGroups:
   """Returns groups that a regular expression over whole names captures.
 
   What the expression captures, joined by "/", names the group; a parameter
@@ -74,7 +74,7 @@ def by_pattern(pattern: str) -> Groups:
   return group
 
 
-def members(tree: Any, groups: Groups) -> dict[str, list[str]]:
+def members(tree: Any, groups: LassoGroups) -> dict[str, list[str]]:
   """Returns the names of each group's leaves, in the tree's order."""
   found: dict[str, list[str]] = {}
   for name in trees.flatten(tree):
@@ -84,7 +84,7 @@ def members(tree: Any, groups: Groups) -> dict[str, list[str]]:
   return found
 
 
-def norms(tree: Any, groups: Groups) -> dict[str, jax.Array]:
+def norms(tree: Any, groups: LassoGroups) -> dict[str, jax.Array]:
   """Returns the Euclidean norm over all leaves of each group, float32[].
 
   Its gradient at a group that is all zero is zero, a subgradient, and not NaN.
@@ -102,12 +102,12 @@ def norms(tree: Any, groups: Groups) -> dict[str, jax.Array]:
   return {group: norm(names) for group, names in members(tree, groups).items()}
 
 
-def penalty(tree: Any, groups: Groups) -> jax.Array:
+def penalty(tree: Any, groups: LassoGroups) -> jax.Array:
   """Returns the sum of the groups' norms, float32[]; of no group, 0."""
   return sum(norms(tree, groups).values(), jnp.zeros((), jnp.float32))
 
 
-def zeros(tree: Any, groups: Groups) -> dict[str, jax.Array]:
+def zeros(tree: Any, groups: LassoGroups) -> dict[str, jax.Array]:
   """Returns for each group whether all of it is exactly zero, bool[]."""
   leaves = trees.flatten(tree)
   return {

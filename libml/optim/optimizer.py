@@ -20,7 +20,7 @@ from libml.optim import projection
 from libml.optim import proximal
 from libml.optim import schedules
 from libml.optim import transforms as transforms_lib
-from libml.optim.group_lasso import Groups as LassoGroups
+from libml.optim.group_lasso import LassoGroups
 from libml.optim.groups import Groups
 
 

@@ -66,7 +66,7 @@ class ProximalSgdState(NamedTuple):
 def proximal_group_lasso(
   learning_rate: optax.ScalarOrSchedule,
   alpha: optax.ScalarOrSchedule,
-  groups: group_lasso.Groups,
+  groups: group_lasso.LassoGroups,
   *,
   b1: float = 0.9,
   b2: float = 0.999,
@@ -213,7 +213,7 @@ def proximal_group_lasso(
 def proximal_group_lasso_sgd(
   learning_rate: optax.ScalarOrSchedule,
   alpha: optax.ScalarOrSchedule,
-  groups: group_lasso.Groups,
+  groups: group_lasso.LassoGroups,
   *,
   momentum: float = 0.0,
   nesterov: bool = False,
@@ -300,7 +300,7 @@ def proximal_group_lasso_sgd(
 def decoupled_group_lasso(
   learning_rate: optax.ScalarOrSchedule,
   alpha: optax.ScalarOrSchedule,
-  groups: group_lasso.Groups,
+  groups: group_lasso.LassoGroups,
   *,
   weights: str = "one",
   clock: str | None = None,

@@ -58,7 +58,7 @@ class Penalty:
 
   learning_rate: optax.ScalarOrSchedule
   alpha: optax.ScalarOrSchedule
-  groups: group_lasso.Groups
+  groups: group_lasso.LassoGroups
   weights: str = "one"
   clock: str | None = None
   stacked: Callable[[str], Any] | None = None

@@ -17,6 +17,11 @@ def is_number(value: Any) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_count(value: Any) -> bool:
+  """Whether a value is an integer, and no truth value."""
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
   """A column for a number of `Method.report`.
@@ -33,16 +38,17 @@ class Column:
 
   def cell(self, report: Mapping[str, Any]) -> str:
     """Returns the number as text; "" where the report lacks it."""
-    if self.name not in report:
+    value, total = report.get(self.name), report.get(self.total)
+    if not is_number(value):
       return ""
-    value = report[self.name]
-    if self.total in report:
-      return f"{value}/{report[self.total]}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if is_count(total):
+      return f"{value}/{total}"
+    return f"{value:,}" if is_count(value) else f"{value:.4g}"
 
   def over_stages(self, reports: Sequence[Mapping[str, Any]]) -> str:
     """Returns the parts that stages report, and their total: "3 0 of 6"."""
-    told = [r for r in reports if self.name in r and self.total in r]
+    both = self.name, self.total
+    told = [r for r in reports if all(is_count(r.get(name)) for name in both)]
     parts = " ".join(str(report[self.name]) for report in told)
     return f"{parts} of {told[0][self.total]}" if told else ""
 
@@ -61,19 +67,22 @@ def columns(
     reports: Of all stages; {} where there is none.
     taken: Titles of other columns.
   """
-  numbers: dict[str, Any] = {}
-  for report in reports:
-    numbers.update({k: v for k, v in report.items() if is_number(v)})
-  totals = {name.rpartition("_")[2] for name in numbers if "_" in name}
-  found, titles = [], {*taken}
-  for name, value in numbers.items():
-    what, _, unit = name.rpartition("_")
-    total = unit if what and unit in numbers else ""
-    count = isinstance(value, int) and bool(what)
-    if name in totals:
+  told = [(k, v) for r in reports for k, v in r.items() if is_number(v)]
+  names = dict.fromkeys(name for name, _ in told)
+  counts = names.keys() - {name for name, v in told if not is_count(v)}
+  units = {n: n.rpartition("_")[2] for n in counts if n.rpartition("_")[0]}
+  totals = {
+    name: unit
+    for name, unit in units.items()
+    if any(is_count(r.get(name)) and is_count(r.get(unit)) for r in reports)
+  }
+  found, titles = [], {title.replace("_", " ") for title in taken}
+  for name in names:
+    if name in totals.values():
       continue
+    unit, total = units.get(name, ""), totals.get(name, "")
     words = name.replace("_", " ")
-    choices = (what.replace("_", " "), words) if count or total else (words,)
+    choices = (words.removesuffix(f" {unit}"), words) if unit else (words,)
     free = [title for title in choices if title not in titles]
     title = free[0] if free else f"reported {words}"
     found.append(Column(name, title, total))

@@ -1,4 +1,4 @@
-"""What a run says in a terminal, and how it refuses."""
+"""Log lines, and parsing of the command line."""
 
 import itertools
 import logging

@@ -149,7 +149,9 @@ class Reporter:
     images = {**_matrices(record), **drawings, **drawn}
     for tag, drawing in images.items():
       self._writer.write_images(step, {tag: pictures.pixels(drawing)})
-    scalars = {**numbers, **told, **summaries, **audits}
+    others = {**numbers, **summaries, **audits}
+    told = {f"report/{k}" if k in others else k: v for k, v in told.items()}
+    scalars = {**others, **told}
     self._writer.write_scalars(step, scalars)
     for tag, counts in _counts(record).items():
       ids = np.repeat(np.arange(len(counts)), counts)
@@ -162,6 +164,12 @@ class Reporter:
       figures, curves = _parted(readings.get("", {}))
       if curves:  # and so figures that no summary has
         _LOG.info("%s, %s: %s", label, probe, _line(figures))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
 
   def close(self) -> None:
     """Ends the bar and flushes what was written."""

@@ -170,6 +170,17 @@ def _summed_up(
   return matrix, summary
 
 
+def told(method: Any, state: Any) -> dict[str, Any]:
+  """Returns a method's report of a stage, its scalars as Python's numbers."""
+
+  def plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return {name: plain(part) for name, part in value.items()}
+    return value.item() if hasattr(value, "item") else value
+
+  return plain(method.report(state))
+
+
 def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes JSON atomically; only the first process does."""
   if jax.process_index():

@@ -35,7 +35,8 @@ def _table(title: str) -> table.Table:
 
 def _add_columns(out: table.Table, names: Sequence[str]) -> None:
   for name in names:
-    out.add_column(name, justify="right", no_wrap=True)
+    width = len(name)
+    out.add_column(name, justify="right", no_wrap=True, min_width=width)
 
 
 # Column -> reading of a summary, and its entry there; {} is the figure's name.
@@ -205,14 +206,22 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
   """Prints the first run in full, audits, and all runs beside each other."""
-  out = console.Console(width=None if sys.stdout.isatty() else 100)
-  out.print(run_table(records[0]))
+  _print(run_table(records[0]))
   for record in records:
     audit = record["audits"][-1] if record.get("audits") else {}
     if audit:
-      out.print(audit_table.audit_table(audit, record["name"]))
+      _print(audit_table.audit_table(audit, record["name"]))
   if len(records) > 1:
-    out.print(summary_table(records))
+    _print(summary_table(records))
+
+
+def _print(shown: console.RenderableType) -> None:
+  """Prints a table; in a file it gets the width that its figures need."""
+  if sys.stdout.isatty():
+    console.Console().print(shown)
+    return
+  least = console.Console(width=1000).measure(shown).minimum
+  console.Console(width=max(100, least)).print(shown)
 
 
 def main(folders: Sequence[str]) -> None:

@@ -120,7 +120,8 @@ class Evaluator:
       constants, batches = self._constants(probe), []
       for batch in self._batches(name, probe, state, data):
         batches.append(step(state.params, state.memory, batch, constants))
-        # Fetch one batch late: the device computes, and keeps no measures.
+        # Fetch one batch late: the device stays busy, and holds the measures of
+        # two batches at most.
         batches[-2:-1] = jax.device_get(batches[-2:-1])
         if stop():
           raise stage_data.Stopped

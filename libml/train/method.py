@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import optax
 
-from libml.optim.group_lasso import Groups
+from libml.optim.group_lasso import LassoGroups
 from libml.pipeline.stage_data import StageData
 from libml.problems import Problem
 from libml.scenarios import Scenario
@@ -95,11 +95,11 @@ class Method:
   constant: ClassVar[str] = r"(?!)"
   # Parameters of the method's own that no export holds, by their first name.
   private: ClassVar[tuple[str, ...]] = ()
-  # Roles for whose images `prepare` is asked.
+  # Roles whose images go through `prepare`.
   prepared: ClassVar[tuple[str, ...]] = ()
   # Names of the problems that it serves.
   problems: ClassVar[tuple[str, ...]] = ("classification",)
-  # What stages may be for.
+  # Goals of the stages that it can serve.
   goals: ClassVar[tuple[str, ...]] = ("learn",)
   # Whether `loss` takes labels that are probabilities.
   mixes: ClassVar[bool] = True
@@ -115,7 +115,7 @@ class Method:
     return 1
 
   @property
-  def groups(self) -> Groups | None:
+  def groups(self) -> LassoGroups | None:
     """Groups of parameters that a proximal optimizer shrinks together."""
     return None
 

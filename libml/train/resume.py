@@ -41,22 +41,22 @@ def changing(
   return {name: leaf for name, leaf in leaves if changes(name)}
 
 
-def frozen(state: TrainState, changing: Mapping[str, Any]) -> int:
+def frozen(state: TrainState, saved: Mapping[str, Any]) -> int:
   """Returns the checksum of the leaves that a checkpoint does not hold.
 
   Args:
     state: Of a run.
-    changing: Name -> leaf of those that it holds.
+    saved: Name -> leaf of those that it holds.
   """
   leaves = trees.flatten(state).items()
-  held = {name: leaf for name, leaf in leaves if name not in changing}
-  return zlib.crc32(repr([*held, *checkpoint.fingerprint(held)]).encode())
+  left = {name: leaf for name, leaf in leaves if name not in saved}
+  return zlib.crc32(repr([*left, *checkpoint.fingerprint(left)]).encode())
 
 
 def restore(
   state: TrainState,
   saver: checkpoint.Saver,
-  changing: Mapping[str, jax.Array],
+  saved: Mapping[str, jax.Array],
   facts: Mapping[str, Any],
 ) -> tuple[dict[str, jax.Array], Progress]:
   """Returns the leaves of the newest sound checkpoint, and how far it is.
@@ -64,7 +64,7 @@ def restore(
   Args:
     state: Before the first stage, placed on the mesh.
     saver: Of the run's checkpoints.
-    changing: Name -> leaf of what a checkpoint holds.
+    saved: Name -> leaf of what a checkpoint holds.
     facts: "data" and "scenario" say which images there are.
 
   Returns:
@@ -76,10 +76,10 @@ def restore(
   """
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-    dict(changing),
+    dict(saved),
   )
   found = saver.restore(abstract)
-  weights = frozen(state, changing)
+  weights = frozen(state, saved)
   seen = json.dumps([facts["data"], facts["scenario"]], sort_keys=True)
   data = zlib.crc32(seen.encode())
   if found is None:

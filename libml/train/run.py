@@ -25,6 +25,10 @@ from libml.train import steps
 from libml.train import trainer
 from libml.train.train_state import TrainState
 from libml.train.walk import Walk
+from models import lora
+
+# Where a stopped audit goes on.
+_UNCHANGED = "with the audit; nothing was changed"
 
 # (state, stage, data) -> what a finished stage's model still knows.
 Audit = Callable[[TrainState, scenarios.Stage, StageData], dict[str, Any]]
@@ -109,12 +113,16 @@ class Run:
 
     Args:
       params: The model's parameters, arrays on the host.
+
+    Raises:
+      ValueError: The optimizer does not fit the parameters or the method.
     """
     params = self.method.init_params(params, jax.random.fold_in(self._rng, 0))
     params = self._place({"params": params})["params"]
     rng = jax.random.fold_in(self._rng, 1)
     state = steps.first_state(self.method, self.optimizer, params, rng)
     self.optimizer.check(self.method.extra_args(state.memory), params)
+    lora.check_trained(self.optimizer.groups.trainable(params))
     state = self._place(state)
     self._observer.on_start(self, state)
     return state
@@ -213,7 +221,7 @@ class Run:
     path, stage = workdir / "results.json", self.scenario.stages[-1]
     with self._saver(workdir) as saver:
       walk = self._resume(state, saver, facts)
-      with walk.stoppable(save=False, where="the audit; nothing is changed"):
+      with walk.stoppable(save=False, where=_UNCHANGED):
         found = self._ask(audit, walk, stage, self.data(stage))
       asked = [*walk.progress.audits, *[{}] * len(self.scenario.stages)]
       audits = (*asked[: stage.index], found)
@@ -284,7 +292,7 @@ class Run:
       step=0,
       rows=(*progress.rows, row),
       observed=(*progress.observed, observed),
-      reports=(*progress.reports, self.method.report(walk.state)),
+      reports=(*progress.reports, results.told(self.method, walk.state)),
       audits=(*progress.audits, found),
       stage_seconds=(*progress.stage_seconds, progress.seconds["stage"]),
       seconds={**progress.seconds, "stage": 0.0},

@@ -40,7 +40,7 @@ class Settings:
 
 
 def of(config: ConfigDict) -> Settings:
-  """Returns those of a config."""
+  """Returns a config's Settings."""
   return Settings(
     seed=config.seed,
     batch_size=config.batch_size,

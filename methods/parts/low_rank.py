@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from libml import trees
 from libml.optim import group_lasso
-from libml.optim.group_lasso import Groups
+from libml.optim.group_lasso import LassoGroups
 from libml.pipeline.stage_data import StageData
 from libml.train.train_state import TrainState
 from models import lora
@@ -150,7 +150,7 @@ def merge(
   return trees.update(params, merged), changes
 
 
-def report(params: Any, groups: Groups, model: Any) -> dict[str, Any]:
+def report(params: Any, groups: LassoGroups, model: Any) -> dict[str, Any]:
   """Returns what an edit is, in numbers for people.
 
   Args:
@@ -218,7 +218,7 @@ def _moved(params, start, blocks, scale):
   return group_lasso.norms(changes, blocks)
 
 
-def edit(params: Any, groups: Groups, scale: float) -> dict[str, Any]:
+def edit(params: Any, groups: LassoGroups, scale: float) -> dict[str, Any]:
   """Returns the adapters by name, "zero/GROUP" flags, and their "scale"."""
   _, adapters = lora.split(params)
   zero = group_lasso.zeros(adapters, groups)
