@@ -217,24 +217,24 @@ def test_default_side_is_the_usual_ratio():
   [
     ({"train": "crop"}, "Unknown train chain 'crop'. Known: crop_flip"),
     ({"eval": "crop"}, "Unknown eval chain 'crop'. Known: center_crop"),
-    ({"resize": 16}, "resize 16; it must be at least size 32"),
-    ({"flip": 1.5}, "flip 1.5"),
+    ({"resize": 16}, "resize=16 must be at least size 32"),
+    ({"flip": 1.5}, "flip=1.5"),
     ({"area": (0.0, 1.0)}, "area"),
     ({"aspect": (1.2, 0.8)}, "aspect"),
-    ({"padding": -1}, "padding -1"),
+    ({"padding": -1}, "padding=-1"),
     ({"mean": (0.5, 0.5, 0.5)}, "given with std"),
     ({"mean": (0.5, 0.5, 0.5), "std": (0.0, 1.0, 1.0)}, "positive"),
-    ({"randaugment": (2, 11.0)}, "randaugment (2, 11.0); it must be (operati"),
-    ({"randaugment": (0, 5.0)}, "randaugment (0, 5.0)"),
-    ({"randaugment": (1.5, 5.0)}, "randaugment (1.5, 5.0)"),
-    ({"randaugment": (2,)}, "randaugment (2,)"),
-    ({"color_jitter": (0.4, 0.4, 0.4)}, "color_jitter (0.4, 0.4, 0.4); it"),
-    ({"color_jitter": (1.1, 0.0, 0.0, 0.0)}, "color_jitter (1.1"),
-    ({"color_jitter": (0.0, 0.0, 0.0, 0.6)}, "hue to 0.5"),
-    ({"grayscale": -0.1}, "grayscale -0.1; it must be in 0 to 1"),
-    ({"erase": 2.0}, "erase 2.0; it must be in 0 to 1"),
-    ({"erase_area": (0.3, 0.2)}, "erase_area (0.3, 0.2)"),
-    ({"erase_fill": "white"}, "erase_fill white; it must be 'noise' or"),
+    ({"randaugment": (2, 11.0)}, "randaugment=(2, 11.0) must be (operati"),
+    ({"randaugment": (0, 5.0)}, "randaugment=(0, 5.0)"),
+    ({"randaugment": (1.5, 5.0)}, "randaugment=(1.5, 5.0)"),
+    ({"randaugment": (2,)}, "randaugment=(2,)"),
+    ({"color_jitter": (0.4, 0.4, 0.4)}, "color_jitter=(0.4, 0.4, 0.4) must"),
+    ({"color_jitter": (1.1, 0.0, 0.0, 0.0)}, "color_jitter=(1.1"),
+    ({"color_jitter": (0.0, 0.0, 0.0, 0.6)}, "hue at most 0.5"),
+    ({"grayscale": -0.1}, "grayscale=-0.1 must be in 0 to 1"),
+    ({"erase": 2.0}, "erase=2.0 must be in 0 to 1"),
+    ({"erase_area": (0.3, 0.2)}, "erase_area=(0.3, 0.2)"),
+    ({"erase_fill": "white"}, "erase_fill='white' must be 'noise' or"),
   ],
 )
 def test_bad_settings_are_named(options, message):
@@ -249,7 +249,7 @@ def test_native_chain_refuses_another_size(size):
   file = tf.io.encode_png(image)
   seed = tf.constant([0, 0])
   for fn in (chain.eval_fn, lambda example: chain.train_fn(example, seed)):
-    with pytest.raises(ValueError, match=r"need \(32, 32, 3\). Take 'center"):
+    with pytest.raises(ValueError, match=r"need \(32, 32, 3\). Set prep"):
       fn({"image": image})
     message = rf"\[{size},{size},3\] .* expected shape \[32,32,3\]"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):

@@ -1,1 +1,1 @@
-"""What happens to a picture before a model sees it."""
+"""Image preprocessing, augmentation and mixing, as TensorFlow functions."""

@@ -1,7 +1,7 @@
 """Optional augmentations: RandAugment, colour jitter, grey, random erasing.
 
-Each is a pure function of an image and a seed. An image is float32 [H, W, 3]
-in 0 to 1, before and after; H and W are static.
+Each function is deterministic in its image and seed. It takes and returns an
+image float32 [H, W, 3] with values in 0 to 1; H and W are static.
 """
 
 import functools
@@ -15,7 +15,7 @@ from libml.images import image_ops
 # Largest magnitude of RandAugment.
 MAX_MAGNITUDE = 10.0
 
-# What colour jitter changes, and the value that changes nothing.
+# Operations of color_jitter, each with the value that leaves an image as it is.
 _JITTER = (
   (image_ops.brightness, 1.0),
   (image_ops.contrast, 1.0),
@@ -23,10 +23,10 @@ _JITTER = (
   (tf.image.adjust_hue, 0.0),
 )
 
-# RandAugment's operations with their reach at magnitude 10; `amount` is the
-# magnitude's share of that, with a random sign. What has no sign takes its
-# size. The stronger the magnitude the stronger all are: in the authors' code
-# "solarize" and "posterize" grow weaker, which later code mended.
+# RandAugment's operations, functions of an image and an amount. The amount is
+# magnitude / 10 with a random sign; operations without a direction use its
+# absolute value. Every operation gets stronger with the magnitude. In the
+# authors' code "solarize" and "posterize" get weaker; later code corrects that.
 RANDAUGMENT: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
   "identity": lambda image, amount: image,
   "autocontrast": lambda image, amount: image_ops.autocontrast(image),
@@ -62,7 +62,7 @@ RANDAUGMENT: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 def randaugment(
   image: tf.Tensor, seed: tf.Tensor, *, num_layers: int, magnitude: float
 ) -> tf.Tensor:
-  """Returns the image after some random operations of one strength.
+  """Applies random operations of RANDAUGMENT, one after the other.
 
   Cubuk et al., "RandAugment: Practical automated data augmentation with a
   reduced search space", 2020.
@@ -70,7 +70,7 @@ def randaugment(
   Args:
     image: float32 [H, W, 3].
     seed: int [2].
-    num_layers: How many operations, one after the other.
+    num_layers: Number of operations.
     magnitude: Strength of each, 0 to 10.
   """
   amount = magnitude / MAX_MAGNITUDE
@@ -94,14 +94,14 @@ def color_jitter(
   *,
   strengths: tuple[float, float, float, float],
 ) -> tf.Tensor:
-  """Returns the image with random colours; the changes in random order.
+  """Changes brightness, contrast, saturation and hue, in random order.
 
   Args:
     image: float32 [H, W, 3].
     seed: int [2].
-    strengths: Of brightness, contrast and saturation, whose factors lie within
-      1 - strength and 1 + strength; and of hue, whose shift lies within
-      -strength and strength, where 1 is the whole circle. 0 is off.
+    strengths: (brightness, contrast, saturation, hue). The first three factors
+      are uniform in 1 - strength to 1 + strength; the shift of hue is uniform
+      in -strength to strength, where 1 is the full circle. 0: off.
   """
   order_seed, *seeds = _split(seed, 1 + len(strengths))
   changes = [
@@ -127,12 +127,12 @@ def color_jitter(
 def grayscale(
   image: tf.Tensor, seed: tf.Tensor, *, probability: float
 ) -> tf.Tensor:
-  """Returns the image, at times with its luma (ITU-R BT.601) in all channels.
+  """Sets all channels to the luma (ITU-R BT.601), with some probability.
 
   Args:
     image: float32 [H, W, 3].
     seed: int [2].
-    probability: Of grey.
+    probability: Probability that the image becomes grey.
   """
   chosen = tf.random.stateless_uniform([], seed) < probability
 
@@ -150,17 +150,17 @@ def erase(
   area: tuple[float, float],
   fill: tuple[float, float, float] | None,
 ) -> tf.Tensor:
-  """Returns the image, at times with a random box of it overwritten.
+  """Overwrites a random box of the image, with some probability.
 
   Zhong et al., "Random Erasing Data Augmentation", 2020. The box's height /
-  width lies in 0.3 to 1 / 0.3, wide and tall ones being equally frequent.
+  width is log-uniform in 0.3 to 1 / 0.3.
 
   Args:
     image: float32 [H, W, 3].
     seed: int [2].
-    probability: Of a box.
-    area: Range of its part of the image.
-    fill: Its colour; None: noise, uniform in 0 to 1.
+    probability: Probability that a box is overwritten.
+    area: Range of the box's share of the image's area.
+    fill: Colour of the box; None: noise, uniform in 0 to 1.
   """
   chance_seed, shape_seed, place_seed, noise_seed = _split(seed, 4)
 
@@ -185,7 +185,8 @@ def _box(
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Draws begin and size, int32 [2] each, of a box inside the image."""
   height, width = image_ops.size(image)
-  # The paper draws until a box fits; of twenty one does, or it stays empty.
+  # The paper draws until a box fits. Here the first of 20 draws that fits is
+  # taken; if none does, the box is empty.
   draws = tf.random.stateless_uniform([2, 20], shape_seed)
   parts = height * width * (area[0] + draws[0] * (area[1] - area[0]))
   aspects = tf.exp((2 * draws[1] - 1) * math.log(1 / 0.3))

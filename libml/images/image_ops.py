@@ -1,20 +1,21 @@
-"""What augmentations do to an image, as plain functions of image and strength.
+"""The image operations of the augmentations, without random numbers.
 
-An image is float32 [H, W, 3] in 0 to 1, before and after; H and W are static.
-Operations that Pillow has, too, give its result, but for its rounding.
+Functions take and return images float32 [H, W, 3] with values in 0 to 1; H and
+W are static. Where Pillow has the same operation, the results differ only by
+Pillow's rounding.
 """
 
 from typing import Any
 
 import tensorflow as tf
 
-# What moves into the image from outside it.
+# Grey level that `affine` gives to pixels from outside the image.
 _FILL = 0.5
 
 
 def size(image: tf.Tensor) -> tuple[int, int]:
-  """Returns height and width."""
-  # Any: TensorFlow's stubs say that they may be unknown.
+  """Returns height and width in pixels."""
+  # Any, because in TensorFlow's type stubs they may be unknown.
   shape: Any = image.shape
   return shape[0], shape[1]
 
@@ -57,7 +58,7 @@ def invert_above(image: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
 
 
 def posterize(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-  """Returns the image with only so many bits of each value, 1 to 8."""
+  """Returns the image with the highest `bits` bits of each 8-bit value."""
   step = tf.pow(2.0, 8.0 - tf.cast(bits, tf.float32))
   return tf.floor(tf.round(image * 255.0) / step) * step / 255.0
 
@@ -92,9 +93,9 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
 
 
 def _along_rows(numbers: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-  """Returns three numbers for each pixel of a row, [1, W, 3]."""
+  """Repeats three numbers for each pixel of a row, [1, W, 3]."""
   _, width = size(image)
-  # TensorFlow is slow at spreading three numbers by itself.
+  # TensorFlow is slow at broadcasting [3] to [H, W, 3].
   return tf.reshape(tf.tile(numbers, [width]), [1, width, 3])
 
 
@@ -103,13 +104,15 @@ def affine(
   matrix: tuple[tuple[tf.Tensor | float, ...], ...],
   shift: tuple[tf.Tensor | float, tf.Tensor | float] = (0.0, 0.0),
 ) -> tf.Tensor:
-  """Returns the image moved about its centre, bilinear; grey comes in.
+  """Transforms the image about its centre, with bilinear interpolation.
+
+  Pixels from outside the image are grey.
 
   Args:
     image: float32 [H, W, 3].
-    matrix: ((xx, xy), (yx, yy)), from a pixel of the result to the pixel of
-      the image that it shows, both counted from the centre.
-    shift: Added to that, x and y in pixels.
+    matrix: ((xx, xy), (yx, yy)); maps a position (x, y) in the result to the
+      position in the image that it shows. Both count from the centre.
+    shift: (x, y) in pixels, added to the position in the image.
   """
   height, width = size(image)
   x, y = (width - 1) / 2, (height - 1) / 2
@@ -138,14 +141,14 @@ def rotate(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
 def shear(
   image: tf.Tensor, x: tf.Tensor | float, y: tf.Tensor | float
 ) -> tf.Tensor:
-  """Returns the image sheared: rows shift by x a row, columns by y a column."""
+  """Shears the image: x pixels per row, y pixels per column."""
   return affine(image, ((1.0, x), (y, 1.0)))
 
 
 def translate(
   image: tf.Tensor, x: tf.Tensor | float, y: tf.Tensor | float
 ) -> tf.Tensor:
-  """Returns the image shifted by parts of its width and height."""
+  """Shifts the image by the fractions x of its width and y of its height."""
   height, width = size(image)
   return affine(image, ((1.0, 0.0), (0.0, 1.0)), (x * width, y * height))
 
@@ -153,11 +156,11 @@ def translate(
 def fill_box(
   image: tf.Tensor, other: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor
 ) -> tf.Tensor:
-  """Returns the image with a box of another one in it.
+  """Copies a box of another image into the image.
 
   Args:
     image: [H, W, 3].
-    other: Broadcasts to it.
+    other: [H, W, 3], or an array that broadcasts to it.
     begin: int32 [2], first row and column of the box; may lie outside.
     extent: int32 [2], rows and columns; the box is cut at the image's border.
   """

@@ -1,7 +1,7 @@
-"""Mixing an example with another one: mixup, cutmix, and smoothed labels.
+"""Mixup, CutMix and label smoothing.
 
-What is mixed is a pure function of the example's own seed and of the images it
-may be mixed with, so it does not depend on batches or processes.
+The result depends on the example, its partner and a seed only, not on how
+examples are divided into batches or among processes.
 """
 
 import dataclasses
@@ -14,22 +14,23 @@ from libml.images import image_ops
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixing:
-  """Labels become probabilities, and images may show two examples.
+  """Settings of mixup, CutMix and label smoothing.
+
+  Any of them turns labels into probabilities. Mixup and CutMix combine each
+  example with another one; if both are on, each example takes one of them with
+  probability 1/2.
 
   mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
   cutmix: Yun et al., "CutMix: Regularization Strategy to Train Strong
   Classifiers with Localizable Features", ICCV 2019.
 
-  Where both are on, each example draws one of them.
-
   Attributes:
-    num_classes: Length of a row of probabilities.
+    num_classes: C, the length of a row of probabilities.
     mixup: The weight of an example is drawn from Beta(mixup, mixup); 0: off.
-    cutmix: The part of an image that stays is drawn from Beta(cutmix, cutmix);
-      0: off.
-    label_smoothing: Probability that is spread evenly over the classes that
-      the stage's images have, so that none goes to a class that the loss
-      masks.
+    cutmix: The share of an image's area that stays is drawn from Beta(cutmix,
+      cutmix); 0: off.
+    label_smoothing: Probability that is spread evenly over the classes of the
+      stage's images. Other classes get none, because the loss may mask them.
 
   Raises:
     ValueError: A setting out of range.
@@ -87,7 +88,7 @@ class Mixing:
 
     Args:
       example: image float32 [H, W, 3], label float32 [C].
-      other: The same of the other one.
+      other: The partner, with entries of the same shapes.
       seed: int [2].
     """
     image = example["image"]
@@ -117,7 +118,8 @@ def draw_beta(seed: tf.Tensor, alpha: float) -> tf.Tensor:
     seed: int [2].
     alpha: Above 0.
   """
-  # In float64, and never 0 / 0: draws of a small alpha underflow.
+  # Draws of a small alpha underflow in float32; both could then be 0, so use
+  # float64 and add a tiny number.
   draws = tf.random.stateless_gamma([2], seed, alpha, dtype=tf.float64)
   draws += tf.constant(1e-300, tf.float64)
   return tf.cast(draws[0] / tf.reduce_sum(draws), tf.float32)
@@ -126,17 +128,17 @@ def draw_beta(seed: tf.Tensor, alpha: float) -> tf.Tensor:
 def paste(
   image: tf.Tensor, other: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Pastes a box of another image, of the whole image's aspect.
+  """Pastes a box of another image; the box has the image's aspect ratio.
 
   Args:
     image: float32 [H, W, 3].
     other: float32 [H, W, 3].
-    weight: Part of the image that stays, where the border does not cut the
+    weight: Share of the image's area that stays if the border does not cut the
       box.
     seed: int [2]; the box's centre is uniform over the image.
 
   Returns:
-    The image, and the part of it that stayed, float32 [].
+    The image, and the share of its area that stayed, float32 [].
   """
   height, width = image_ops.size(image)
   whole = tf.constant([height, width], tf.float32)

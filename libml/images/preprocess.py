@@ -1,9 +1,10 @@
-"""From an image file or array to what the model sees, as TensorFlow functions.
+"""Turns an image file or array into the model's input, in TensorFlow.
 
-Everything is a pure function of an example and a seed. An example is a dict
-whose "image" is uint8 or encoded. A chain maps it to float32 [size, size, 3] in
-0 to 1; optional augmentations come after it, then mean and standard deviation.
-The other entries stay as they are.
+Functions are deterministic in their example and seed. An example is a dict
+whose "image" is a uint8 array or the contents of an image file. A chain decodes
+it and maps it to float32 [size, size, 3] in 0 to 1. Optional augmentations
+follow, then normalization by mean and standard deviation. Other entries of the
+dict stay as they are.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import tensorflow as tf
 
 from libml.images import augment
 
-# JAX computes; TensorFlow only feeds it and must not take its memory.
+# TensorFlow would reserve GPU memory that JAX needs.
 tf.config.set_visible_devices([], "GPU")
 
 
@@ -24,29 +25,29 @@ class Preprocess:
   """Training and evaluation chain with their settings.
 
   Attributes:
-    size: Height and width in pixels of what the model sees.
-    train: Row of CHAINS_TRAIN.
-    eval: Row of CHAINS_EVAL.
+    size: Height and width in pixels of the model's input.
+    train: Key of CHAINS_TRAIN.
+    eval: Key of CHAINS_EVAL.
     resize: Side in pixels before the crop, in "reference" and "center_crop";
       None: size * 256 // 224, the usual ratio.
-    mean: Subtracted from images in 0 to 1, one number a channel; None: images
+    mean: Subtracted from images in 0 to 1, one number per channel; None: images
       stay in 0 to 1.
-    std: Divides after that; None with mean.
+    std: Divisor after that, one number per channel; None if mean is None.
     flip: Probability of a horizontal flip.
-    area: Range of the random crop's part of the image.
+    area: Range of the random crop's share of the image's area.
     aspect: Range of the random crop's width / height.
-    padding: Rows and columns of zeros that "crop_flip" adds in all, half of
+    padding: Rows and columns of zeros that "crop_flip" adds in total, half of
       them on each side.
-    antialias: Whether "random_resized_crop" and "center_crop" filter before
-      they make an image smaller.
-    randaugment: RandAugment's operations an image, and their magnitude in 0 to
-      10; None: off.
+    antialias: Whether "random_resized_crop" and "center_crop" apply a low-pass
+      filter when they shrink an image.
+    randaugment: Number of RandAugment's operations per image, and their
+      magnitude in 0 to 10; None: off.
     color_jitter: Strengths of brightness, contrast and saturation, 0 to 1, and
       of hue, 0 to 0.5; None: off.
     grayscale: Probability of a grey image.
     erase: Probability of erasing a box.
-    erase_area: Range of the box's part of the image.
-    erase_fill: "noise" or "mean": grey where `mean` is None.
+    erase_area: Range of the box's share of the image's area.
+    erase_fill: "noise", or "mean" for the colour `mean` (0.5 if that is None).
 
   Raises:
     ValueError: An unknown chain or a setting out of range.
@@ -98,8 +99,7 @@ class Preprocess:
     ):
       if not valid:
         raise ValueError(
-          f"Preprocessing has {name} {getattr(self, name)}; it must be "
-          f"{allowed}."
+          f"preprocess.{name}={getattr(self, name)!r} must be {allowed}."
         )
 
   def _optional_checks(self) -> tuple[tuple[str, bool, str], ...]:
@@ -121,8 +121,8 @@ class Preprocess:
         and 0 <= min(jitter)
         and max(jitter) <= 1
         and jitter[3] <= 0.5,
-        "(brightness, contrast, saturation, hue), in 0 to 1, hue to 0.5, or "
-        "None",
+        "(brightness, contrast, saturation, hue), each in 0 to 1 and hue at "
+        "most 0.5, or None",
       ),
       ("grayscale", 0 <= self.grayscale <= 1, "in 0 to 1"),
       ("erase", 0 <= self.erase <= 1, "in 0 to 1"),
@@ -202,7 +202,8 @@ class Preprocess:
   def _normalize(self, image: tf.Tensor) -> tf.Tensor:
     if self.mean is None or self.std is None:
       return image
-    # By rows of pixels: TensorFlow is slow at spreading three numbers.
+    # Normalize rows of pixels: TensorFlow is slow at broadcasting [3] to
+    # [H, W, 3].
     rows = tf.reshape(image, [self.size, 3 * self.size])
     rows -= np.tile(np.array(self.mean, np.float32), self.size)
     rows /= np.tile(np.array(self.std, np.float32), self.size)
@@ -227,7 +228,7 @@ def _unit(image: tf.Tensor) -> tf.Tensor:
 
 
 def _squash(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
-  """The reference's resize: aspect ignored, no antialiasing, truncated."""
+  """Resizes to a square as L2P does: no antialiasing, truncated to uint8."""
   image = tf.image.resize(decode(image), [chain.side, chain.side])
   return tf.cast(image, tf.uint8)
 
@@ -240,12 +241,12 @@ def _center(image: tf.Tensor, size: int) -> tf.Tensor:
 def _window(
   chain: Preprocess, shape: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Draws begin and size, int32 [3] each, of a crop of an image's shape."""
+  """Draws a random crop: its begin and its size, int32 [3] each."""
   begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
     shape,
     tf.zeros([0, 0, 4], tf.float32),
     seed=seed,
-    # Anything above 0 would cut the range of areas from below.
+    # A value above 0 would raise the lower limit of the area.
     min_object_covered=0.0,
     aspect_ratio_range=chain.aspect,
     area_range=chain.area,
@@ -279,7 +280,7 @@ def _flip(chain: Preprocess, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def _train_reference(
   chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
-  """L2P's and DualPrompt's, with their needless JPEG round trip."""
+  """The chain of L2P and DualPrompt, including their JPEG round trip."""
   crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
   image = tf.io.encode_jpeg(_squash(chain, image), quality=95)
   image = _unit(_crop_jpeg(chain, image, crop_seed))
@@ -290,7 +291,7 @@ def _train_reference(
 def _train_random_resized_crop(
   chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
-  """A random part of the image, stretched (Szegedy et al., 2015)."""
+  """Resizes a random crop (Szegedy et al., 2015), and flips."""
   crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
   if image.dtype == tf.string:
     crop = tf.cond(
@@ -308,7 +309,7 @@ def _train_random_resized_crop(
 def _train_crop_flip(
   chain: Preprocess, image: tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
-  """A shift of an image that has the right size already."""
+  """Shifts and flips an image that has the right size already."""
   crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
   image = _native(chain, image)
   before, after = chain.padding // 2, chain.padding - chain.padding // 2
@@ -326,12 +327,12 @@ def _train_none(
 
 
 def _eval_reference(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
-  """L2P's and DualPrompt's: squash to a square, centre crop."""
+  """The chain of L2P and DualPrompt: resize to a square, centre crop."""
   return _center(_unit(_squash(chain, image)), chain.size)
 
 
 def _eval_center_crop(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
-  """The shorter side to `side` pixels, aspect kept, and the centre of it."""
+  """Resizes the shorter side to `side` pixels, aspect kept; centre crop."""
   image = decode(image)
   shape = tf.cast(tf.shape(image)[:2], tf.float32)
   shape = tf.round(shape * (chain.side / tf.reduce_min(shape)))
@@ -342,14 +343,15 @@ def _eval_center_crop(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
 
 
 def _native(chain: Preprocess, image: tf.Tensor) -> tf.Tensor:
-  """The image as it is; it must have the right size already."""
+  """Returns the image without a change; it must have the right size already."""
   image = decode(image)
   shape = [chain.size, chain.size, 3]
-  # Arrays are known before a run; a file's size only when it is decoded.
+  # Arrays are checked here, before the run; files when they are decoded.
   if not image.shape.is_compatible_with(shape):
     raise ValueError(
       f"Images are {image.shape}; the chains 'native' and 'crop_flip' need "
-      f"{tuple(shape)}. Take 'center_crop' and 'random_resized_crop'."
+      f"{tuple(shape)}. Set preprocess.eval='center_crop' and "
+      "preprocess.train='random_resized_crop', which resize."
     )
   return _unit(tf.ensure_shape(image, shape))
 
