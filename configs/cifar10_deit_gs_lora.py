@@ -12,6 +12,7 @@ The classifier comes from configs/cifar10_deit_pretrain.py, made on first use.
 from configs import base
 from configs import cifar10_deit_l2p
 from configs import common
+from configs import digits_gs_lora
 
 
 def scenario(arg):
@@ -61,16 +62,5 @@ def get_config(arg=None):
     "missing",
     "measure",
   )
-  config.model.lora = common.ffn_lora()
-  options = dict(bound=30.0, beta=(0.5,) * 4, alpha=0.1, alpha_epoch=3)
-  if arg.plus:
-    options |= {"proto_forget": (0.01,) * 4, "proto_retain": (0.0,) * 4}
-  config.method = common.method(
-    "gs_lora_plus" if arg.plus else "gs_lora",
-    subgradient=arg.subgradient,
-    **options,
-  )
-  common.gs_lora_optimizer(config, lr=1e-2)
-  if arg.measure:
-    common.measure(config)
+  digits_gs_lora.adapt(config, arg, alpha=0.1, alpha_epoch=3)
   return common.finish(config, arg)

@@ -3,28 +3,57 @@
   python main.py --my_config configs/custom_l2p.py:folder=photos,tasks=5 \
       --workdir ./photos_l2p --my_config.init_checkpoint=ViT-B_16.npz
 
-":folder=DIR" reads DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg,
-":npz=FILE" the arrays x_train, y_train, x_test, y_test. The number of tasks
-must divide the number of classes; ":tune" tests on a part of the training
-images.
+":folder=DIR" reads DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, ":npz=FILE"
+the arrays x_train, y_train, x_test and y_test. ":tasks=" must divide the number
+of classes.
+
+The weights are a ViT-B/16 in the official layout. ":variant=" names another
+size, ":deit" weights of DeiT or timm (another GELU and normalization), ":size="
+the image size. ":tune" tests on a fifth of the training images.
 """
 
 from configs import base
 from configs import common
 
+# Of the configs for your own images.
+ARGUMENTS = {
+  "folder": "photos",
+  "npz": "",
+  "deit": False,
+  "variant": "ViT-B_16",
+  "size": 224,
+  "tune": False,
+}
+
+
+def network(config, arg):
+  """Gives a config the ViT that `deit`, `variant` and `size` describe."""
+  config.model.variant = arg.variant
+  config.model.image_size = arg.size
+  if arg.deit:
+    config.model.gelu = "erf"
+    config.preprocess.mean = common.IMAGENET_MEAN
+    config.preprocess.std = common.IMAGENET_STD
+
+
+def images(config, arg):
+  """Gives a config the images and the network."""
+  config.batch_size = 16
+  config.holdout = 0.2 if arg.tune else 0.0
+  config.dataset = {"name": "folder", "root": arg.folder}
+  if arg.npz:
+    config.dataset = {"name": "npz", "path": arg.npz}
+  network(config, arg)
+
 
 def get_config(arg=None):
   """Returns the original's CIFAR-100 prompts with a plain train chain."""
-  arg = common.parse_arg(arg, folder="", npz="", tasks=5, tune=False)
+  arg = common.parse_arg(arg, tasks=5, **ARGUMENTS)
   config = base.get_config()
   config.name = "custom_l2p"
-  config.batch_size = 16
+  images(config, arg)
   config.epochs = 5
-  config.holdout = 0.2 if arg.tune else 0.0
   config.scenario.num_tasks = arg.tasks
-  config.dataset = {"name": "folder", "root": arg.folder or "photos"}
-  if arg.npz:
-    config.dataset = {"name": "npz", "path": arg.npz}
   config.model.classifier = "prompt"
   config.method = common.method("l2p")
   common.prompt_optimizer(config, lr=0.003)

@@ -17,6 +17,7 @@ those of configs/digits_swap.py.
 
 from configs import base
 from configs import common
+from configs import custom_l2p
 from configs import swaps
 
 
@@ -55,11 +56,8 @@ def get_config(arg=None):
   config.preprocess.train = "none"
   config.preprocess.resize = arg.size * 256 // 224
   config.preprocess.antialias = True
-  config.preprocess.mean = common.IMAGENET_MEAN if arg.deit else (0.5,) * 3
-  config.preprocess.std = common.IMAGENET_STD if arg.deit else (0.5,) * 3
-  config.model.variant = arg.variant
-  config.model.image_size = arg.size
-  config.model.gelu = "erf" if arg.deit else "tanh"
+  config.preprocess.mean = config.preprocess.std = (0.5,) * 3
+  custom_l2p.network(config, arg)
   config.model.lora = common.ffn_lora()
   config.method = common.method("swapping")
   swaps.options(config, arg)

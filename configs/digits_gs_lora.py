@@ -38,6 +38,28 @@ def scenario(arg):
   return config
 
 
+def adapt(config, arg, **lasso):
+  """Gives a config the adapters, the method and its optimizer.
+
+  Args:
+    config: Changed in place.
+    arg: "plus", "subgradient" and "measure".
+    **lasso: Fields of the method that set the group lasso.
+  """
+  config.model.lora = common.ffn_lora()
+  options = {"bound": 30.0, "beta": (0.5,) * 4, **lasso}
+  if arg.plus:
+    options |= {"proto_forget": (0.01,) * 4, "proto_retain": (0.0,) * 4}
+  config.method = common.method(
+    "gs_lora_plus" if arg.plus else "gs_lora",
+    subgradient=arg.subgradient,
+    **options,
+  )
+  common.gs_lora_optimizer(config, lr=1e-2)
+  if arg.measure:
+    common.measure(config)
+
+
 def get_config(arg=None):
   """Returns requests of two digits each."""
   arg = common.parse_arg(
@@ -54,16 +76,5 @@ def get_config(arg=None):
   config.name = common.title(
     "digits_gs_lora", arg, "plus", "subgradient", "shots", "missing", "measure"
   )
-  config.model.lora = common.ffn_lora()
-  options = dict(bound=30.0, beta=(0.5,) * 4, alpha=0.05, alpha_epoch=5)
-  if arg.plus:
-    options |= {"proto_forget": (0.01,) * 4, "proto_retain": (0.0,) * 4}
-  config.method = common.method(
-    "gs_lora_plus" if arg.plus else "gs_lora",
-    subgradient=arg.subgradient,
-    **options,
-  )
-  common.gs_lora_optimizer(config, lr=1e-2)
-  if arg.measure:
-    common.measure(config)
+  adapt(config, arg, alpha=0.05, alpha_epoch=5)
   return common.finish(config, arg)
