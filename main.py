@@ -38,7 +38,7 @@ from libml.registry import plain
 from libml.results import console
 from libml.results import results
 from libml.results import tables
-from libml.results.reporting import Reporter
+from libml.results.writer import Reporter
 from libml.scenarios import verification
 from libml.train import export
 from libml.train import made_once

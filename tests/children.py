@@ -24,7 +24,7 @@ def start(target, *args, log, devices=1, cwd=ROOT):
     [
       "children",
       "libml.images.preprocess",
-      "libml.results.reporting",
+      "libml.results.writer",
       "clu.metric_writers",
     ]
   )

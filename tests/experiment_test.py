@@ -97,7 +97,7 @@ def spawn():
     [
       "experiment_test",
       "libml.images.preprocess",
-      "libml.results.reporting",
+      "libml.results.writer",
       "clu.metric_writers",
     ]
   )

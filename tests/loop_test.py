@@ -20,7 +20,7 @@ from libml import scenarios
 from libml.devices import sharding
 from libml.images import preprocess
 from libml.problems.classification import Classification
-from libml.results import reporting
+from libml.results import writer as writer_lib
 from libml.train import run as run_lib
 from libml.train import settings
 from libml.train.method import Method
@@ -154,7 +154,7 @@ def walk(workdir, stop=lambda: False, kind=AwayAndNear):
   image = {"image": jnp.zeros((1, 8, 8, 3))}
   params = jax.device_get(model.init(jax.random.key(0), image)["params"])
   workdir.mkdir(exist_ok=True)
-  reporter = reporting.Reporter(workdir, total_stages=2, quiet=True)
+  reporter = writer_lib.Reporter(workdir, total_stages=2, quiet=True)
   facts = {
     "global_batch_size": 8,
     "data": source.description,

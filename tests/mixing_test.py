@@ -17,7 +17,7 @@ from libml.images.mixing import Mixing
 from libml.images.preprocess import Preprocess
 from libml.pipeline import streams
 from libml.problems import losses
-from libml.results import reporting
+from libml.results import writer as writer_lib
 from libml.train.walk import Interrupted
 
 CHAIN = Preprocess(size=8, train="none", eval="native")
@@ -206,7 +206,7 @@ def test_masked_run_with_mixing_has_sane_losses(tmp_path, monkeypatch):
   assert config.method.mask_classes
   points = []
   monkeypatch.setattr(
-    reporting.Reporter,
+    writer_lib.Reporter,
     "train",
     lambda *at, means, **of: points.append(means),
   )

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from libml.results import reporting
+from libml.results import writer as writer_lib
 from libml.train import checkpoint
 
 
@@ -27,5 +27,5 @@ def leave_nothing():
   """Lets runs go through all stages, and write results.json alone."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(checkpoint, "Saver", _Nothing)
-    patch.setattr(reporting, "Reporter", _Nothing)
+    patch.setattr(writer_lib, "Reporter", _Nothing)
     yield

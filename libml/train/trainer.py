@@ -15,7 +15,7 @@ from libml.devices import sharding
 from libml.devices.compiled import Compiled
 from libml.pipeline.stage_data import StageData
 from libml.pipeline.stage_data import Stopped
-from libml.results import reporting
+from libml.results import writer as writer_lib
 from libml.train import settings as settings_lib
 from libml.train import steps
 from libml.train.method import Method
@@ -132,7 +132,7 @@ class Trainer:
       FloatingPointError: A loss or gradient is not finite.
     """
     step_fn = self._step(round_, walk.state)
-    window, began = reporting.Window(stage.index), None
+    window, began = writer_lib.Window(stage.index), None
     self._observer.on_stage(stage.index, "train", walk.state)
     for step in range(walk.progress.step, round_.steps):
       walk.state, metrics = step_fn(walk.state, next(batches))
@@ -171,7 +171,7 @@ class Trainer:
       ),
     )
 
-  def _save_or_stop(self, walk: Walk, window: reporting.Window) -> None:
+  def _save_or_stop(self, walk: Walk, window: writer_lib.Window) -> None:
     """Saves after every so many steps; raises Stopped where one is asked."""
     stop = self._should_stop()
     due = walk.progress.steps % self._settings.checkpoint_every == 0

@@ -11,8 +11,8 @@ from configs import cifar100_gaussian_l2p
 from configs import core50_l2p
 from configs import digits_l2p
 from libml.results import pictures
-from libml.results import reporting
 from libml.results import tables
+from libml.results import writer as writer_lib
 from methods import METHODS
 
 # What a method may report: any names, numbers and pictures.
@@ -274,7 +274,7 @@ def test_tables_without_results_say_so(tmp_path):
 
 
 def test_window_means_and_names_the_first_bad_step():
-  window = reporting.Window(stage=3)
+  window = writer_lib.Window(stage=3)
   window.add(10, {"loss": jnp.float32(1.0)})
   window.add(11, {"loss": jnp.float32(3.0)})
   assert window.read() == {"loss": 2.0}
