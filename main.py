@@ -38,7 +38,7 @@ from libml.registry import plain
 from libml.results import console
 from libml.results import results
 from libml.results import tables
-from libml.results.writer import Reporter
+from libml.results.writer import Writer
 from libml.scenarios import verification
 from libml.train import export
 from libml.train import made_once
@@ -239,9 +239,9 @@ def execute(
   )
   if audit:
     return run.audit(state, workdir, facts, ask)
-  with Reporter(workdir, total_stages=len(scenario.stages)) as reporter:
-    reporter.hparams(plain_config)
-    state, record = run.walk(state, workdir, facts, reporter, audit=ask)
+  with Writer(workdir, total_stages=len(scenario.stages)) as writer:
+    writer.hparams(plain_config)
+    state, record = run.walk(state, workdir, facts, writer, audit=ask)
   if config.export:
     export.write(workdir, run, state.params, config=plain_config, mesh=mesh)
   return record

@@ -50,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
         # Seed of the class order; None: natural order.
         "order_seed": config_dict.placeholder(int),
         "reverse": False,
-        # Whether a test answer may name the classes of its task only.
+        # Whether a prediction may name the classes of its task only.
         "task_incremental": False,
       },
       # Row of DATASETS, and its options.

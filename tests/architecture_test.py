@@ -219,7 +219,7 @@ def test_no_function_takes_many_arguments_by_position():
     assert len(given) <= MOST_POSITIONAL, where
 
 
-def test_only_problems_name_their_figures():
+def test_only_problems_name_their_metrics():
   for source in SOURCES:
     if package(source) != "libml/problems":
       assert '"accuracy"' not in (ROOT / source).read_text(), source

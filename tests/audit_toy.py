@@ -136,7 +136,7 @@ class World:
       params=params,
       memory={},
       stage=self.scenario.stages[0],
-      probes=self.scenario.before,
+      test_sets=self.scenario.before,
       data=self.data,
     )
 

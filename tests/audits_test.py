@@ -50,7 +50,7 @@ def retrained(world):
   return world.ask(asked, world.placed(world.retrained))
 
 
-def test_a_hidden_class_is_gone_from_the_answers(hidden):
+def test_a_hidden_class_is_gone_from_the_predictions(hidden):
   # The accuracy gap to a retrained model, which knows none, is 0.
   assert hidden["distance"]["before"]["gaps"]["forget"] > 0.9
   assert hidden["distance"]["after"]["gaps"]["forget"] == 0

@@ -22,7 +22,7 @@ TENS = [tuple(range(10 * i, 10 * (i + 1))) for i in range(10)]
 TWENTIES = [tuple(range(20 * i, 20 * (i + 1))) for i in range(10)]
 SESSIONS = 8 * [tuple(range(50))]
 
-# Config -> classes of each stage (None: drawn), names of the last's probes.
+# Config -> classes of each stage (None: drawn), names of the last's test sets.
 EXPECTED = {
   "cifar100_l2p": (TENS, [f"task_{i}" for i in range(10)]),
   "cifar100_dualprompt": (TENS, [f"task_{i}" for i in range(10)]),
@@ -92,14 +92,14 @@ def pipeline(name):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_first_batches_have_the_right_shape_labels_and_mask(name):
   _, scenario, method, data = pipeline(name)
-  classes, probes = EXPECTED[name]
+  classes, test_sets = EXPECTED[name]
   if classes:
     assert [s.classes["learn"] for s in scenario.stages] == classes
     assert scenario.num_classes == 1 + max(map(max, classes))
   else:
     assert (len(scenario.stages), scenario.num_classes) == (200, 100)
-    assert sum(bool(stage.probes) for stage in scenario.stages) == 20
-  assert list(scenario.stages[-1].probes) == probes
+    assert sum(bool(stage.test_sets) for stage in scenario.stages) == 20
+  assert list(scenario.stages[-1].test_sets) == test_sets
 
   memory = rehearsal.initial_memory(scenario.num_classes)
   for stage in (scenario.stages[1], scenario.stages[-1]):
@@ -116,13 +116,15 @@ def test_first_batches_have_the_right_shape_labels_and_mask(name):
     assert batch["image"].dtype == np.float32
     assert set(np.array(batch["label"])) <= set(learned)
 
-  for probe in stage.probes.values():
-    batch = next(data(stage).sweep(probe.subset, augment=probe.augment))
+  for test_set in stage.test_sets.values():
+    batch = next(data(stage).sweep(test_set.subset, augment=test_set.augment))
     assert batch["image"].shape == (BATCH, 224, 224, 3)
     assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
     assert batch["mask"].all()
-    np.testing.assert_array_equal(batch["label"], probe.subset.labels[:BATCH])
-    assert probe.classes == tuple(everything)
+    np.testing.assert_array_equal(
+      batch["label"], test_set.subset.labels[:BATCH]
+    )
+    assert test_set.classes == tuple(everything)
 
 
 def test_labels_go_with_the_images_of_their_data_set():
@@ -130,11 +132,11 @@ def test_labels_go_with_the_images_of_their_data_set():
   for part, stage, classes in zip(
     source.parts, scenario.stages, TENS, strict=False
   ):
-    probe = stage.probes[f"task_{stage.index}"]
-    batch = next(data(stage).sweep(probe.subset))
+    test_set = stage.test_sets[f"task_{stage.index}"]
+    batch = next(data(stage).sweep(test_set.subset))
     np.testing.assert_allclose(batch["image"], grey(part.name) / 255, atol=0.02)
     assert set(batch["label"]) <= set(classes)
-    assert set(probe.subset.labels) == set(classes)
+    assert set(test_set.subset.labels) == set(classes)
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_smoke_keeps_the_scenario(name):
     source, scenario = main.build_scenario(small)
     assert source.name.startswith(("synthetic", "collection"))
     assert 2 <= len(scenario.stages) <= 6
-    assert any(stage.probes for stage in scenario.stages[:-1])
+    assert any(stage.test_sets for stage in scenario.stages[:-1])
 
 
 def test_data_dir_of_one_part_is_that_of_all():

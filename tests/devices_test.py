@@ -103,7 +103,7 @@ def assert_same(ours, theirs):
   assert ours["matrix"] == theirs["matrix"]
   assert ours["summary"] == theirs["summary"]
   assert ours["observed"] == theirs["observed"]
-  for mine, other in zip(ours["probes"], theirs["probes"], strict=True):
+  for mine, other in zip(ours["test_sets"], theirs["test_sets"], strict=True):
     mine, other = trees.flatten(mine), trees.flatten(other)
     assert mine.keys() == other.keys()
     for name, value in mine.items():

@@ -29,7 +29,7 @@ def test_command_shows_the_requests(run, capsys):
   command.main([str(run[0])])
   out = capsys.readouterr().out
   lines = [line.split() for line in out.splitlines()]
-  norm = edits_lib.audit(edits_lib.read_all(run[0])[2])["norm"]
+  norm = edits_lib.summary(edits_lib.read_all(run[0])[2])["norm"]
   assert ["2", "fox,", "cat", "4", "5", "4,096", f"{norm:.4g}"] in lines
   block = next(line for line in lines if line[:1] == ["encoderblock_1"])
   assert block[2] == "0" and float(block[1]) > 0 and float(block[3]) > 0
@@ -125,7 +125,7 @@ def test_a_run_of_requests_can_be_taken_back(tmp_path, capsys):
   start = traverse_util.unflatten_dict(begun[0], sep="/")
   assert_close(edits_lib.apply(start, edits.values()), served)
   for stage, edit in enumerate(edits.values()):
-    found, report = edits_lib.audit(edit), seen.record["reports"][stage]
+    found, report = edits_lib.summary(edit), seen.record["reports"][stage]
     assert found["weights_changed"] == report["touched_weights"] > 0
     assert found["adapter_entries"] == report["adapter_weights"] > 0
     norms = [group["norm"] for group in found["groups"].values()]

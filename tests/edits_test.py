@@ -116,7 +116,7 @@ def test_audit_counts_what_an_edit_touches(run):
   workdir, models = run
   edits = edits_lib.read_all(workdir)
   for number, edit in edits.items():
-    found = edits_lib.audit(edit)
+    found = edits_lib.summary(edit)
     assert found["classes"] == list(REQUESTS[number])
     assert found["weights_changed"] == 4 * 2 * 16 * 32
     # A and B of both layers in the 4 blocks that are left.
@@ -175,7 +175,7 @@ def test_groups_are_found_by_their_names(zero, blocks):
       f"{PLACE.format(10)}/lora_b": 0 * b,
     }
   )
-  groups = edits_lib.audit(edits_lib.Edit(adapters, 0.5, zero, ()))["groups"]
+  groups = edits_lib.summary(edits_lib.Edit(adapters, 0.5, zero, ()))["groups"]
   change = {1: 2 * 15**0.5, 10: 0.0, None: None}
   assert [g["zero"] for g in groups.values()] == list(zero.values())
   for found, block in zip(groups.values(), blocks, strict=True):

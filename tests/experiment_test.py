@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
   return workdir
 
 
-# A stage asks after each of 8 steps, then after each of 3 batches a probe.
+# A stage asks after each of 8 steps, then after each of 3 batches a test set.
 @pytest.mark.parametrize("call", [1, 8, 10, 16, 42], ids="at_call_{}".format)
 def test_stopped_run_goes_on_bit_for_bit(tmp_path, whole, call):
   with pytest.raises(Interrupted):

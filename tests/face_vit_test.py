@@ -244,7 +244,7 @@ def test_own_loss_is_measured():
     "allowed": jnp.ones(2, bool),
   }
   problem = PROBLEMS["classification"]()
-  assert problem.report([problem.measure(outputs, batch)])["loss"] == 1.5
+  assert problem.summarize([problem.measure(outputs, batch)])["loss"] == 1.5
   assert problem.loss(outputs, batch)[1]["head_loss"] == pytest.approx(10 / 3)
 
 

@@ -28,7 +28,7 @@ def record(name, accuracy, reports):
     },
     "summary": {"accuracy": rows},
     "axes": {
-      "probe": ["request_0", "request_1", "kept"],
+      "test_set": ["request_0", "request_1", "kept"],
       "stage": [-1, 0, 1],
       "stage_name": ["before", "request 0: a", "request 1: b, c"],
     },

@@ -105,7 +105,7 @@ def test_every_part_is_measured_before_and_after(ten):
   scenario = forget(source, requests=((0,), (1,)), missing=2, ratio=None)
   parts = {"request_0", "request_1", "kept", "missing", "others"}
   assert set(scenario.before) == parts
-  assert all(set(stage.probes) == parts for stage in scenario.stages)
+  assert all(set(stage.test_sets) == parts for stage in scenario.stages)
   assert scenario.num_classes == 12
   # The further classes may be named only where their images are asked for.
   assert scenario.before["kept"].classes == tuple(range(10))
@@ -115,11 +115,11 @@ def test_every_part_is_measured_before_and_after(ten):
 
 
 def row(**accuracies):
-  """Returns a row of figures; counts differ from probe to probe."""
+  """Returns a row of metrics; counts differ from test set to test set."""
   counts = {"request_0": 10, "request_1": 30, "kept": 40, "missing": 20}
   return {
-    probe: {"": {"accuracy": value, "count": counts[probe]}}
-    for probe, value in accuracies.items()
+    test_set: {"": {"accuracy": value, "count": counts[test_set]}}
+    for test_set, value in accuracies.items()
   }
 
 

@@ -24,7 +24,7 @@ def go(workdir):
     with np.load(workdir / "edits" / f"stage_{number}.npz") as edit:
       leaves |= {f"{number}/{name}": leaf for name, leaf in edit.items()}
   record = json.loads((workdir / "results.json").read_text())
-  keys = ("matrix", "probes", "summary", "reports", "train_steps")
+  keys = ("matrix", "test_sets", "summary", "reports", "train_steps")
   return {key: record[key] for key in keys}, leaves
 
 

@@ -228,9 +228,9 @@ def test_alpha_and_beta_change_at_their_epochs_alone(run):
 
 def test_alpha_acts_from_its_epoch_on(run, tmp_path):
   asked, until = iter(range(1, 1000)), 3 * epoch_steps(run, 0) + 1
-  probed = 6 + 1  # batches of the measurement before, and the check's
+  measured = 6 + 1  # batches of the measurement before, and the check's
   config = tiny(method__alpha=0.0)
-  off = watch(config, tmp_path, lambda: next(asked) == until + probed)
+  off = watch(config, tmp_path, lambda: next(asked) == until + measured)
   assert len(off.trained) >= 1
   for name, leaf in off.trained[0].items():
     assert np.array_equal(leaf, run.trained[0][name]), name
@@ -268,7 +268,7 @@ def test_averaging_does_not_touch_the_training(run, averaged):
   assert averaged.record["matrix"]["accuracy"] == matrix
 
 
-def test_averaged_weights_answer_beside(averaged):
+def test_averaged_weights_predict_beside(averaged):
   method, state = averaged.run.method, averaged.state
   readings = method.predict(state.params, state.memory, images(averaged))
   assert set(readings) == {"", "_average"}

@@ -94,21 +94,21 @@ def forgetting(source, order):
       }
       for split in ("train", "test")
     }
-    probes = {
-      role: scenarios.Probe(subset, tuple(range(source.num_classes)))
+    test_sets = {
+      role: scenarios.TestSet(subset, tuple(range(source.num_classes)))
       for role, subset in subsets["test"].items()
     }
     stages.append(
-      scenarios.Stage(index, "forget", subsets["train"], probes, roles)
+      scenarios.Stage(index, "forget", subsets["train"], test_sets, roles)
     )
 
   return scenarios.Scenario(
     stages=tuple(stages),
     num_classes=source.num_classes,
-    summarize=lambda rows, reading, figure: {
-      role: rows[-1][role][reading][figure] for role in roles
+    summarize=lambda rows, reading, metric: {
+      role: rows[-1][role][reading][metric] for role in roles
     },
-    probes=tuple(probes),
+    test_sets=tuple(test_sets),
     description={"order": list(order)},
     seeds={},
   )
@@ -154,13 +154,13 @@ def walk(workdir, stop=lambda: False, kind=AwayAndNear):
   image = {"image": jnp.zeros((1, 8, 8, 3))}
   params = jax.device_get(model.init(jax.random.key(0), image)["params"])
   workdir.mkdir(exist_ok=True)
-  reporter = writer_lib.Reporter(workdir, total_stages=2, quiet=True)
+  writer = writer_lib.Writer(workdir, total_stages=2, quiet=True)
   facts = {
     "global_batch_size": 8,
     "data": source.description,
     "scenario": scenario.description,
   }
-  state, _ = run.walk(run.start(params), workdir, facts, reporter)
+  state, _ = run.walk(run.start(params), workdir, facts, writer)
   record = json.loads((workdir / "results.json").read_text())
   for name in ("wall_seconds", "examples_per_second", "stage_seconds"):
     del record[name]
@@ -199,7 +199,7 @@ def test_it_forgets_and_keeps(whole):
   assert record["final"]["forget"] < 0.5 < record["final"]["retain"]
 
 
-# Each of 2 stages has 3 + 6 + 3 steps, 3 batches and 5 batches of probes.
+# Each of 2 stages has 3 + 6 + 3 steps, 3 batches and 5 batches of test sets.
 @pytest.mark.parametrize("call", [2, 3, 5, 9, 10, 13], ids="at_call_{}".format)
 def test_resume_in_any_round_is_bit_for_bit(tmp_path, whole, call):
   asked = iter(range(1, call + 1))

@@ -24,7 +24,7 @@ def go(workdir, **changes):
   leaves = seen.run.changing(seen.state)
   del leaves["rng"]
   record = json.loads((workdir / "results.json").read_text())
-  figures = {key: record[key] for key in ("matrix", "probes", "summary")}
+  figures = {key: record[key] for key in ("matrix", "test_sets", "summary")}
   return figures, {name: np.array(leaf) for name, leaf in leaves.items()}
 
 

@@ -213,22 +213,22 @@ def test_prototypes_are_means_of_raw_features(run):
     np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-5)
 
 
-def test_answer_has_the_largest_cosine(run):
+def test_prediction_has_the_largest_cosine(run):
   final, method = run.merged[2], run.run.method
   prototypes = np.float64(final["memory/prototypes"])
   prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
   stage = run.run.scenario.stages[2]
-  for task, probe in enumerate(stage.probes.values()):
+  for task, test_set in enumerate(stage.test_sets.values()):
     right = []
-    for batch in run.run.data(stage).sweep(probe.subset):
+    for batch in run.run.data(stage).sweep(test_set.subset):
       outputs = method.predict(run.state.params, run.state.memory, batch)[""]
       f = np.float64(outputs["features"])
       f /= np.linalg.norm(f, axis=1, keepdims=True)
-      answer = np.argmax(f @ prototypes.T, axis=1)
+      prediction = np.argmax(f @ prototypes.T, axis=1)
       np.testing.assert_array_equal(
-        np.argmax(outputs["logits"], axis=1), answer
+        np.argmax(outputs["logits"], axis=1), prediction
       )
-      right += list((answer == batch["label"])[batch["mask"]])
+      right += list((prediction == batch["label"])[batch["mask"]])
     assert run.record["matrix"]["accuracy"][task][2] == pytest.approx(
       np.mean(right)
     )

@@ -99,7 +99,7 @@ def test_what_is_left_lies_between_floor_and_ceiling():
   assert probing.left(0.54, 0.53, 0.5) is None
 
 
-def test_answers_name_known_classes_only():
+def test_predictions_name_known_classes_only():
   logits = np.array([[0.0, 1.0, 9.0], [2.0, 0.0, 9.0]])
   p = predictions.probabilities(logits, (0, 1))
   np.testing.assert_allclose(p[:, :2], special.softmax(logits[:, :2], axis=1))
@@ -110,7 +110,7 @@ def test_answers_name_known_classes_only():
 
 
 def said(named, label):
-  """Returns answers that name some classes of 3, surely."""
+  """Returns predictions that name some classes of 3, surely."""
   return {"logits": 50 * np.eye(3)[named], "label": np.array(label)}
 
 
@@ -128,7 +128,7 @@ def test_distances_to_a_retrained_model():
   assert found["gaps"] == {"forget": 1, "retain": 1, "test": 0.25}
   assert found["average_gap"] == pytest.approx(0.75)
   assert found["tug_of_war"] == 0
-  # One of two answers is wrong for sure, and counts as 1e-12.
+  # One of two predictions is wrong for sure, and counts as 1e-12.
   assert found["kl"]["forget"] == pytest.approx(np.log(1e12) / 2)
   assert found["kl"]["retain"] == pytest.approx(0, abs=1e-9)
   same = distances.to_retrained(model, model, (0, 1, 2))

@@ -206,7 +206,7 @@ def test_masked_run_with_mixing_has_sane_losses(tmp_path, monkeypatch):
   assert config.method.mask_classes
   points = []
   monkeypatch.setattr(
-    writer_lib.Reporter,
+    writer_lib.Writer,
     "train",
     lambda *at, means, **of: points.append(means),
   )

@@ -1,4 +1,4 @@
-"""Runs that keep no checkpoint and report to nobody: a third of the time."""
+"""Runs that keep no checkpoint and show nothing: a third of the time."""
 
 import contextlib
 
@@ -27,5 +27,5 @@ def leave_nothing():
   """Lets runs go through all stages, and write results.json alone."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(checkpoint, "Saver", _Nothing)
-    patch.setattr(writer_lib, "Reporter", _Nothing)
+    patch.setattr(writer_lib, "Writer", _Nothing)
     yield

@@ -61,7 +61,7 @@ def test_proximal_sgd_shrinks_a_group_to_zero():
   )
   # Alpha is the method's to give; without it the step is SGD's.
   np.testing.assert_allclose(updates["head"]["kernel"], -0.2)
-  assert optim.metrics(state)["zero_groups"] == 0
+  assert optim.last_metrics(state)["zero_groups"] == 0
 
 
 def test_unmatched_parameter_is_named():
@@ -133,7 +133,9 @@ def test_transforms_of_the_method_end_each_chain_of_a_trained_group(name):
 )
 def test_clip_counts_what_its_scope_says(scope, norm):
   updates, state = update(clip_norm=1.0, clip_scope=scope)
-  np.testing.assert_allclose(optim.metrics(state)["l2_grads"], norm, rtol=1e-6)
+  np.testing.assert_allclose(
+    optim.last_metrics(state)["l2_grads"], norm, rtol=1e-6
+  )
   np.testing.assert_allclose(updates["head"]["bias"], -0.2 / norm, rtol=1e-5)
 
 
@@ -168,7 +170,7 @@ def test_schedule_reaches_the_update_and_the_log():
   updates, state = update(head=linear, epoch=1.0, lr_scale=0.5)
   rate = 0.1 * 0.5 * (1 - 1 / 4)
   np.testing.assert_allclose(updates["head"]["bias"], -rate * 2, rtol=1e-6)
-  logged = optim.metrics(state)
+  logged = optim.last_metrics(state)
   np.testing.assert_allclose(logged["learning_rate/head"], rate, rtol=1e-6)
   assert "learning_rate/body" not in logged
 

@@ -1,4 +1,4 @@
-"""What a problem decides for the rest: its figure, mask and hidden targets."""
+"""What a problem decides for the rest: its metric, mask and hidden targets."""
 
 import dataclasses
 
@@ -14,10 +14,10 @@ from libml.problems.classification import Classification
 
 @dataclasses.dataclass(frozen=True)
 class Regions(Classification):
-  """Another problem than the methods serve, with a figure of its own."""
+  """Another problem than the methods serve, with a metric of its own."""
 
   name = "regions"
-  figure = "overlap"
+  metric = "overlap"
 
 
 def test_a_method_refuses_a_problem_that_it_does_not_serve(
@@ -34,12 +34,12 @@ def test_a_method_refuses_a_problem_that_it_does_not_serve(
     main.execute(config, tmp_path)
 
 
-def test_classification_prepares_the_mask_of_a_probe():
+def test_classification_prepares_the_mask_of_a_test_set():
   constants = Classification().constants((1, 3), 5)
   np.testing.assert_array_equal(constants["allowed"], [0, 1, 0, 1, 0])
 
 
-def test_summaries_are_named_by_the_problem_s_figure():
+def test_summaries_are_named_by_the_problem_s_metric():
   row = {"overlap": 0.5, "count": 4}
   names = ("learn", "forget", "retain")
   kinds = [
@@ -52,7 +52,7 @@ def test_summaries_are_named_by_the_problem_s_figure():
       "overlap_learn",
     ),
   ]
-  for summarize, probes, name in kinds:
-    rows = [{probe: {"": row} for probe in probes}]
-    found = summarize(rows, "", Regions.figure)
+  for summarize, test_sets, name in kinds:
+    rows = [{test_set: {"": row} for test_set in test_sets}]
+    found = summarize(rows, "", Regions.metric)
     assert found[name] == 0.5 and not any("acc" in key for key in found)

@@ -78,7 +78,7 @@ def assert_same(ours, theirs):
   one, other = record(ours), record(theirs)
   for key in ("matrix", "summary", "observed", "train_steps"):
     assert one[key] == other[key], key
-  for mine, its in zip(one["probes"], other["probes"], strict=True):
+  for mine, its in zip(one["test_sets"], other["test_sets"], strict=True):
     mine, its = trees.flatten(mine), trees.flatten(its)
     for name, value in mine.items():
       np.testing.assert_allclose(value, its[name], rtol=1e-4, err_msg=name)

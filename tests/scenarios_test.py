@@ -1,4 +1,4 @@
-"""Scenarios: what arrives when, and which figures come of it."""
+"""Scenarios: what arrives when, and which metrics come of it."""
 
 import dataclasses
 
@@ -69,15 +69,15 @@ def test_reverse_starts_with_the_last_task(source):
 
 def test_each_stage_is_measured_on_all_tasks_so_far(source):
   scenario = scenarios.class_incremental(source, num_tasks=3)
-  names = [list(stage.probes) for stage in scenario.stages]
+  names = [list(stage.test_sets) for stage in scenario.stages]
   assert names[2] == ["task_0", "task_1", "task_2"] and len(names[0]) == 1
 
 
-def test_answers_are_restricted_only_if_task_incremental(source):
+def test_predictions_are_restricted_only_if_task_incremental(source):
   free = scenarios.class_incremental(source, num_tasks=3)
   told = scenarios.class_incremental(source, num_tasks=3, task_incremental=True)
-  assert free.stages[1].probes["task_1"].classes == tuple(range(6))
-  assert told.stages[1].probes["task_1"].classes == (2, 3)
+  assert free.stages[1].test_sets["task_1"].classes == tuple(range(6))
+  assert told.stages[1].test_sets["task_1"].classes == (2, 3)
 
 
 def test_a_number_of_tasks_that_does_not_divide_is_refused(source):
@@ -155,13 +155,13 @@ def test_joined_parts_have_columns_of_their_own(unequal):
   for i, (stage, classes) in enumerate(
     zip(scenario.stages, learned, strict=True)
   ):
-    for subset in (stage.train["learn"], stage.probes[f"task_{i}"].subset):
+    for subset in (stage.train["learn"], stage.test_sets[f"task_{i}"].subset):
       (piece,) = subset.pieces
       theirs = piece.split.labels[piece.rows]
       np.testing.assert_array_equal(subset.labels, theirs + classes[0])
   assert [len(s.train["learn"]) for s in scenario.stages] == [8, 15, 6]
   assert [len(s.train["seen"]) for s in scenario.stages] == [8, 23, 29]
-  assert list(scenario.stages[1].probes) == ["task_0", "task_1"]
+  assert list(scenario.stages[1].test_sets) == ["task_0", "task_1"]
   assert scenario.stages[1].name == "task 1: b"
 
 
@@ -171,9 +171,9 @@ def test_joined_order_moves_the_columns(unequal):
   assert [s.classes["learn"] for s in stages] == [(0,), (1, 2, 3), (4, 5)]
 
 
-def test_joined_answers_are_restricted_only_if_task_incremental(unequal):
-  free = scenarios.joined(unequal).stages[2].probes
-  told = scenarios.joined(unequal, task_incremental=True).stages[2].probes
+def test_joined_predictions_are_restricted_only_if_task_incremental(unequal):
+  free = scenarios.joined(unequal).stages[2].test_sets
+  told = scenarios.joined(unequal, task_incremental=True).stages[2].test_sets
   assert {p.classes for p in free.values()} == {(0, 1, 2, 3, 4, 5)}
   assert [p.classes for p in told.values()] == [(0, 1), (2, 3, 4), (5,)]
 
@@ -185,29 +185,29 @@ def test_domains_with_one_test_are_measured_on_it_alone(sessions):
     assert stage.classes == {"learn": everything, "seen": everything}
     assert len(stage.train["learn"]) == 30
     assert len(stage.train["seen"]) == 30 * (i + 1)
-    assert list(stage.probes) == ["test"]
-    assert len(stage.probes["test"].subset) == 60
+    assert list(stage.test_sets) == ["test"]
+    assert len(stage.test_sets["test"].subset) == 60
   trained = [s.train["learn"].pieces[0].split for s in scenario.stages]
   assert len(set(trained)) == 3
 
 
 def test_augmented_test_stands_beside_the_proper_one(sessions):
   scenario = scenarios.domain_incremental(sessions, augmented_test=True)
-  probes = scenario.stages[2].probes
-  assert {n: p.augment for n, p in probes.items()} == {
+  test_sets = scenario.stages[2].test_sets
+  assert {n: t.augment for n, t in test_sets.items()} == {
     "test": False,
     "test_augmented": True,
   }
-  assert probes["test"].subset is probes["test_augmented"].subset
-  assert scenario.probes == ("test",)
+  assert test_sets["test"].subset is test_sets["test_augmented"].subset
+  assert scenario.test_sets == ("test",)
 
 
 def test_domains_with_tests_of_their_own_are_measured_so_far(domains):
   scenario = scenarios.domain_incremental(domains)
-  names = [list(stage.probes) for stage in scenario.stages]
+  names = [list(stage.test_sets) for stage in scenario.stages]
   assert names == [["task_0"], ["task_0", "task_1"]]
-  probe = scenario.stages[1].probes["task_1"]
-  assert probe.subset.pieces[0].split is domains.parts[1].splits["test"]
+  test_set = scenario.stages[1].test_sets["task_1"]
+  assert test_set.subset.pieces[0].split is domains.parts[1].splits["test"]
   with pytest.raises(ValueError, match="augmented_test=True.*share one test"):
     scenarios.domain_incremental(domains, augmented_test=True)
 
@@ -249,8 +249,8 @@ def test_gaussian_stages_have_the_images_of_their_classes(source):
 
 
 def test_gaussian_is_measured_now_and_then_and_at_the_end(source):
-  probes = [list(stage.probes) for stage in gaussian(source).stages]
-  assert probes == [[], [], ["test"], [], [], ["test"], ["test"]]
+  test_sets = [list(stage.test_sets) for stage in gaussian(source).stages]
+  assert test_sets == [[], [], ["test"], [], [], ["test"], ["test"]]
 
 
 def test_gaussian_readings_differ_in_steps_and_classes(source):

@@ -37,7 +37,7 @@ def ends(seen, workdir):
   leaves = seen.run.changing(seen.state)
   del leaves["rng"]
   record = json.loads((workdir / "results.json").read_text())
-  keys = ("matrix", "probes", "summary", "train_steps", "compiled_steps")
+  keys = ("matrix", "test_sets", "summary", "train_steps", "compiled_steps")
   leaves = {name: np.array(leaf) for name, leaf in leaves.items()}
   return {key: record[key] for key in keys}, leaves
 

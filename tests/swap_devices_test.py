@@ -66,7 +66,7 @@ def assert_same(ours, theirs):
     assert ours[key] == theirs[key], key
   assert ours["compiled_steps"] == theirs["compiled_steps"]
   assert set(ours["compiled_steps"].values()) == {1}
-  for key in ("probes", "reports"):
+  for key in ("test_sets", "reports"):
     for mine, other in zip(ours[key], theirs[key], strict=True):
       mine, other = trees.flatten(mine), trees.flatten(other)
       assert mine.keys() == other.keys()

@@ -78,9 +78,9 @@ def test_run_ends_with_all_three_sets_measured(run):
     "stage 0: learn bat_of_the_far_south, owl_of_the_far_north",
     "stage 1: forget 4_shark",
   ]
-  assert record["axes"]["probe"] == ["learn", "forget", "retain"]
+  assert record["axes"]["test_set"] == ["learn", "forget", "retain"]
   assert record["data"]["old"]["splits"]["test"]["examples"] == 4 * 3
-  counts = [r["train_retain"][""]["count"] for r in record["probes"]]
+  counts = [r["train_retain"][""]["count"] for r in record["test_sets"]]
   assert counts == [27.0] * 3
   assert record["scenario"]["images"] == [
     {"retain": 27, "learn": 18},

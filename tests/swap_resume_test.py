@@ -20,7 +20,7 @@ def go(workdir):
   leaves = seen.run.changing(seen.state)
   del leaves["rng"]
   record = json.loads((workdir / "results.json").read_text())
-  keys = ("matrix", "probes", "summary", "reports", "train_steps")
+  keys = ("matrix", "test_sets", "summary", "reports", "train_steps")
   return (
     {key: record[key] for key in keys},
     {name: np.array(leaf) for name, leaf in leaves.items()},

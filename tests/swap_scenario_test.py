@@ -101,9 +101,9 @@ def test_columns_and_label_maps(source):
       ours = piece.split.images[piece.rows[piece.labels == label]]
       theirs = whole.splits["test"].select([label], 7).images
       np.testing.assert_array_equal(ours, theirs)
-  # All columns may be answered, spare ones too.
+  # All columns may be predicted, spare ones too.
   assert all(
-    probe.classes == tuple(range(10)) for probe in found.before.values()
+    test_set.classes == tuple(range(10)) for test_set in found.before.values()
   )
 
 
@@ -123,17 +123,17 @@ def test_class_that_comes_before_keeps_its_column():
   np.testing.assert_array_equal(ours, theirs)
 
 
-def test_probes_are_tests_and_what_is_trained_on(source):
+def test_sets_are_of_test_images_and_of_training_images(source):
   found = swap(source, "flf", ratio=0.5)
-  assert found.probes == ("learn", "forget", "retain")
-  for rows in (found.before, *(stage.probes for stage in found.stages)):
+  assert found.test_sets == ("learn", "forget", "retain")
+  for rows in (found.before, *(stage.test_sets for stage in found.stages)):
     assert list(rows) == [
       *("learn", "forget", "retain"),
       *("train_learn", "train_forget", "train_retain"),
     ]
-    for name, probe in rows.items():
-      assert probe.trained == name.startswith("train_")
-      assert probe.problem is None and not probe.augment
+    for name, test_set in rows.items():
+      assert test_set.trained == name.startswith("train_")
+      assert test_set.problem is None and not test_set.augment
   for role in COLUMNS:
     trained = images(found.before[f"train_{role}"].subset)
     assert not trained & images(found.before[role].subset)
@@ -241,10 +241,10 @@ def test_nothing_learned_or_forgotten_counts_nothing(source):
 
 def test_audits_see_each_image_once_and_no_trained_one_as_test(source):
   stages = swap(source, "flf").stages
-  found = audits._images(stages[2], stages[2].probes, stages[:2], seed=0)
+  found = audits._images(stages[2], stages[2].test_sets, stages[:2], seed=0)
   counts = {role: len(subset) for role, subset in found.items()}
   assert counts["forget"] == 10  # three stages have them
-  assert counts["forget_test"] == len(stages[0].probes["forget"].subset)
+  assert counts["forget_test"] == len(stages[0].test_sets["forget"].subset)
   trained = images(stages[2].train["retain"])
   assert not images(found["retain_test"]) & trained
   assert labels(found["retain_test"]) == {0, 1, 2, 5, 6}

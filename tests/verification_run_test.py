@@ -93,8 +93,8 @@ def test_figures_are_those_of_the_exported_weights(run, faces):
   similarity = verification.similarities(
     outputs["features"], listed.first, listed.second
   )
-  expected = verification.figures(similarity, listed.same)
-  found = read(workdir)["probes"][-1]["verification"]
+  expected = verification.pair_metrics(similarity, listed.same)
+  found = read(workdir)["test_sets"][-1]["verification"]
   assert set(found) == {""}, "the margin does not touch the features"
   curve = found[""].pop("roc")
   assert found[""] == pytest.approx(expected, abs=1e-6)
@@ -107,8 +107,8 @@ def test_figures_are_those_of_the_exported_weights(run, faces):
 
 def test_it_stands_beside_matrix_and_summaries(run):
   record = read(run[0])
-  assert record["axes"]["probe"] == ["task_0"]
-  accuracy = record["probes"][-1]["task_0"][""]["accuracy"]
+  assert record["axes"]["test_set"] == ["task_0"]
+  accuracy = record["test_sets"][-1]["task_0"][""]["accuracy"]
   assert record["matrix"]["accuracy"] == [[accuracy]]
   assert record["final"]["avg_acc"] == accuracy
   assert record["compiled_steps"]["evaluate/verification"] == 1
@@ -125,7 +125,7 @@ def test_people_see_it(run):
   from tensorboard.backend.event_processing import event_accumulator
 
   workdir, lines, *_ = run
-  found = read(workdir)["probes"][-1]["verification"][""]
+  found = read(workdir)["test_sets"][-1]["verification"][""]
   line = f"stage 1/1, verification: accuracy {found['accuracy']:.4g}, "
   assert any(x.startswith(line) and "auc " in x for x in lines)
   events = event_accumulator.EventAccumulator(str(workdir), size_guidance={})
@@ -156,10 +156,10 @@ def test_forgetting_is_measured_before_and_after(faces, tmp_path):
   common.measure(made)
   main.execute(made, tmp_path)
   record = read(tmp_path)
-  has = ["verification" in row for row in record["probes"]]
+  has = ["verification" in row for row in record["test_sets"]]
   assert has == [True, False, False, True]
-  assert "verification" not in record["axes"]["probe"]
-  before, after = (record["probes"][i]["verification"] for i in (0, -1))
+  assert "verification" not in record["axes"]["test_set"]
+  before, after = (record["test_sets"][i]["verification"] for i in (0, -1))
   assert before == after and before[""]["count"] == 190
 
 

@@ -122,7 +122,7 @@ def test_rates_by_hand():
   rate = verification.true_accept_rate
   assert rate(similarity, same, 0.0) == pytest.approx(2 / 3)
   assert rate(similarity, same, 0.34) == 1.0
-  found = verification.figures(similarity, same, folds=2)
+  found = verification.pair_metrics(similarity, same, folds=2)
   assert found["auc"] == pytest.approx(8 / 9)
   assert found["count"] == 6
   assert found["tar_at_far_0.001"] == pytest.approx(2 / 3)
@@ -152,16 +152,16 @@ def test_problem_measures_images_in_any_order_and_padding():
     )
     for i in (np.arange(0, 8), np.arange(8, 16), np.arange(16, 24))
   ]
-  found = problem.report(measures)
+  found = problem.summarize(measures)
   similarity = verification.similarities(embeddings, first, second)
-  expected = verification.figures(similarity, listed.same, folds=10)
+  expected = verification.pair_metrics(similarity, listed.same, folds=10)
   curve = found.pop("roc")
   assert curve["false_accept_rate"][:11:10] == [1e-4, 1e-3]
   assert set(curve["true_accept_rate"]) == {1.0} and found["count"] == 20
   assert found == pytest.approx(expected, abs=1e-6)
   assert (found["auc"], found["tar_at_far_0.001"]) == (1.0, 1.0)
   with pytest.raises(ValueError, match="8 images of the pairs were not"):
-    problem.report(measures[1:])
+    problem.summarize(measures[1:])
   with pytest.raises(ValueError, match="no loss"):
     problem.loss({}, {})
   with pytest.raises(ValueError, match=r"features, .* only \['logits'\]"):

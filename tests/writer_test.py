@@ -126,16 +126,16 @@ def test_a_report_of_any_names_reaches_the_table_and_tensorboard(run, capsys):
   assert shown == 3 * [["0.25", "1,234", "7.5"]]
 
 
-def _record(probes, stages, **figures):
-  """Returns results in which every figure is 100 %."""
-  matrix = np.triu(np.ones((len(probes), len(stages)))).tolist()
+def _record(test_sets, stages, **figures):
+  """Returns results in which every metric is 100 %."""
+  matrix = np.triu(np.ones((len(test_sets), len(stages)))).tolist()
   row = {"avg_acc": 1.0, "curve_mean_acc": 1.0, **figures}
   readings = ("accuracy", "accuracy_batchwise")
   return {
     "name": "cifar10_deit_dualprompt",
     "figure": "accuracy",
     "axes": {
-      "probe": probes,
+      "test_set": test_sets,
       "stage": list(range(len(stages))),
       "stage_name": stages,
     },
@@ -164,8 +164,8 @@ FIVE = ("cifar10", "mnist", "svhn_cropped", "not_mnist", "fashion_mnist")
   ids=len,
 )
 def test_tables_fit_a_line(stages, capsys):
-  probes = [f"task_{i}" for i in range(len(stages))]
-  record = _record(probes, stages, forgetting=1.0)
+  test_sets = [f"task_{i}" for i in range(len(stages))]
+  record = _record(test_sets, stages, forgetting=1.0)
   shown = _shown([record, record], capsys)
   assert "…" not in shown and "by vote" in shown
   lines = [line for line in shown.splitlines() if "100.0" in line]
@@ -191,13 +191,13 @@ def test_augmented_figure_has_a_column_of_its_own(capsys):
 
 
 @pytest.mark.parametrize(
-  ("probes", "stages"), [(1, 20), (1, 8), (5, 5), (8, 8), (10, 10)]
+  ("test_sets", "stages"), [(1, 20), (1, 8), (5, 5), (8, 8), (10, 10)]
 )
-def test_matrix_is_drawn_cell_by_cell(probes, stages):
-  matrix = np.random.default_rng(0).uniform(size=(probes, stages))
-  if probes == stages:
-    matrix[np.tril_indices(probes, -1)] = np.nan
-  rows = [f"task_{i}" for i in range(probes)]
+def test_matrix_is_drawn_cell_by_cell(test_sets, stages):
+  matrix = np.random.default_rng(0).uniform(size=(test_sets, stages))
+  if test_sets == stages:
+    matrix[np.tril_indices(test_sets, -1)] = np.nan
+  rows = [f"task_{i}" for i in range(test_sets)]
   columns = [f"stage {10 * j}" for j in range(stages)]
   figure = pictures.matrix(matrix, "title", rows=rows, columns=columns)
   (axes,) = figure.axes
@@ -246,19 +246,19 @@ def test_one_test_set_has_its_own_tags(single):
 
 def test_augmented_test_sees_other_pixels(single):
   record = json.loads((single["core50_l2p"] / "results.json").read_text())
-  for row in record["probes"]:
+  for row in record["test_sets"]:
     proper, augmented = row["test"][""], row["test_augmented"][""]
     assert proper["count"] == augmented["count"] == 60
     assert proper["loss"] != augmented["loss"]
 
 
-def test_stages_without_probes_leave_no_gaps(single):
+def test_stages_without_test_sets_leave_no_gaps(single):
   workdir = single["cifar100_gaussian_l2p"]
   record = json.loads((workdir / "results.json").read_text())
   assert record["stages_done"] == 6
-  assert [bool(row) for row in record["probes"]] == 2 * [False, False, True]
+  assert [bool(row) for row in record["test_sets"]] == 2 * [False, False, True]
   assert record["axes"] == {
-    "probe": ["test"],
+    "test_set": ["test"],
     "stage": [2, 5],
     "stage_name": ["stage 3", "stage 6"],
   }

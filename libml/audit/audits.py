@@ -147,7 +147,7 @@ class Audits:
       params=state.params,
       memory=state.memory,
       stage=stage,
-      probes=scenario.before,
+      test_sets=scenario.before,
       data=data,
       earlier=scenario.stages[: stage.index],
     )
@@ -159,7 +159,7 @@ class Audits:
     params: Any,
     memory: Any,
     stage: scenarios.Stage,
-    probes: Mapping[str, scenarios.Probe],
+    test_sets: Mapping[str, scenarios.TestSet],
     data: stage_data.StageData,
     earlier: Sequence[scenarios.Stage] = (),
   ) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Audits:
       params: On the mesh.
       memory: Of the method.
       stage: The finished one.
-      probes: The scenario's `before`: the test images.
+      test_sets: The scenario's `before`: the test images.
       data: Of the stage.
       earlier: The stages before it, whose classes are forgotten, too.
 
@@ -183,7 +183,7 @@ class Audits:
       stage_data.Stopped: The process was asked to stop.
     """
     models = self._models(params, method)
-    images = _images(stage, probes, earlier, self.seed)
+    images = _images(stage, test_sets, earlier, self.seed)
     forgotten, retained = (
       tuple(np.unique(images[role].labels).tolist())
       for role in ("forget", "retain")
@@ -264,7 +264,7 @@ class Audits:
 
 def _images(
   stage: scenarios.Stage,
-  probes: Mapping[str, scenarios.Probe],
+  test_sets: Mapping[str, scenarios.TestSet],
   earlier: Sequence[scenarios.Stage],
   seed: int,
 ) -> dict[str, datasets.Subset]:
@@ -273,12 +273,12 @@ def _images(
   gone = {c for s in stages for c in s.classes.get("forget", ())}
   kept = set(stage.classes["retain"]) - gone
   tests = [
-    probe.subset
-    for probe in probes.values()
-    if probe.problem is None and not (probe.augment or probe.trained)
+    test_set.subset
+    for test_set in test_sets.values()
+    if test_set.problem is None and not (test_set.augment or test_set.trained)
   ]
   pool = datasets.Subset(())
-  for subset in tests:  # probes may share images
+  for subset in tests:  # test sets may share images
     pool += subset.without(pool)
   forget = datasets.Subset(())
   for part in stages:  # several stages may forget the same images

@@ -11,13 +11,13 @@ from libml.audit import predictions
 
 Found = Mapping[str, np.ndarray]
 
-# Below this a probability counts as this, or one answer decided the mean.
+# Below this a probability counts as this, or one prediction decided the mean.
 _SMALLEST = 1e-12
 
 
-def kl(target: np.ndarray, answer: np.ndarray) -> float:
-  """Returns the mean KL(target || answer) of probabilities [N, C], in nats."""
-  p, q = (np.maximum(x, _SMALLEST) for x in (target, answer))
+def kl(target: np.ndarray, prediction: np.ndarray) -> float:
+  """Returns the mean KL(target || prediction), in nats, of [N, C]."""
+  p, q = (np.maximum(x, _SMALLEST) for x in (target, prediction))
   return float(np.mean(np.sum(target * (np.log(p) - np.log(q)), axis=1)))
 
 
@@ -34,9 +34,9 @@ def to_retrained(
   "What makes unlearning hard and what to do about it", NeurIPS 2024).
 
   Args:
-    model: Answers on "forget", "retain", "forget_test" and "retain_test".
+    model: Predictions on "forget", "retain", "forget_test" and "retain_test".
     retrained: The same of the other model.
-    known: Classes that an answer may name.
+    known: Classes that a prediction may name.
 
   Returns:
     "gaps" by role, model less retrained; "average_gap"; "tug_of_war", 1 at

@@ -19,9 +19,9 @@ _QUANTILE = 1.959963984540054
 
 
 def scores(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """Returns what an attacker reads of each answer, [N, 3].
+  """Returns what an attacker reads of each prediction, [N, 3].
 
-  With p the answer and y the true class: log p_y, the entropy of p, and the
+  With p the prediction and y the true class: log p_y, the entropy of p, and the
   modified entropy of Song and Mittal, "Systematic Evaluation of Privacy Risks
   of Machine Learning Models", USENIX Security 2021,
 

@@ -36,7 +36,7 @@ def ask(
   """
   targets = method.problem.targets
 
-  def answer(params, memory, batch):
+  def predict(params, memory, batch):
     inputs = {name: x for name, x in batch.items() if name not in targets}
     outputs = method.predict(params, memory, inputs)[""]
     return {
@@ -44,7 +44,7 @@ def ask(
     }
 
   whole = sharding.replicated(data.mesh)
-  step = data.compiled("audit/answer", answer, out_shardings=whole)
+  step = data.compiled("audit/answer", predict, out_shardings=whole)
   return step(params, memory, batch)
 
 

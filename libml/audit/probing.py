@@ -38,7 +38,7 @@ def head(found: Mapping[str, Found]) -> dict[str, float]:
   end in place of some steps from the old head.
 
   Args:
-    found: Answers on the training images ("forget", "retain") and the test
+    found: Predictions on the training images ("forget", "retain") and the test
       images ("forget_test", "retain_test"): "features" and "label".
 
   Returns:
@@ -96,7 +96,7 @@ def linear_probe(
   """Returns what probes find in each model, and what is left of it.
 
   Args:
-    models: "before", "after" and perhaps "retrained" -> answers, as in `head`.
+    models: "before", "after", perhaps "retrained" -> predictions as in `head`.
 
   Returns:
     "head" and "fresh", each {model: {role: accuracy}, "left": see `left`}; the

@@ -124,7 +124,7 @@ class Relearning:
     num_classes: C, columns of the head.
     forgotten: Class ids.
     retained: Class ids.
-    known: Class ids that an answer may name.
+    known: Class ids that a prediction may name.
     lr: Of Adam.
     max_steps: Then it gives up.
   """

@@ -1,8 +1,8 @@
 """Optimizers: groups by name, and the transforms that bend a step."""
 
 from libml.optim.groups import Groups as Groups
-from libml.optim.metrics import Reports as Reports
-from libml.optim.metrics import metrics as metrics
+from libml.optim.metrics import Metrics as Metrics
+from libml.optim.metrics import last_metrics as last_metrics
 from libml.optim.optimizer import OPTIMIZERS as OPTIMIZERS
 from libml.optim.optimizer import PROXIMAL as PROXIMAL
 from libml.optim.optimizer import Optimizer as Optimizer

@@ -10,10 +10,10 @@ import optax
 
 
 @runtime_checkable
-class Reports(Protocol):
+class Metrics(Protocol):
   """A transform's state that holds figures for the log."""
 
-  def reported(self, group: str) -> dict[str, jax.Array]:
+  def metrics(self, group: str) -> dict[str, jax.Array]:
     """Returns name -> scalar of the last step.
 
     Args:
@@ -23,21 +23,21 @@ class Reports(Protocol):
     ...
 
 
-def metrics(opt_state: Any) -> dict[str, jax.Array]:
+def last_metrics(opt_state: Any) -> dict[str, jax.Array]:
   """Returns what the transforms report of the last step, name -> scalar."""
   found = {}
-  for group, state in _reporting(opt_state):
-    found.update(state.reported(group))
+  for group, state in _holders(opt_state):
+    found.update(state.metrics(group))
   return found
 
 
-def _reporting(tree: Any, group: str = "") -> Iterator[tuple[str, Reports]]:
+def _holders(tree: Any, group: str = "") -> Iterator[tuple[str, Metrics]]:
   """Yields the states that report, each with its group."""
-  kinds = (optax.transforms.PartitionState, Reports)
+  kinds = (optax.transforms.PartitionState, Metrics)
   nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kinds))
   for node in nodes:
     if isinstance(node, optax.transforms.PartitionState):
       for name, inner in node.inner_states.items():
-        yield from _reporting(inner, str(name))
-    elif isinstance(node, Reports):
+        yield from _holders(inner, str(name))
+    elif isinstance(node, Metrics):
       yield group, node

@@ -38,9 +38,9 @@ class ProximalAdamState(NamedTuple):
   learning_rate: jax.Array
   zero_groups: jax.Array
 
-  def reported(self, group: str) -> dict[str, jax.Array]:
+  def metrics(self, group: str) -> dict[str, jax.Array]:
     """The rate, by group, and the number of groups at zero."""
-    return _reported(self, group)
+    return _metrics(self, group)
 
 
 class ProximalSgdState(NamedTuple):
@@ -58,9 +58,9 @@ class ProximalSgdState(NamedTuple):
   learning_rate: jax.Array
   zero_groups: jax.Array
 
-  def reported(self, group: str) -> dict[str, jax.Array]:
+  def metrics(self, group: str) -> dict[str, jax.Array]:
     """The rate, by group, and the number of groups at zero."""
-    return _reported(self, group)
+    return _metrics(self, group)
 
 
 def proximal_group_lasso(
@@ -358,7 +358,7 @@ def decoupled_group_lasso(
   )
 
 
-def _reported(
+def _metrics(
   state: ProximalAdamState | ProximalSgdState, group: str
 ) -> dict[str, jax.Array]:
   return {

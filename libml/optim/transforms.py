@@ -16,7 +16,7 @@ class RateState(NamedTuple):
 
   learning_rate: jax.Array
 
-  def reported(self, group: str) -> dict[str, jax.Array]:
+  def metrics(self, group: str) -> dict[str, jax.Array]:
     """The rate, by group."""
     return {f"learning_rate/{group}": self.learning_rate}
 
@@ -44,7 +44,7 @@ class ClipState(NamedTuple):
 
   l2_grads: jax.Array
 
-  def reported(self, group: str) -> dict[str, jax.Array]:
+  def metrics(self, group: str) -> dict[str, jax.Array]:
     """The norm."""
     del group
     return {"l2_grads": self.l2_grads}

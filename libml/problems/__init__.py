@@ -13,18 +13,18 @@ from libml.problems import classification
 
 
 class Problem(Protocol):
-  """A kind of task: loss, measures of a batch, figures of a whole split.
+  """A kind of task: loss, measures of a batch, metrics of a whole split.
 
   Attributes:
     name: By which methods say that they serve it.
-    figure: The number of `report` that scenarios sum up and tables show.
+    metric: Key of `summarize` that scenarios sum up and tables show.
     targets: Names of the entries of a batch that hold the ground truth; audits
       remove them before the model runs.
     hidden: Those of them that evaluation removes, too.
   """
 
   name: ClassVar[str]
-  figure: ClassVar[str]
+  metric: ClassVar[str]
   targets: ClassVar[tuple[str, ...]]
   hidden: ClassVar[tuple[str, ...]]
 
@@ -37,10 +37,10 @@ class Problem(Protocol):
   def constants(
     self, classes: Sequence[int], num_classes: int
   ) -> dict[str, np.ndarray]:
-    """Returns what joins all batches of a probe for `measure`, such as a mask.
+    """Returns what joins all batches of a test set for `measure`, as a mask.
 
     Args:
-      classes: Ids that an answer may name.
+      classes: Ids that a prediction may name.
       num_classes: Columns of the head.
     """
     ...
@@ -51,8 +51,8 @@ class Problem(Protocol):
     """Returns arrays of fixed shape; rows where batch["mask"] is False."""
     ...
 
-  def report(self, measures: Sequence[Any]) -> dict[str, Any]:
-    """Returns the figures of a split from the measures of its batches.
+  def summarize(self, measures: Sequence[Any]) -> dict[str, Any]:
+    """Returns the metrics of a split from the measures of its batches.
 
     A curve is a mapping of two names to as many numbers: x and y.
     """
@@ -61,10 +61,10 @@ class Problem(Protocol):
 
 PROBLEMS = {"classification": classification.Classification}
 
-# Figure -> its name in summaries, where that is shorter.
-_SHORT = {classification.Classification.figure: "acc"}
+# Metric -> its name in summaries, where that is shorter.
+_SHORT = {classification.Classification.metric: "acc"}
 
 
-def short(figure: str) -> str:
-  """Returns the name of a problem's figure in summaries, such as "acc"."""
-  return _SHORT.get(figure, figure)
+def short(metric: str) -> str:
+  """Returns the name of a problem's metric in summaries, such as "acc"."""
+  return _SHORT.get(metric, metric)

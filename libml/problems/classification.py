@@ -22,7 +22,7 @@ class Classification:
   """
 
   name: ClassVar[str] = "classification"
-  figure: ClassVar[str] = "accuracy"
+  metric: ClassVar[str] = "accuracy"
   targets: ClassVar[tuple[str, ...]] = ("label",)
   hidden: ClassVar[tuple[str, ...]] = ()
 
@@ -46,7 +46,7 @@ class Classification:
   def constants(
     self, classes: Sequence[int], num_classes: int
   ) -> dict[str, np.ndarray]:
-    """Returns "allowed", bool [C]: the classes that an answer may name."""
+    """Returns "allowed", bool [C]: classes that a prediction may name."""
     return {"allowed": np.isin(np.arange(num_classes), classes)}
 
   def measure(
@@ -68,7 +68,7 @@ class Classification:
       "count": jnp.sum(mask, dtype=jnp.int32),
     }
 
-  def report(self, measures: Sequence[Any]) -> dict[str, float]:
+  def summarize(self, measures: Sequence[Any]) -> dict[str, float]:
     """Returns accuracy in [0, 1], mean loss, and the number of images."""
     total = {
       name: np.sum([m[name] for m in measures], dtype=np.float64)

@@ -46,7 +46,7 @@ def best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
   """
   order = np.argsort(similarity, kind="stable")
   values, kinds = similarity[order], same[order]
-  # Right answers where the first k pairs are taken for two persons.
+  # Right predictions where the first k pairs are taken for two persons.
   right = np.concatenate([[0], np.cumsum(~kinds)])
   right = right + np.concatenate([np.cumsum(kinds[::-1])[::-1], [0]])
   bounds = np.concatenate([[-np.inf], values, [np.inf]])
@@ -115,7 +115,7 @@ def true_accept_rate(
   return float(true[false <= false_accept_rate].max())
 
 
-def figures(
+def pair_metrics(
   similarity: np.ndarray, same: np.ndarray, *, folds: int = 10
 ) -> dict[str, float]:
   """Returns what papers report of a list of pairs.
@@ -146,7 +146,7 @@ def figures(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Verification:
-  """Verification as a problem: embeddings of a batch, figures of a list.
+  """Verification as a problem: embeddings of a batch, metrics of a list.
 
   Images come with their number in `pairs.images` as label, so that order and
   padding of batches do not matter.
@@ -158,7 +158,7 @@ class Verification:
   pairs: pairs_lib.Pairs
 
   name: ClassVar[str] = "verification"
-  figure: ClassVar[str] = "accuracy"
+  metric: ClassVar[str] = "accuracy"
   targets: ClassVar[tuple[str, ...]] = ("label",)
   hidden: ClassVar[tuple[str, ...]] = ("label",)  # they are no classes
 
@@ -200,8 +200,8 @@ class Verification:
       "number": jnp.where(batch["mask"], batch["label"], -1),
     }
 
-  def report(self, measures: Sequence[Any]) -> dict[str, Any]:
-    """Returns `figures` of the pairs, and "roc".
+  def summarize(self, measures: Sequence[Any]) -> dict[str, Any]:
+    """Returns `pair_metrics`, and "roc".
 
     The latter has "false_accept_rate", CURVE, and "true_accept_rate" at each.
 
@@ -228,4 +228,7 @@ class Verification:
         true_accept_rate(similarity, same, rate) for rate in CURVE
       ],
     }
-    return {**figures(similarity, same, folds=self.pairs.folds), "roc": curve}
+    return {
+      **pair_metrics(similarity, same, folds=self.pairs.folds),
+      "roc": curve,
+    }

@@ -23,7 +23,7 @@ MEANINGS = {
   "membership, kept": "control: AUC, training from test images, kept classes",
   "average gap": "mean difference of accuracy from retrained",
   "tug-of-war": "product of 1 - difference; 100 is as good as retrained",
-  "KL, forgotten": "nats of its answers from those of retrained",
+  "KL, forgotten": "nats of its predictions from those of retrained",
   "KL, kept": "the same on test images of kept classes",
   "drift, cosine": "of kept classes' features with the first model's; 1: none",
   "drift, class means": "move of kept classes' mean features over their length",

@@ -20,12 +20,12 @@ def pixels(figure: Any) -> np.ndarray:
 def matrix(
   values: np.ndarray, title: str, *, rows: Sequence[str], columns: Sequence[str]
 ) -> Any:
-  """Draws figures of probes (rows) after stages (columns).
+  """Draws a metric of test sets (rows) after stages (columns).
 
   Args:
-    values: [P, S], from 0 to 1; NaN stays empty.
+    values: [T, S], from 0 to 1; NaN stays empty.
     title: Above the drawing.
-    rows: One name a probe, [P].
+    rows: One name a test set, [T].
     columns: One name a stage, [S].
   """
   height, width = values.shape

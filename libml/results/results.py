@@ -98,32 +98,33 @@ def assemble(
   scenario: scenarios.Scenario,
   progress: Any,
   facts: Mapping[str, Any],
-  figure: str,
+  metric: str,
 ) -> dict[str, Any]:
   """Returns the record of a run so far.
 
   Args:
     scenario: Its stages, and how they are summed up.
-    progress: How far the run is, with each stage's figures.
+    progress: How far the run is, with each stage's metrics.
     facts: Config, seeds, weights, data, versions, devices.
-    figure: The problem's.
+    metric: The problem's.
 
   Returns:
-    "matrix": {reading: R[p][s], figure of probe p after measured stage s, None
-    where not measured}; "axes": {"probe": names of p, "stage": numbers of s,
-    from 0, "stage_name": their names}; "summary": {reading: one dict a
-    measured stage}; "final": the main reading's last summary; "probes": all
-    figures of each stage; the other keys speak for themselves. What was
-    measured before the first stage is stage -1, "before".
+    "matrix": {reading: R[t][s], metric of test set t after measured stage s,
+    None where not measured}; "axes": {"test_set": names of t, "stage": numbers
+    of s, from 0, "stage_name": their names}; "summary": {reading: one dict a
+    measured stage}; "figure": the metric's name; "final": the main reading's
+    last summary; "test_sets": all metrics of each stage; the other keys speak
+    for themselves. What was measured before the first stage is stage -1,
+    "before".
   """
   rows = progress.rows
   first = -1 if scenario.before else 0
-  # A stage may have no probes.
+  # A stage may have no test sets.
   numbers = [number for number, row in enumerate(rows, first) if row]
   measured = [rows[number - first] for number in numbers]
   names = {i: s.name or f"stage {i}" for i, s in enumerate(scenario.stages)}
   names[-1] = "before"
-  matrix, summary = _summed_up(scenario, measured, figure)
+  matrix, summary = _summed_up(scenario, measured, metric)
   seconds = progress.seconds
   trained = seconds["timed_batches"] * facts["global_batch_size"]
   return {
@@ -133,14 +134,14 @@ def assemble(
     **facts,
     "matrix": matrix,
     "axes": {
-      "probe": list(scenario.measured_probes(measured)),
+      "test_set": list(scenario.measured_test_sets(measured)),
       "stage": numbers,
       "stage_name": [names[n] for n in numbers],
     },
     "summary": summary,
-    "figure": figure,
-    "final": summary[figure][-1] if measured else {},
-    "probes": list(rows),
+    "figure": metric,
+    "final": summary[metric][-1] if measured else {},
+    "test_sets": list(rows),
     "observed": list(progress.observed),
     "reports": list(progress.reports),
     "audits": list(progress.audits),
@@ -155,16 +156,16 @@ def assemble(
 
 
 def _summed_up(
-  scenario: scenarios.Scenario, rows: Sequence[scenarios.Row], figure: str
+  scenario: scenarios.Scenario, rows: Sequence[scenarios.Row], metric: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Returns `assemble`'s "matrix" and "summary" of the measured rows."""
   matrix, summary = {}, {}
   for reading in next(iter(rows[-1].values())) if rows else ():
-    key = f"{figure}{reading}"
-    grid = scenario.matrix(rows, reading, figure)
+    key = f"{metric}{reading}"
+    grid = scenario.matrix(rows, reading, metric)
     matrix[key] = [[None if np.isnan(x) else float(x) for x in r] for r in grid]
     summary[key] = [
-      scenario.summarize(rows[: i + 1], reading, figure)
+      scenario.summarize(rows[: i + 1], reading, metric)
       for i in range(len(rows))
     ]
   return matrix, summary

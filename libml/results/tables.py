@@ -39,7 +39,7 @@ def _add_columns(out: table.Table, names: Sequence[str]) -> None:
     out.add_column(name, justify="right", no_wrap=True, min_width=width)
 
 
-# Column -> reading of a summary, and its entry there; {} is the figure's name.
+# Column -> reading of a summary, and its entry there; {} is the metric's name.
 _SUMMARY = {
   "learn": ("", "{}_learn"),
   "forget": ("", "{}_forget"),
@@ -62,15 +62,15 @@ def _summaries(
 ) -> dict[str, list[str]]:
   """Returns the columns of _SUMMARY, a cell each record and measured stage.
 
-  A cell is empty where its figure is not defined; a column that would be empty
+  A cell is empty where its metric is not defined; a column that would be empty
   is left out.
   """
   columns: dict[str, list[str]] = {}
   for column, (suffix, name) in _SUMMARY.items():
     for record in records:
-      figure = record["figure"]
-      short = problems.short(figure)
-      rows = record["summary"].get(figure + suffix)
+      metric = record["figure"]
+      short = problems.short(metric)
+      rows = record["summary"].get(metric + suffix)
       columns.setdefault(column.format(short), []).extend(
         cells_lib.percent(rows[s].get(name.format(short)) if rows else None)
         for s in stages
@@ -108,44 +108,46 @@ def _swaps(record: Mapping[str, Any]) -> bool:
 
 
 def _measured(record: Mapping[str, Any]) -> str:
-  """Returns of what, and when, a run's matrix has figures."""
+  """Returns of what, and when, a run's matrix has values."""
   if _swaps(record):
     return "before and after each stage"
   if record["axes"]["stage"][0] < 0:
     return "before and after each request"
-  if len(record["axes"]["probe"]) > 1:
+  if len(record["axes"]["test_set"]) > 1:
     return "of each task after each task"
   return "of all test images"
 
 
 def run_table(record: Mapping[str, Any]) -> table.Table:
-  """Returns one run: the figure of each probe after each stage, and summaries.
+  """Returns one run: each test set's metric after each stage, and summaries.
 
-  A single probe has no column: its figure is the summary's average.
+  A single test set has no column: its metric is the summary's average.
   """
-  figure = record["figure"]
-  matrix = record["matrix"][figure]
-  probes = [name.replace("_", " ") for name in record["axes"]["probe"]]
+  metric = record["figure"]
+  matrix = record["matrix"][metric]
+  test_sets = [name.replace("_", " ") for name in record["axes"]["test_set"]]
   stages = record["axes"]["stage_name"]
-  many = len(probes) > _MOST_TASKS // 2
+  many = len(test_sets) > _MOST_TASKS // 2
   named = any(":" in name for name in stages)
   if many or named:  # a number suffices, or the line grows too long
     for word in ("task ", "request ", "stage "):
-      probes = [name.removeprefix(word) for name in probes]
+      test_sets = [name.removeprefix(word) for name in test_sets]
       stages = [name.removeprefix(word) for name in stages]
-  out = _table(f"{record['name']}: {figure} (%) {_measured(record)}")
-  shown = range(len(probes)) if 1 < len(probes) <= _MOST_TASKS else range(0)
+  out = _table(f"{record['name']}: {metric} (%) {_measured(record)}")
+  shown = (
+    range(len(test_sets)) if 1 < len(test_sets) <= _MOST_TASKS else range(0)
+  )
   summaries = {
     name: cells
     for name, cells in _summaries([record], range(len(stages))).items()
-    if name not in probes
+    if name not in test_sets
   }
-  summaries.update(_reported(record, {*probes, *summaries}))
+  summaries.update(_reported(record, {*test_sets, *summaries}))
   # Names of classes may be long: they wrap, figures do not.
   out.add_column(
     "after", justify="left" if named else "right", no_wrap=not named
   )
-  _add_columns(out, [*(probes[i] for i in shown), *summaries])
+  _add_columns(out, [*(test_sets[i] for i in shown), *summaries])
   for j, stage in enumerate(stages):
     cells = [cells_lib.percent(matrix[i][j], 0 if many else 1) for i in shown]
     out.add_row(stage, *cells, *(column[j] for column in summaries.values()))

@@ -52,7 +52,7 @@ class Window:
     return self._mean
 
 
-class Reporter:
+class Writer:
   """Writes metrics for people; on one process, for all."""
 
   def __init__(
@@ -62,7 +62,7 @@ class Reporter:
 
     self._stages = total_stages
     chief = jax.process_index() == 0 and not quiet
-    self._writer = (
+    self._tensorboard = (
       metric_writers.AsyncMultiWriter(
         [metric_writers.SummaryWriter(str(workdir))]
       )
@@ -86,8 +86,8 @@ class Reporter:
 
   def hparams(self, config: Mapping[str, Any]) -> None:
     """Writes the hyper-parameters, flat."""
-    if self._writer:
-      self._writer.write_hparams(_flat(config))
+    if self._tensorboard:
+      self._tensorboard.write_hparams(_flat(config))
 
   def train(
     self,
@@ -107,13 +107,13 @@ class Reporter:
       done: Steps of the stage.
       total: Of them all.
     """
-    if not self._writer:
+    if not self._tensorboard:
       return
     scalars = {
       name if name.startswith("train") else f"train/{name}": value
       for name, value in means.items()
     }
-    self._writer.write_scalars(step, {**scalars, "task_id": stage.index})
+    self._tensorboard.write_scalars(step, {**scalars, "task_id": stage.index})
     label = f"stage {stage.index + 1}/{self._stages}"
     if self._bar:
       self._bar.update(
@@ -136,10 +136,10 @@ class Reporter:
       step: Stages finished; 0: before the first.
       record: The results so far.
     """
-    if not self._writer or not record["probes"][-1]:
+    if not self._tensorboard or not record["test_sets"][-1]:
       return
     summaries = _summaries(record)
-    numbers, drawings = _probes(record)
+    numbers, drawings = _last_metrics(record)
     report = record["reports"][-1] if step and record["reports"] else {}
     told, drawn = _report(report, record["axes"]["stage_name"][-1])
     audit = record["audits"][-1] if step and record["audits"] else {}
@@ -148,22 +148,22 @@ class Reporter:
     }
     images = {**_matrices(record), **drawings, **drawn}
     for tag, drawing in images.items():
-      self._writer.write_images(step, {tag: pictures.pixels(drawing)})
+      self._tensorboard.write_images(step, {tag: pictures.pixels(drawing)})
     others = {**numbers, **summaries, **audits}
     told = {f"report/{k}" if k in others else k: v for k, v in told.items()}
     scalars = {**others, **told}
-    self._writer.write_scalars(step, scalars)
+    self._tensorboard.write_scalars(step, scalars)
     for tag, counts in _counts(record).items():
       ids = np.repeat(np.arange(len(counts)), counts)
       buckets = {tag: len(counts)}
-      self._writer.write_histograms(step, {tag: ids}, num_buckets=buckets)
-    self._writer.flush()
+      self._tensorboard.write_histograms(step, {tag: ids}, num_buckets=buckets)
+    self._tensorboard.flush()
     label = f"stage {step}/{self._stages}" if step else "before"
     _LOG.info("%s, measured: %s", label, _line(summaries))
-    for probe, readings in record["probes"][-1].items():
-      figures, curves = _parted(readings.get("", {}))
-      if curves:  # and so figures that no summary has
-        _LOG.info("%s, %s: %s", label, probe, _line(figures))
+    for test_set, readings in record["test_sets"][-1].items():
+      numbers, curves = _parted(readings.get("", {}))
+      if curves:  # and so metrics that no summary has
+        _LOG.info("%s, %s: %s", label, test_set, _line(numbers))
 
   def __enter__(self):
     return self
@@ -175,12 +175,12 @@ class Reporter:
     """Ends the bar and flushes what was written."""
     if self._bar:
       self._bar.stop()
-    if self._writer:
-      self._writer.close()
+    if self._tensorboard:
+      self._tensorboard.close()
 
 
 def _suffix(record: Mapping[str, Any], key: str) -> str:
-  """Returns the suffix of a reading's tags: its key without the figure."""
+  """Returns the suffix of a reading's tags: its key without the metric."""
   return key.removeprefix(record["figure"])
 
 
@@ -199,22 +199,22 @@ def _matrices(record: Mapping[str, Any]) -> dict[str, Any]:
     f"matrix{_suffix(record, key)}": pictures.matrix(
       np.asarray(matrix, float),
       f"{key} (%)",
-      rows=[p.replace("_", " ") for p in record["axes"]["probe"]],
+      rows=[t.replace("_", " ") for t in record["axes"]["test_set"]],
       columns=record["axes"]["stage_name"],
     )
     for key, matrix in record["matrix"].items()
   }
 
 
-def _probes(
+def _last_metrics(
   record: Mapping[str, Any],
 ) -> tuple[dict[str, float], dict[str, Any]]:
-  """Returns the numbers of the last probes and drawings of curves, by tag."""
+  """Returns the last numbers of test sets and drawings of curves, by tag."""
   numbers, drawings = {}, {}
-  for probe, readings in record["probes"][-1].items():
-    task = probe.removeprefix("task_")
-    for suffix, figures in readings.items():
-      found, curves = _parted(figures, f"_{task}{suffix}")
+  for test_set, readings in record["test_sets"][-1].items():
+    task = test_set.removeprefix("task_")
+    for suffix, metrics in readings.items():
+      found, curves = _parted(metrics, f"_{task}{suffix}")
       numbers.update(found)
       for tag, columns in curves.items():
         drawings[tag] = pictures.curve(columns, tag.replace("_", " "))
@@ -222,10 +222,10 @@ def _probes(
 
 
 def _counts(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what was counted on the last probes, by tag, where it is any."""
+  """Returns what was counted on the last test sets, by tag, where it is any."""
   return {
-    f"{name}/{probe}": counts
-    for probe, found in record["observed"][-1].items()
+    f"{name}/{test_set}": counts
+    for test_set, found in record["observed"][-1].items()
     for name, counts in found.items()
     if any(counts)
   }
@@ -250,11 +250,11 @@ def _report(
 
 
 def _parted(
-  figures: Mapping[str, Any], suffix: str = ""
+  metrics: Mapping[str, Any], suffix: str = ""
 ) -> tuple[dict[str, float], dict[str, Any]]:
-  """Returns a probe's numbers and its curves, by tag."""
+  """Returns a test set's numbers and its curves, by tag."""
   numbers, curves = {}, {}
-  for name, value in figures.items():
+  for name, value in metrics.items():
     if name != "count":
       tag = f"{'eval_loss' if name == 'loss' else name}{suffix}"
       (curves if isinstance(value, Mapping) else numbers)[tag] = value

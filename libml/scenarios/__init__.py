@@ -7,12 +7,12 @@ from libml.scenarios.domains import summarize_test
 from libml.scenarios.forgetting import forgetting
 from libml.scenarios.forgetting import summarize_forgetting
 from libml.scenarios.stage import Arrival
-from libml.scenarios.stage import Probe
 from libml.scenarios.stage import Row
 from libml.scenarios.stage import Scenario
 from libml.scenarios.stage import Stage
+from libml.scenarios.stage import TestSet
 from libml.scenarios.stage import learn_in_order
-from libml.scenarios.stage import probe_matrix
+from libml.scenarios.stage import metric_matrix
 from libml.scenarios.swapping import summarize_swapping
 from libml.scenarios.swapping import swapping
 from libml.scenarios.task_free import gaussian
@@ -25,10 +25,10 @@ from libml.scenarios.tasks import task_matrix
 __all__ = [
   "SCENARIOS",
   "Arrival",
-  "Probe",
   "Row",
   "Scenario",
   "Stage",
+  "TestSet",
   "class_incremental",
   "class_order",
   "domain_incremental",
@@ -36,7 +36,7 @@ __all__ = [
   "gaussian",
   "joined",
   "learn_in_order",
-  "probe_matrix",
+  "metric_matrix",
   "summarize_forgetting",
   "summarize_swapping",
   "summarize_tasks",

@@ -11,18 +11,18 @@ from libml.scenarios import tasks
 
 
 def summarize_test(
-  rows: Sequence[stage_lib.Row], reading: str, figure: str
+  rows: Sequence[stage_lib.Row], reading: str, metric: str
 ) -> dict[str, float]:
   """Returns the summary of one test set that no stage owns.
 
   Nothing is forgotten task by task where no task has a test of its own.
   """
-  probes = {"": "test", "augmented_": "test_augmented"}
+  test_sets = {"": "test", "augmented_": "test_augmented"}
   summary = {}
-  for prefix, probe in probes.items():
-    if probe in rows[-1]:
-      curve = stage_lib.probe_matrix(rows, reading, figure, [probe])[0]
-      found = metrics.single_test(curve, problems.short(figure))
+  for prefix, test_set in test_sets.items():
+    if test_set in rows[-1]:
+      curve = stage_lib.metric_matrix(rows, reading, metric, [test_set])[0]
+      found = metrics.single_test(curve, problems.short(metric))
       summary.update({f"{prefix}{name}": v for name, v in found.items()})
   return summary
 
@@ -33,7 +33,7 @@ def domain_incremental(
   """Domains of the same classes arrive one after the other.
 
   Where all domains share one test split (CORe50: Lomonaco and Maltoni, 2017),
-  it is the probe "test" of every stage; else each stage is measured on the
+  it is the test set "test" of every stage; else each stage is measured on the
   tests of all domains so far.
 
   Args:
@@ -62,7 +62,7 @@ def domain_incremental(
     tests = [datasets.Subset.of(part.splits["test"]) for part in parts]
     return tasks.tested_on_all(
       _arrivals(parts),
-      [stage_lib.Probe(test, everything) for test in tests],
+      [stage_lib.TestSet(test, everything) for test in tests],
       num_classes=len(names),
       description={**description, "evaluation": "on each domain's test"},
       seeds={},
@@ -70,14 +70,16 @@ def domain_incremental(
   test = parts[0].splits["test"]
   stage_lib.check_tested(test, names, source.name)
   subset = datasets.Subset.of(test)
-  probes = {"test": stage_lib.Probe(subset, everything)}
+  test_sets = {"test": stage_lib.TestSet(subset, everything)}
   if augmented_test:
-    probes["test_augmented"] = stage_lib.Probe(subset, everything, augment=True)
+    test_sets["test_augmented"] = stage_lib.TestSet(
+      subset, everything, augment=True
+    )
   return stage_lib.Scenario(
-    stages=stage_lib.learn_in_order(_arrivals(parts, probes)),
+    stages=stage_lib.learn_in_order(_arrivals(parts, test_sets)),
     num_classes=len(names),
     summarize=summarize_test,
-    probes=("test",),
+    test_sets=("test",),
     description={**description, "evaluation": "on one test for all domains"},
     seeds={},
   )
@@ -103,9 +105,9 @@ def _check_domains(parts: Sequence[datasets.Source]) -> None:
 
 def _arrivals(
   parts: Sequence[datasets.Source],
-  probes: Mapping[str, stage_lib.Probe] | None = None,
+  test_sets: Mapping[str, stage_lib.TestSet] | None = None,
 ) -> list[stage_lib.Arrival]:
-  """Returns what each domain brings; probes are those of all stages."""
+  """Returns what each domain brings; `test_sets` are those of all stages."""
   arrivals, seen = [], datasets.Subset(())
   for i, part in enumerate(parts):
     learn = datasets.Subset.of(part.splits["train"])
@@ -116,7 +118,7 @@ def _arrivals(
         learn=learn,
         seen=seen,
         classes=tuple(range(part.num_classes)),
-        probes=probes or {},
+        test_sets=test_sets or {},
       )
     )
   return arrivals

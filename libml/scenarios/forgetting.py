@@ -83,17 +83,17 @@ def forgetting(
   )
   # One draw serves all, if nothing is redrawn.
   sample.draw(0, (*classes["kept"], *(c for ids in forget for c in ids)))
-  probes = _probes(source, forget, classes)
+  tests = _test_sets(source, forget, classes)
   stages = _stages(
-    source, forget, classes, sample=sample, probes=probes, whole=whole_retain
+    source, forget, classes, sample=sample, test_sets=tests, whole=whole_retain
   )
   return stage_lib.Scenario(
     stages=stages,
     num_classes=total + len(source.other_names),
     summarize=summarize_forgetting,
-    probes=tuple(probes),
+    test_sets=tuple(tests),
     class_names=(*source.class_names, *source.other_names),
-    before=probes,
+    before=tests,
     description={
       "requests": [list(map(int, r)) for r in forget],
       **{name: list(map(int, ids)) for name, ids in classes.items()},
@@ -104,24 +104,24 @@ def forgetting(
   )
 
 
-def _probes(
+def _test_sets(
   source: datasets.Source,
   requests: Sequence[Sequence[int]],
   classes: Mapping[str, tuple[int, ...]],
-) -> dict[str, stage_lib.Probe]:
-  """Returns the probes of the requests, of other classes, of other images."""
+) -> dict[str, stage_lib.TestSet]:
+  """Returns the test sets of requests, of other classes, of other images."""
   known, test = tuple(range(source.num_classes)), source.splits["test"]
   parts = {f"request_{i}": ids for i, ids in enumerate(requests)}
   parts |= {name: ids for name, ids in classes.items() if ids}
-  probes = {
-    name: stage_lib.Probe(datasets.Subset.of(test, ids), known)
+  test_sets = {
+    name: stage_lib.TestSet(datasets.Subset.of(test, ids), known)
     for name, ids in parts.items()
   }
   if source.others is not None:
     everything = tuple(range(len(known) + len(source.other_names)))
     others = datasets.Subset.of(source.others)
-    probes["others"] = stage_lib.Probe(others, everything)
-  return probes
+    test_sets["others"] = stage_lib.TestSet(others, everything)
+  return test_sets
 
 
 def _stages(
@@ -130,7 +130,7 @@ def _stages(
   classes: Mapping[str, tuple[int, ...]],
   *,
   sample: sampling.Sample,
-  probes: Mapping[str, stage_lib.Probe],
+  test_sets: Mapping[str, stage_lib.TestSet],
   whole: bool,
 ) -> tuple[stage_lib.Stage, ...]:
   """Returns a stage for each request.
@@ -140,7 +140,7 @@ def _stages(
     requests: Class ids that each forgets.
     classes: Those "kept", and those of them that are "missing".
     sample: Training images that are still there.
-    probes: Of all stages.
+    test_sets: Of all stages.
     whole: Whether there is the role "retain_all".
   """
   stages, train = [], source.splits["train"]
@@ -165,7 +165,7 @@ def _stages(
         index=i,
         goal="forget",
         train=images,
-        probes=probes,
+        test_sets=test_sets,
         classes=roles,
         name=f"request {i}: {_shown(source, gone)}",
       )
@@ -174,11 +174,11 @@ def _stages(
 
 
 def summarize_forgetting(
-  rows: Sequence[stage_lib.Row], reading: str, figure: str
+  rows: Sequence[stage_lib.Row], reading: str, metric: str
 ) -> dict[str, float]:
   """Returns what the last row says of its request; the first row is before.
 
-  Where accuracy is the figure, "acc_retain" is over all classes still to be
+  Where accuracy is the metric, "acc_retain" is over all classes still to be
   kept, missing ones and those of later requests included; "acc_old" over all of
   earlier requests. "h_mean" takes the drop from the first row, as the papers'
   tables do, and "h_mean_previous" from the row before the request, as the code
@@ -192,12 +192,12 @@ def summarize_forgetting(
   kept = [p for p in ("kept", "missing") if p in last]
   staying = kept + requests[now + 1 :]
 
-  def pooled(row: stage_lib.Row, probes: Sequence[str]) -> float:
-    found = [row[probe][reading] for probe in probes]
+  def pooled(row: stage_lib.Row, test_sets: Sequence[str]) -> float:
+    found = [row[test_set][reading] for test_set in test_sets]
     counts = [int(f["count"]) for f in found]
-    return metrics.pooled([f[figure] for f in found], counts)
+    return metrics.pooled([f[metric] for f in found], counts)
 
-  name, retained = problems.short(figure), pooled(last, staying)
+  name, retained = problems.short(metric), pooled(last, staying)
   summary = {f"{name}_retain": retained}
   if now >= 0:
     forget = requests[now : now + 1]

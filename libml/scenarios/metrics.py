@@ -1,4 +1,4 @@
-"""From an accuracy matrix to the figures that papers report.
+"""From an accuracy matrix to the metrics that papers report.
 
 R[i, j] is the accuracy on task i after task j, for i <= j.
 """
@@ -106,16 +106,16 @@ def class_incremental(
   return summary
 
 
-def single_test(figures: np.ndarray, name: str = "acc") -> dict[str, float]:
+def single_test(values: np.ndarray, name: str = "acc") -> dict[str, float]:
   """Returns the summary where one test set serves all stages.
 
   Args:
-    figures: After each measured stage, [S].
-    name: Of the figure, such as "acc".
+    values: Of a metric after each measured stage, [S].
+    name: Of the metric, such as "acc".
   """
   return {
-    f"avg_{name}": float(figures[-1]),
-    f"curve_mean_{name}": float(np.mean(figures)),
+    f"avg_{name}": float(values[-1]),
+    f"curve_mean_{name}": float(np.mean(values)),
   }
 
 

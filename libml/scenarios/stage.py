@@ -14,17 +14,17 @@ from libml import datasets
 from libml.datasets import class_map
 from libml.problems import Problem
 
-# After each stage: probe -> reading -> figure -> value.
+# After each stage: test set -> reading -> metric -> value.
 Row = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Probe:
+class TestSet:
   """What to measure after a stage.
 
   Attributes:
     subset: The images.
-    classes: Ids that an answer may name; all of them in class-incremental
+    classes: Ids that a prediction may name; all of them in class-incremental
       evaluation, the task's own in task-incremental evaluation.
     augment: Whether the images go through the training chain.
     problem: What is measured; None: the method's. The model does not see the
@@ -48,16 +48,16 @@ class Stage:
     index: Number, from 0.
     goal: "learn", "forget" or "swap", which is both.
     train: Role -> data ("learn", "seen", "forget", "retain").
-    probes: Name -> what to measure after the stage; empty: nothing.
+    test_sets: Name -> what to measure after the stage; empty: nothing.
     classes: Role -> class ids.
-    name: For tables and figures.
+    name: For tables and pictures.
     epoch_steps: Role -> steps of one epoch, where its images do not say.
   """
 
   index: int
   goal: str
   train: Mapping[str, datasets.Subset]
-  probes: Mapping[str, Probe]
+  test_sets: Mapping[str, TestSet]
   classes: Mapping[str, tuple[int, ...]]
   name: str = ""
   epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -70,9 +70,9 @@ class Scenario:
   Attributes:
     stages: In order.
     num_classes: Columns of the head.
-    summarize: (measured rows so far, reading, the problem's figure) -> named
-      figures of the last; the row of `before`, if there is one, is the first.
-    probes: Names of the matrix's rows, in order.
+    summarize: (measured rows so far, reading, the problem's metric) -> named
+      values of the last; the row of `before`, if there is one, is the first.
+    test_sets: Names of the matrix's rows, in order.
     description: Plain facts for the results.
     seeds: What its draws came from.
     class_names: One a column of the head; (): the ids stand for themselves.
@@ -84,12 +84,12 @@ class Scenario:
   stages: tuple[Stage, ...]
   num_classes: int
   summarize: Callable[[Sequence[Row], str, str], dict[str, float]]
-  probes: tuple[str, ...]
+  test_sets: tuple[str, ...]
   description: Mapping[str, object]
   seeds: Mapping[str, int | None]
   class_names: tuple[str, ...] = ()
   new_classes: int = 0
-  before: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
+  before: Mapping[str, TestSet] = dataclasses.field(default_factory=dict)
 
   @property
   def forgotten(self) -> dict[int, tuple[int, ...]]:
@@ -111,26 +111,26 @@ class Scenario:
     rows = class_map.head_rows(names, known) if names else None
     return {"rows": rows, "new": self.new_classes}
 
-  def measured_probes(self, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Returns the probes of the matrix that were measured so far."""
-    return tuple(p for p in self.probes if any(p in row for row in rows))
+  def measured_test_sets(self, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Returns the test sets of the matrix that were measured so far."""
+    return tuple(t for t in self.test_sets if any(t in row for row in rows))
 
   def matrix(
-    self, rows: Sequence[Row], reading: str, figure: str
+    self, rows: Sequence[Row], reading: str, metric: str
   ) -> np.ndarray:
-    """Returns the figure of each probe after each measured stage, [P, S]."""
-    return probe_matrix(rows, reading, figure, self.measured_probes(rows))
+    """Returns the metric of each test set after each measured stage, [T, S]."""
+    return metric_matrix(rows, reading, metric, self.measured_test_sets(rows))
 
 
-def probe_matrix(
-  rows: Sequence[Row], reading: str, figure: str, probes: Sequence[str]
+def metric_matrix(
+  rows: Sequence[Row], reading: str, metric: str, test_sets: Sequence[str]
 ) -> np.ndarray:
-  """Returns R[p, s], a figure of probe p in row s; NaN where not measured."""
-  matrix = np.full((len(probes), len(rows)), np.nan)
+  """Returns R[t, s], the metric of test set t in row s; NaN: not measured."""
+  matrix = np.full((len(test_sets), len(rows)), np.nan)
   for s, row in enumerate(rows):
-    for p, probe in enumerate(probes):
-      if probe in row:
-        matrix[p, s] = row[probe][reading][figure]
+    for t, test_set in enumerate(test_sets):
+      if test_set in row:
+        matrix[t, s] = row[test_set][reading][metric]
   return matrix
 
 
@@ -143,7 +143,7 @@ class Arrival:
     learn: The new images.
     seen: The images of all stages so far, these included.
     classes: Class ids of the new images.
-    probes: As in Stage.
+    test_sets: As in Stage.
     steps: Steps of one epoch; None: as many as the images give.
   """
 
@@ -151,7 +151,7 @@ class Arrival:
   learn: datasets.Subset
   seen: datasets.Subset
   classes: tuple[int, ...]
-  probes: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
+  test_sets: Mapping[str, TestSet] = dataclasses.field(default_factory=dict)
   steps: int | None = None
 
 
@@ -166,7 +166,7 @@ def learn_in_order(arrivals: Iterable[Arrival]) -> tuple[Stage, ...]:
         index=index,
         goal="learn",
         train=train,
-        probes=arrival.probes,
+        test_sets=arrival.test_sets,
         classes={"learn": arrival.classes, "seen": tuple(seen)},
         name=arrival.name,
         epoch_steps=(

@@ -76,16 +76,16 @@ def swapping(
     prefix="learn_",
   )
   images = {name: s.draw(0, columns[name]) for name, s in samples.items()}
-  probes = _probes(tests, images, len(names))
-  stages = _stages(source, goals, columns, images=images, probes=probes)
+  test_sets = _test_sets(tests, images, len(names))
+  stages = _stages(source, goals, columns, images=images, test_sets=test_sets)
   return stage_lib.Scenario(
     stages=stages,
     num_classes=len(names),
     summarize=functools.partial(summarize_swapping, goals=goals),
-    probes=datasets.SETS,
+    test_sets=datasets.SETS,
     class_names=names,
     new_classes=len(names) - len(source.known),
-    before=probes,
+    before=test_sets,
     description={
       "order": order,
       **{name: list(map(int, ids)) for name, ids in columns.items()},
@@ -143,15 +143,17 @@ def _sets(
   return columns, images, tests
 
 
-def _probes(
+def _test_sets(
   tests: Mapping[str, datasets.Subset],
   images: Mapping[str, datasets.Subset],
   num_classes: int,
-) -> dict[str, stage_lib.Probe]:
-  """Returns the probes of each set's test images and of its training images."""
+) -> dict[str, stage_lib.TestSet]:
+  """Returns each set's test images and its training images as test sets."""
   everything = tuple(range(num_classes))
   return {
-    f"{prefix}{name}": stage_lib.Probe(subset, everything, trained=bool(prefix))
+    f"{prefix}{name}": stage_lib.TestSet(
+      subset, everything, trained=bool(prefix)
+    )
     for prefix, subsets in (("", tests), ("train_", images))
     for name, subset in subsets.items()
   }
@@ -179,7 +181,7 @@ def _stages(
   columns: Mapping[str, tuple[int, ...]],
   *,
   images: Mapping[str, datasets.Subset],
-  probes: Mapping[str, stage_lib.Probe],
+  test_sets: Mapping[str, stage_lib.TestSet],
 ) -> tuple[stage_lib.Stage, ...]:
   """Returns a stage for each goal.
 
@@ -188,10 +190,10 @@ def _stages(
     goals: In order.
     columns: Of each set.
     images: Training images of each set that are still there.
-    probes: Of all stages.
+    test_sets: Of all stages.
   """
   stages = []
-  known = probes["retain"].classes  # an answer may name every column
+  known = test_sets["retain"].classes  # a prediction may name every column
   for i, goal in enumerate(goals):
     roles = _roles(goals[: i + 1])
     classes = {
@@ -207,7 +209,7 @@ def _stages(
         index=i,
         goal=goal,
         train=train,
-        probes=probes,
+        test_sets=test_sets,
         classes={**classes, "new": columns["learn"], "known": known},
         name=f"stage {i}: {_shown(source, goal)}",
       )
@@ -218,28 +220,28 @@ def _stages(
 def summarize_swapping(
   rows: Sequence[stage_lib.Row],
   reading: str,
-  figure: str,
+  metric: str,
   *,
   goals: Sequence[str],
 ) -> dict[str, float]:
   """Returns what the last row says; the first row is before.
 
   "drop_forget" and "drop_retain" are since the first row. "h_mean" is that of
-  the figure of what is retained and drop_forget; "h_mean_previous", where the
+  the metric of what is retained and drop_forget; "h_mean_previous", where the
   last stage forgets, takes the drop since the row before it. "swap_mean", ours,
-  is the harmonic mean of these two and of the figure of what is learned.
+  is the harmonic mean of these two and of the metric of what is learned.
 
   Args:
     rows: As in Scenario.
     reading: As in Scenario.
-    figure: As in Scenario.
+    metric: As in Scenario.
     goals: Of the stages.
   """
 
-  def value(row: stage_lib.Row, probe: str) -> float:
-    return row[probe][reading][figure]
+  def value(row: stage_lib.Row, test_set: str) -> float:
+    return row[test_set][reading][metric]
 
-  first, last, short = rows[0], rows[-1], problems.short(figure)
+  first, last, short = rows[0], rows[-1], problems.short(metric)
   names = [f"{p}{name}" for p in ("", "train_") for name in datasets.SETS]
   summary = {f"{short}_{name}": value(last, name) for name in names}
   if len(rows) == 1:

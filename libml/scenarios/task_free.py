@@ -144,7 +144,7 @@ def gaussian(
     stages=stage_lib.learn_in_order(arrivals),
     num_classes=source.num_classes,
     summarize=domains.summarize_test,
-    probes=("test",),
+    test_sets=("test",),
     description={
       "reading": "shipped" if steps_per_stage is None else "stream",
       "classes_per_stage": drawn.sum(axis=1).tolist(),
@@ -177,7 +177,7 @@ def _arrivals(
   """
   everything = tuple(range(source.num_classes))
   test = datasets.Subset.of(source.splits["test"])
-  probes = {"test": stage_lib.Probe(test, everything)}
+  test_sets = {"test": stage_lib.TestSet(test, everything)}
 
   @functools.cache
   def images(classes):
@@ -193,7 +193,7 @@ def _arrivals(
         learn=images(classes),
         seen=images(tuple(np.flatnonzero(seen).tolist())),
         classes=classes,
-        probes=probes if measured else {},
+        test_sets=test_sets if measured else {},
         steps=steps,
       )
     )

@@ -37,28 +37,28 @@ def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
 
 
 def task_matrix(
-  rows: Sequence[stage_lib.Row], reading: str, figure: str
+  rows: Sequence[stage_lib.Row], reading: str, metric: str
 ) -> np.ndarray:
-  """Returns R[i, j], the figure of task i after stage j; NaN elsewhere."""
-  probes = [f"task_{i}" for i in range(len(rows))]
-  return stage_lib.probe_matrix(rows, reading, figure, probes)
+  """Returns R[i, j], the metric of task i after stage j; NaN elsewhere."""
+  test_sets = [f"task_{i}" for i in range(len(rows))]
+  return stage_lib.metric_matrix(rows, reading, metric, test_sets)
 
 
 def summarize_tasks(
-  rows: Sequence[stage_lib.Row], reading: str, figure: str
+  rows: Sequence[stage_lib.Row], reading: str, metric: str
 ) -> dict[str, float]:
   """Returns the class-incremental summary after the last row."""
   last = len(rows) - 1
   counts = [rows[-1][f"task_{i}"][reading]["count"] for i in range(len(rows))]
-  matrix = task_matrix(rows, reading, figure)
+  matrix = task_matrix(rows, reading, metric)
   return metrics.class_incremental(
-    matrix, np.asarray(counts), last, problems.short(figure)
+    matrix, np.asarray(counts), last, problems.short(metric)
   )
 
 
 def tested_on_all(
   arrivals: Sequence[stage_lib.Arrival],
-  tests: Sequence[stage_lib.Probe],
+  tests: Sequence[stage_lib.TestSet],
   *,
   num_classes: int,
   description: Mapping[str, object],
@@ -68,22 +68,22 @@ def tested_on_all(
   """Returns a scenario that measures each stage on all stages' tests so far.
 
   Args:
-    arrivals: What each stage brings; their probes are set here.
+    arrivals: What each stage brings; their `test_sets` are set here.
     tests: Each stage's own test.
     num_classes: Columns of the head.
     description: As in Scenario.
     seeds: As in Scenario.
     class_names: As in Scenario.
   """
-  probes = [(f"task_{i}", test) for i, test in enumerate(tests)]
+  test_sets = [(f"task_{i}", test) for i, test in enumerate(tests)]
   return stage_lib.Scenario(
     stages=stage_lib.learn_in_order(
-      dataclasses.replace(arrival, probes=dict(probes[: i + 1]))
+      dataclasses.replace(arrival, test_sets=dict(test_sets[: i + 1]))
       for i, arrival in enumerate(arrivals)
     ),
     num_classes=num_classes,
     summarize=summarize_tasks,
-    probes=tuple(name for name, _ in probes),
+    test_sets=tuple(name for name, _ in test_sets),
     description=description,
     seeds=seeds,
     class_names=tuple(class_names),
@@ -107,7 +107,7 @@ def class_incremental(
     num_tasks: Number of tasks; must divide the number of classes.
     order_seed: Draws the class order; None keeps the natural one.
     reverse: Whether the tasks come last to first.
-    task_incremental: Whether a test answer may name the task's classes only.
+    task_incremental: Whether a prediction may name the task's classes only.
 
   Raises:
     ValueError: A number of tasks that does not divide the classes, a class
@@ -137,7 +137,7 @@ def class_incremental(
   return tested_on_all(
     arrivals,
     [
-      stage_lib.Probe(
+      stage_lib.TestSet(
         datasets.Subset.of(test, classes),
         classes if task_incremental else everything,
       )
@@ -174,7 +174,7 @@ def joined(
 
   Args:
     source: The data sets, in order.
-    task_incremental: Whether a test answer may name the task's classes only.
+    task_incremental: Whether a prediction may name the task's classes only.
 
   Raises:
     ValueError: A class without a test image, or a single data set.
@@ -199,7 +199,7 @@ def joined(
       )
     )
     allowed = classes if task_incremental else everything
-    tests.append(stage_lib.Probe(test, allowed))
+    tests.append(stage_lib.TestSet(test, allowed))
   return tested_on_all(
     arrivals,
     tests,

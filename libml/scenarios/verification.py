@@ -9,11 +9,11 @@ from libml import datasets
 from libml.datasets import files
 from libml.datasets import pairs as pairs_lib
 from libml.problems.verification import Verification
-from libml.scenarios.stage import Probe
 from libml.scenarios.stage import Scenario
+from libml.scenarios.stage import TestSet
 
-# Name of the probe.
-PROBE = "verification"
+# Name of the test set.
+TEST_SET = "verification"
 
 
 def attach(
@@ -23,13 +23,13 @@ def attach(
   root: str | pathlib.Path | None = None,
   folds: int = 10,
 ) -> Scenario:
-  """Adds the probe "verification" to a scenario's last stage.
+  """Adds the test set "verification" to a scenario's last stage.
 
   Where something is measured before the first stage, it is measured there, too.
   It stands beside the matrix and the summaries, not in them.
 
   Args:
-    scenario: Its last stage has probes of its own.
+    scenario: Its last stage has test sets of its own.
     pairs: List of pairs (libml/datasets/pairs.py); None: no verification.
     root: Folder of the images.
     folds: As in `pairs.read`.
@@ -52,12 +52,12 @@ def attach(
   files.check_decodable(images)
   numbers = np.arange(len(images), dtype=np.int32)
   split = datasets.Split(images, numbers, encoding="path")
-  probe = Probe(
+  test_set = TestSet(
     datasets.Subset.of(split), classes=(), problem=Verification(found)
   )
-  added = {PROBE: probe}
+  added = {TEST_SET: test_set}
   last = scenario.stages[-1]
-  last = dataclasses.replace(last, probes={**last.probes, **added})
+  last = dataclasses.replace(last, test_sets={**last.test_sets, **added})
   description = {
     "pairs": len(found.same),
     "folds": found.folds,
@@ -68,5 +68,5 @@ def attach(
     scenario,
     stages=(*scenario.stages[:-1], last),
     before={**scenario.before, **added} if scenario.before else {},
-    description={**scenario.description, PROBE: description},
+    description={**scenario.description, TEST_SET: description},
   )

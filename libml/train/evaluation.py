@@ -1,4 +1,4 @@
-"""Measuring a model on the probes of a stage."""
+"""Measuring a model on the test sets of a stage."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from libml.train import steps
 
 
 class Evaluator:
-  """One compiled step a problem, and what is computed once for the probes."""
+  """One compiled step a problem, and what is computed once a test set."""
 
   def __init__(
     self,
@@ -32,7 +32,7 @@ class Evaluator:
     self._compiled = compiled
     self._precompute = compiled("precompute", method.precompute)
     self._has_fixed = False  # until `check` has seen a batch
-    # Probe -> one dict of arrays on the mesh for each batch of its sweep.
+    # Test set -> one dict of arrays on the mesh for each batch of its sweep.
     self._fixed: dict[str, list[dict[str, jax.Array]]] = {}
 
   def check(
@@ -43,12 +43,12 @@ class Evaluator:
   ) -> None:
     """Traces one batch a problem: what cannot work fails before training."""
     self._has_fixed = False
-    probes: dict[Any, scenarios.Probe] = {}
+    test_sets: dict[Any, scenarios.TestSet] = {}
     for stage in scenario.stages:
-      for probe in stage.probes.values():
-        probes.setdefault(type(probe.problem), probe)
-    for probe in probes.values():
-      batches = data.sweep(probe.subset, augment=probe.augment)
+      for test_set in stage.test_sets.values():
+        test_sets.setdefault(type(test_set.problem), test_set)
+    for test_set in test_sets.values():
+      batches = data.sweep(test_set.subset, augment=test_set.augment)
       batch = sharding.place_batch(next(batches), self._mesh)
       fixed = jax.eval_shape(
         self._method.precompute, state.params, state.memory, batch
@@ -56,13 +56,15 @@ class Evaluator:
       self._has_fixed = bool(fixed)
       batch = {**batch, **fixed}
       jax.eval_shape(
-        functools.partial(self._fn(probe.problem), state.params, state.memory),
+        functools.partial(
+          self._fn(test_set.problem), state.params, state.memory
+        ),
         batch,
-        self._constants(probe),
+        self._constants(test_set),
       )
 
-  def _problem(self, probe: scenarios.Probe) -> Problem:
-    return probe.problem or self._method.problem
+  def _problem(self, test_set: scenarios.TestSet) -> Problem:
+    return test_set.problem or self._method.problem
 
   def _fn(self, problem: Problem | None) -> Callable[..., Any]:
     """Returns the step of the method's problem (None) or another one."""
@@ -83,42 +85,42 @@ class Evaluator:
       out_shardings=sharding.replicated(self._mesh),
     )
 
-  def _constants(self, probe: scenarios.Probe) -> dict[str, jax.Array]:
-    problem = self._problem(probe)
-    constants = problem.constants(probe.classes, self._num_classes)
+  def _constants(self, test_set: scenarios.TestSet) -> dict[str, jax.Array]:
+    problem = self._problem(test_set)
+    constants = problem.constants(test_set.classes, self._num_classes)
     return jax.device_put(constants, sharding.replicated(self._mesh))
 
-  def _batches(self, name, probe, state, data):
+  def _batches(self, name, test_set, state, data):
     known = self._fixed.setdefault(name, []) if self._has_fixed else None
-    batches = data.sweep(probe.subset, augment=probe.augment)
+    batches = data.sweep(test_set.subset, augment=test_set.augment)
     for number, batch in enumerate(batches):
       batch = sharding.place_batch(batch, self._mesh)
       if known is None:
         yield batch
         continue
       if number == len(known):
-        given = _without_hidden(batch, self._problem(probe))
+        given = _without_hidden(batch, self._problem(test_set))
         known.append(self._precompute(state.params, state.memory, given))
       yield {**batch, **known[number]}
 
-  def probe(
+  def measure(
     self,
     state: Any,
-    probes: Mapping[str, scenarios.Probe],
+    test_sets: Mapping[str, scenarios.TestSet],
     data: stage_data.StageData,
     *,
     stop: Callable[[], bool],
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns ({probe: {reading: figures}}, {probe: {name: counts}}).
+    """Returns ({test set: {reading: metrics}}, {test set: {name: counts}}).
 
     Raises:
       stage_data.Stopped: `stop` said so between two batches.
     """
     row, observed = {}, {}
-    for name, probe in probes.items():
-      step, problem = self._step(probe.problem), self._problem(probe)
-      constants, batches = self._constants(probe), []
-      for batch in self._batches(name, probe, state, data):
+    for name, test_set in test_sets.items():
+      step, problem = self._step(test_set.problem), self._problem(test_set)
+      constants, batches = self._constants(test_set), []
+      for batch in self._batches(name, test_set, state, data):
         batches.append(step(state.params, state.memory, batch, constants))
         # Fetch one batch late: the device stays busy, and holds the measures of
         # two batches at most.
@@ -127,7 +129,7 @@ class Evaluator:
           raise stage_data.Stopped
       batches[-1] = jax.device_get(batches[-1])
       row[name] = {
-        reading: problem.report([b["measures"][reading] for b in batches])
+        reading: problem.summarize([b["measures"][reading] for b in batches])
         for reading in batches[0]["measures"]
       }
       observed[name] = {

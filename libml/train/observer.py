@@ -31,7 +31,7 @@ class Observer:
       stage: Its index; -1 for what is measured before the first stage.
       event: "begin": the method's `before_stage` comes next. "train": a round
         comes next, or is resumed. "trained": the last step of a round is
-        taken, and its `finish` comes next. "measure": the probes come next.
+        taken, and its `finish` comes next. "measure": the test sets come next.
         "audit": the audit comes next. "end": all of it is done, and saved.
       state: At that moment.
     """

@@ -1,4 +1,4 @@
-"""The counters and figures of a run, which its checkpoints hold as JSON."""
+"""The counters and metrics of a run, which its checkpoints hold as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Progress:
     step: Steps taken in this round.
     steps: Steps taken in the run.
     saves: Checkpoints made.
-    rows: The probes' figures of each finished stage; first those of the model
+    rows: The test sets' metrics after each stage; first those of the model
       before the first stage, where the scenario measures it.
     observed: The method's counts, in the same order.
     reports: The method's report on each finished stage.

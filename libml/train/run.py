@@ -152,7 +152,7 @@ class Run:
     state: TrainState,
     workdir: pathlib.Path,
     facts: Mapping[str, Any],
-    reporter: Any,
+    writer: Any,
     *,
     audit: Audit = lambda *_: {},
   ) -> tuple[TrainState, dict[str, Any]]:
@@ -162,7 +162,7 @@ class Run:
       state: From `start`; its buffers are donated.
       workdir: Of checkpoints and results.
       facts: Joins the results: config, weights, versions.
-      reporter: Shows people what goes on.
+      writer: Shows people what goes on.
       audit: What it finds joins the results.
 
     Raises:
@@ -173,11 +173,11 @@ class Run:
       results.assemble,
       self.scenario,
       facts=facts,
-      figure=self.method.problem.figure,
+      metric=self.method.problem.metric,
     )
     path = workdir / "results.json"
     with self._saver(workdir) as saver:
-      walk = self._resume(state, saver, facts, reporter)
+      walk = self._resume(state, saver, facts, writer)
       data = self.data(self.scenario.stages[0])
       self._evaluator.check(walk.state, data, self.scenario)
       if walk.progress.rows:  # a kill may have come between save and results
@@ -197,7 +197,7 @@ class Run:
           if not walk.progress.trained:
             self._trainer.train(walk, stage, data)
           self._write_edit(walk, stage, workdir)
-          measured = self._measure(walk, stage.index, stage.probes, data)
+          measured = self._measure(walk, stage.index, stage.test_sets, data)
           found = self._ask(audit, walk, stage, data)
         self._finish(walk, measured, found)
         walk.publish(path, assemble)
@@ -211,7 +211,7 @@ class Run:
     facts: Mapping[str, Any],
     audit: Audit,
   ) -> dict[str, Any]:
-    """Audits a finished run's last stage; its results get the answers.
+    """Audits a finished run's last stage; its results get the findings.
 
     The arguments are those of `walk`.
 
@@ -236,7 +236,7 @@ class Run:
     folder = workdir / "checkpoints"
     return checkpoint.Saver(folder, keep=self.settings.checkpoint_keep)
 
-  def _resume(self, state, saver, facts, reporter=None) -> Walk:
+  def _resume(self, state, saver, facts, writer=None) -> Walk:
     changing = self.changing(state)
     leaves, progress = resume.restore(state, saver, changing, facts)
     return Walk(
@@ -245,20 +245,20 @@ class Run:
       saver=saver,
       changing=self.changing,
       compiled=self._compiled,
-      reporter=reporter,
+      writer=writer,
     )
 
   def _measure(
     self,
     walk: Walk,
     stage: int,
-    probes: Mapping[str, scenarios.Probe],
+    test_sets: Mapping[str, scenarios.TestSet],
     data: StageData,
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the probes' figures and counts; stage -1 is the first model."""
+    """Returns test sets' metrics and counts; stage -1 is the first model."""
     self._observer.on_stage(stage, "measure", walk.state)
-    return self._evaluator.probe(
-      walk.state, probes, data, stop=self._should_stop
+    return self._evaluator.measure(
+      walk.state, test_sets, data, stop=self._should_stop
     )
 
   def _ask(
@@ -282,7 +282,7 @@ class Run:
     measured: tuple[dict[str, Any], dict[str, Any]],
     found: dict[str, Any],
   ) -> None:
-    """Adds a stage's figures, counts, report and audit to the progress."""
+    """Adds a stage's metrics, counts, report and audit to the progress."""
     progress, (row, observed) = walk.progress, measured
     walk.to(
       stage=progress.stage + 1,

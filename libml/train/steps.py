@@ -46,7 +46,7 @@ def make_train_step(
     state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state
     )
-    return state, {"loss": value, **parts, **optim.metrics(opt_state)}
+    return state, {"loss": value, **parts, **optim.last_metrics(opt_state)}
 
   return step
 
@@ -108,7 +108,7 @@ def make_evaluate_step(
   """Returns the step that measures one batch under every reading.
 
   It takes params, memory, a batch, and what the problem adds to all batches of
-  a probe (`Problem.constants`).
+  a test set (`Problem.constants`).
   Its result is {"measures": {reading: measures}, "observed": {name: sums}}.
   """
 

@@ -144,7 +144,7 @@ class Trainer:
         jax.block_until_ready(metrics)
         began = time.time(), taken
       if step + 1 == round_.steps or taken % self._settings.log_every == 0:
-        walk.reporter.train(
+        walk.writer.train(
           taken,
           stage,
           done=span[0] + step + 1,

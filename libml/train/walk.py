@@ -30,7 +30,7 @@ class Walk:
     state: The arrays; the loop puts the next state in the place of the last,
       whose buffers are donated.
     progress: How far the state is.
-    reporter: Shows people what goes on; None: nobody.
+    writer: Shows people what goes on; None: nobody.
   """
 
   def __init__(
@@ -41,7 +41,7 @@ class Walk:
     saver: checkpoint.Saver,
     changing: Callable[[TrainState], Mapping[str, jax.Array]],
     compiled: Compiled,
-    reporter: Any = None,
+    writer: Any = None,
   ):
     """Starts the clock.
 
@@ -51,11 +51,11 @@ class Walk:
       saver: Of the run's checkpoints.
       changing: Returns the leaves that a checkpoint holds.
       compiled: The run's compiled functions.
-      reporter: Shows people what goes on.
+      writer: Shows people what goes on.
     """
     self.state = state
     self.progress = progress
-    self.reporter = reporter
+    self.writer = writer
     self._saver = saver
     self._changing = changing
     self._compiled = compiled
@@ -122,8 +122,8 @@ class Walk:
     self._saver.wait()
     record = assemble(self.progress)
     results.write(path, record)
-    if self.reporter:
-      self.reporter.measured(self.progress.stage, record)
+    if self.writer:
+      self.writer.measured(self.progress.stage, record)
 
   @contextlib.contextmanager
   def stoppable(

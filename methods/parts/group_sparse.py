@@ -243,7 +243,7 @@ class GroupSparse(Method):
 
   def predict(self, params, memory, batch):
     """Answers with the adapters, and with the averaged change."""
-    answers = super().predict(params, memory, batch)
+    predictions = super().predict(params, memory, batch)
     if self.average_epoch is not None:
       base_params, adapters = lora.split(params)
       averaged = lora.join(
@@ -251,8 +251,10 @@ class GroupSparse(Method):
         jax.tree.map(jnp.zeros_like, adapters),
       )
       found = readings(self.apply(averaged, batch))
-      answers.update({f"_average{name}": out for name, out in found.items()})
-    return answers
+      predictions.update(
+        {f"_average{name}": out for name, out in found.items()}
+      )
+    return predictions
 
   def report(self, state):
     """Norms of the groups and of what each block adds; how much is touched."""

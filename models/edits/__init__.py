@@ -110,11 +110,11 @@ def read(path: str | os.PathLike[str]) -> Edit:
     },
     classes=tuple(int(label) for label in found["classes"]),
   )
-  for group, figures in audit(edit)["groups"].items():
-    if figures["zero"] and figures["change"]:
+  for group, numbers in summary(edit)["groups"].items():
+    if numbers["zero"] and numbers["change"]:
       raise ValueError(
         f"{path} says that group {group!r} is zero, but it changes weights (by "
-        f"{figures['change']:.3g}): the file was altered; take the run's own."
+        f"{numbers['change']:.3g}): the file was altered; take the run's own."
       )
   return edit
 
@@ -143,7 +143,7 @@ def read_all(workdir: str | os.PathLike[str]) -> dict[int, Edit]:
   return {number: read(numbers[number]) for number in sorted(numbers)}
 
 
-def audit(edit: Edit) -> dict[str, Any]:
+def summary(edit: Edit) -> dict[str, Any]:
   """Returns what an edit did, in plain numbers.
 
   A group's adapters are those whose names have the parts of its name, in their

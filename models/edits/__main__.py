@@ -38,42 +38,44 @@ def show(
     edits: Request -> edit.
     names: Of the classes; None: their ids.
   """
-  audits = {number: edits_lib.audit(edit) for number, edit in edits.items()}
+  summaries = {
+    number: edits_lib.summary(edit) for number, edit in edits.items()
+  }
   requests = _table("Edits by request")
   requests.add_column("request", justify="right")
   requests.add_column("classes forgotten")
   for column in ("selected", "of groups", "weights changed", "norm"):
     requests.add_column(column, justify="right", no_wrap=True)
-  for number, figures in audits.items():
-    groups = figures["groups"]
-    ids = [names[i] if names else str(i) for i in figures["classes"]]
+  for number, numbers in summaries.items():
+    groups = numbers["groups"]
+    ids = [names[i] if names else str(i) for i in numbers["classes"]]
     requests.add_row(
       str(number),
       _listed(ids),
       str(sum(not group["zero"] for group in groups.values())),
       str(len(groups)),
-      f"{figures['weights_changed']:,}",
-      f"{figures['norm']:.4g}",
+      f"{numbers['weights_changed']:,}",
+      f"{numbers['norm']:.4g}",
     )
   out = [requests]
-  rows = list(dict.fromkeys(g for a in audits.values() for g in a["groups"]))
+  rows = list(dict.fromkeys(g for a in summaries.values() for g in a["groups"]))
   if rows:
-    out.append(_group_table(audits, rows))
+    out.append(_group_table(summaries, rows))
   return out
 
 
 def _group_table(
-  audits: Mapping[int, Mapping[str, Any]], groups: Sequence[str]
+  summaries: Mapping[int, Mapping[str, Any]], groups: Sequence[str]
 ) -> table.Table:
   out = _table("Norm of each one's scale A B")
   out.add_column("group", no_wrap=True)
-  for number in audits:
+  for number in summaries:
     out.add_column(str(number), justify="right", no_wrap=True)
   root = trees.root(groups)
   for group in groups:
     cells = []
-    for figures in audits.values():
-      found = figures["groups"].get(group, {"zero": False, "change": None})
+    for numbers in summaries.values():
+      found = numbers["groups"].get(group, {"zero": False, "change": None})
       change = "" if found["change"] is None else f"{found['change']:.3g}"
       cells.append("0" if found["zero"] else change)
     out.add_row(group.removeprefix(f"{root}/"), *cells)

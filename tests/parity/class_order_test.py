@@ -102,12 +102,12 @@ def test_missing_classes_come_from_the_start(golden):
     assert sorted(stage.classes["forget"]) == sorted(forgotten)
     missing = set(stored[f"{name}/missing"].tolist())
     assert set(stage.classes["missing"]) == missing
-    assert classes(stage.probes["missing"].subset) == missing
+    assert classes(stage.test_sets["missing"].subset) == missing
     trained = set(stored[f"{name}/remain_train"].tolist())
     assert classes(stage.train["retain"]) == trained
-    tested = [stage.probes[p].subset for p in ("kept", "missing")]
+    tested = [stage.test_sets[p].subset for p in ("kept", "missing")]
     later = range(i + 1, len(stages))
-    tested += [stage.probes[f"request_{j}"].subset for j in later]
+    tested += [stage.test_sets[f"request_{j}"].subset for j in later]
     together = set().union(*map(classes, tested))
     assert together == set(stored[f"{name}/remain_test_all"].tolist())
 

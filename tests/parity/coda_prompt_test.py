@@ -114,7 +114,7 @@ def stage(case, task):
     index=task,
     goal="learn",
     train={},
-    probes={},
+    test_sets={},
     classes={"learn": seen[-size:], "seen": seen},
   )
 

@@ -55,7 +55,7 @@ def test_accuracy_with_and_without_the_margin(file, kind):
     "mask": jnp.ones(len(label), bool),
     "allowed": jnp.ones(cosine.shape[1], bool),
   }
-  found = problem.report([problem.measure({"logits": logits}, batch)])
+  found = problem.summarize([problem.measure({"logits": logits}, batch)])
   wanted = float(file[f"out/accuracy_{kind}"])
   assert 100 * found["accuracy"] == pytest.approx(wanted, rel=1e-12)
 

@@ -78,7 +78,7 @@ def _stage(task, config):
     index=task,
     goal="learn",
     train={},
-    probes={},
+    test_sets={},
     classes={"learn": seen[-size:], "seen": seen},
   )
 

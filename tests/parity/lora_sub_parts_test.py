@@ -313,9 +313,9 @@ def test_prototypes_and_predictions(golden, tmp_path):
     params, memory, {"image": toy.image(file["in/test/image"])}
   )
   toy.close(outputs[""]["features"], file["out/test_features"], 2e-5)
-  answers = jnp.argmax(outputs[""]["logits"], axis=-1)
-  np.testing.assert_array_equal(answers, file["out/predictions"])
-  hits = np.mean(answers == file["in/test/label"])
+  predictions = jnp.argmax(outputs[""]["logits"], axis=-1)
+  np.testing.assert_array_equal(predictions, file["out/predictions"])
+  hits = np.mean(predictions == file["in/test/label"])
   toy.close(hits, file["out/accuracy"], 1e-6)
 
 

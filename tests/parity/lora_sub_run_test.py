@@ -119,7 +119,7 @@ def check_task(state, file, task):
 
 
 def check_tests(predict, state, file, task):
-  """Compares features and answers on the test images of seen tasks."""
+  """Compares features and predictions on the test images of seen tasks."""
   accuracies = file[f"task{task}/after/accuracies"]
   assert len(accuracies) == task + 1
   for old, accuracy in enumerate(accuracies):
@@ -127,9 +127,9 @@ def check_tests(predict, state, file, task):
     outputs = predict(state.params, state.memory, batch)[""]
     folder = f"task{task}/after/test{old}/"
     toy.close(outputs["features"], file[f"{folder}features"], 5e-5)
-    answers = jnp.argmax(outputs["logits"], axis=-1)
-    np.testing.assert_array_equal(answers, file[f"{folder}predictions"])
-    hits = np.mean(answers == file[f"in/task{old}/test/label"])
+    predictions = jnp.argmax(outputs["logits"], axis=-1)
+    np.testing.assert_array_equal(predictions, file[f"{folder}predictions"])
+    hits = np.mean(predictions == file[f"in/task{old}/test/label"])
     toy.close(hits, accuracy, 1e-6)
 
 

@@ -304,7 +304,7 @@ def test_accuracy(golden):
     "allowed": jnp.ones(outputs["logits"].shape[-1], bool),
   }
   problem = classification.Classification()
-  found = problem.report([problem.measure(outputs, batch)])["accuracy"]
+  found = problem.summarize([problem.measure(outputs, batch)])["accuracy"]
   assert 100 * found == pytest.approx(float(file["out/accuracy"]), rel=1e-6)
   ((count, stored),) = file.part("out/train_accuracy_first").items()
   first = {"logits": outputs["logits"][: int(count)]}
