@@ -31,23 +31,33 @@ def matrix(
   height, width = values.shape
   # In inches. What the names need beside the cells, "tight" adds when saved.
   figure, axes = _blank(0.5 * width, 0.5 * height)
+  draw_matrix(axes, values, rows, columns)
+  axes.set_title(title, fontsize=10)
+  axes.set_xlabel("after")
+  axes.tick_params(axis="x", rotation=90)
+  return figure
+
+
+def draw_matrix(
+  axes: Any, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+  """Draws shares as coloured cells with their value in percent.
+
+  Args:
+    axes: Of matplotlib, empty.
+    values: [R, C], from 0 to 1; NaN stays empty.
+    rows: One name a row, [R].
+    columns: One name a column, [C].
+  """
+  height, width = values.shape
   axes.imshow(100 * values, vmin=0, vmax=100, cmap="viridis")
   for (i, j), value in np.ndenumerate(100 * values):
     if not np.isnan(value):
-      axes.text(
-        j,
-        i,
-        f"{value:.0f}",
-        ha="center",
-        va="center",
-        fontsize=9,
-        color="white" if value < 60 else "black",
-      )
-  axes.set_title(title, fontsize=10)
-  axes.set_xlabel("after")
-  axes.set_xticks(range(width), columns, rotation=90)
+      color = "white" if value < 60 else "black"
+      text = f"{value:.0f}"
+      axes.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
+  axes.set_xticks(range(width), columns)
   axes.set_yticks(range(height), rows)
-  return figure
 
 
 def bars(values: Mapping[str, float], title: str) -> Any:

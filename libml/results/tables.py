@@ -57,7 +57,7 @@ _SUMMARY = {
 }
 
 
-def _summaries(
+def summary_columns(
   records: Sequence[Mapping[str, Any]], stages: Sequence[int]
 ) -> dict[str, list[str]]:
   """Returns the columns of _SUMMARY, a cell each record and measured stage.
@@ -139,7 +139,7 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
   )
   summaries = {
     name: cells
-    for name, cells in _summaries([record], range(len(stages))).items()
+    for name, cells in summary_columns([record], range(len(stages))).items()
     if name not in test_sets
   }
   summaries.update(_reported(record, {*test_sets, *summaries}))
@@ -195,7 +195,7 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
     out, summaries = _table("Over all requests (%)"), _over_requests(records)
   else:
     out = _table(f"After the last {'stage' if swaps else 'task'} (%)")
-    summaries = _summaries(records, [-1])
+    summaries = summary_columns(records, [-1])
   seconds = [f"{record['wall_seconds']:.0f}" for record in records]
   summaries["seconds"] = seconds
   out.add_column("run", no_wrap=True)
@@ -226,8 +226,8 @@ def _print(shown: console.RenderableType) -> None:
   console.Console(width=max(100, least)).print(shown)
 
 
-def main(folders: Sequence[str]) -> None:
-  """Reads the results.json of each folder and prints them.
+def read(folders: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns the results.json of each folder.
 
   Raises:
     SystemExit: A folder without finished results.
@@ -238,7 +238,12 @@ def main(folders: Sequence[str]) -> None:
     if record is None or not record["final"]:
       raise SystemExit(f"No results in {folder}; run main.py there first.")
     records.append(record)
-  show(records)
+  return records
+
+
+def main(folders: Sequence[str]) -> None:
+  """Prints the results of each folder."""
+  show(read(folders))
 
 
 if __name__ == "__main__":
