@@ -13,6 +13,7 @@ RECORD = {
   "name": "small",
   "figure": "accuracy",
   "final": {"acc_forget": 0.0},
+  "test_sets": [],
   "matrix": {"accuracy": [[0.91, 0.0], [None, 0.876]]},
   "axes": {
     "test_set": ["request_0", "kept"],
@@ -44,4 +45,12 @@ def test_cells_names_and_summary_are_drawn(tmp_path):
 
 def test_an_unfinished_run_is_named(tmp_path):
   with pytest.raises(SystemExit, match=f"No results in {tmp_path}"):
+    plot.main([str(tmp_path / "out.png"), str(tmp_path)])
+
+
+def test_results_of_an_earlier_version_are_named(tmp_path):
+  record = {**RECORD, "probes": RECORD["test_sets"]}
+  del record["test_sets"]
+  (tmp_path / "results.json").write_text(json.dumps(record))
+  with pytest.raises(SystemExit, match="'test_sets': an earlier version"):
     plot.main([str(tmp_path / "out.png"), str(tmp_path)])

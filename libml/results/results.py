@@ -216,3 +216,16 @@ def write_edit(
 def read(path: pathlib.Path) -> dict[str, Any] | None:
   """Returns the record, or None where there is none."""
   return json.loads(path.read_text()) if path.exists() else None
+
+
+def check_readable(record: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Refuses a record that an earlier version wrote.
+
+  Raises:
+    ValueError: The record lacks the test sets.
+  """
+  if "test_sets" not in record:
+    raise ValueError(
+      f"{path} has no entry 'test_sets': an earlier version wrote it. Read it "
+      "with that version, or run again with another --workdir."
+    )

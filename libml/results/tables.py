@@ -230,13 +230,18 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
   """Returns the results.json of each folder.
 
   Raises:
-    SystemExit: A folder without finished results.
+    SystemExit: A folder without finished results of this version.
   """
   records = []
   for folder in folders:
-    record = results.read(pathlib.Path(folder) / "results.json")
+    path = pathlib.Path(folder) / "results.json"
+    record = results.read(path)
     if record is None or not record["final"]:
       raise SystemExit(f"No results in {folder}; run main.py there first.")
+    try:
+      results.check_readable(record, path)
+    except ValueError as error:
+      raise SystemExit(str(error)) from None
     records.append(record)
   return records
 

@@ -80,8 +80,14 @@ def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
   Args:
     workdir: Of the run.
     exported: Whether an export belongs to it.
+
+  Raises:
+    ValueError: An earlier version finished the run.
   """
-  record = results.read(workdir / "results.json")
+  path = workdir / "results.json"
+  record = results.read(path)
+  if record is not None and record["finished"]:
+    results.check_readable(record, path)
 
   def is_there() -> bool:
     weights = workdir / "export" / "params.npz"
