@@ -9,7 +9,7 @@ RUNS := coda_prompt lora_sub finetune head masked_head lora inflora nearest_mean
 
 SWAPS := swap_lf swap_fl
 
-.PHONY: demo test lint types install clean
+.PHONY: demo picture test lint types install clean
 
 install: $(VENV)/installed
 
@@ -39,6 +39,11 @@ run-%:
 	@echo "beside it: $*"
 	@$(BIN)/python main.py --my_config configs/$(CONFIG) --workdir $(DEMO)/$* \
 	  > $(DEMO)-$*.log 2>&1 || { cat $(DEMO)-$*.log; exit 1; }
+
+# README's picture, of a finished demo.
+picture:
+	$(BIN)/python -m libml.results.plot docs/demo.png \
+	  $(addprefix $(DEMO)/,l2p forget swap_lf)
 
 # Not the files of many tests first: what takes longest has few.
 test: install
