@@ -1,4 +1,4 @@
-"""Methods by the name that a config gives; each is in the file of its name."""
+"""The methods under their names in a config; a file of that name holds each."""
 
 from methods import bad_teacher
 from methods import coda_prompt

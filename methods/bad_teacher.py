@@ -1,7 +1,8 @@
-"""Bad teacher: an incompetent teacher on what goes, the given one elsewhere.
+"""Bad teacher: the student imitates a random network on images to forget.
 
-Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023: the mean
-over both kinds of images of KL(teacher || student), here times T^2.
+Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023. On images to
+retain the student imitates the model as it was before the first request. The
+loss is the mean of KL(teacher || student) over all images, here times T^2.
 """
 
 import dataclasses
@@ -16,13 +17,15 @@ from methods.parts import teaching
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BadTeacher(teaching.Taught):
-  """Two teachers; the bad one has random weights.
+  """Distils two teachers; the bad one has random weights.
 
-  Where images are augmented its weights are drawn again in each step.
+  Both are evaluated once for each image. With augmentation they are evaluated
+  in every step, and the bad teacher's weights are drawn from the same seed each
+  time instead of being stored.
 
   Attributes:
     temperature: T.
-    draw: Seed of the bad teacher.
+    draw: Seed of the bad teacher's weights.
   """
 
   temperature: float = 1.0
@@ -39,12 +42,12 @@ class BadTeacher(teaching.Taught):
     return self.apply(params, batch)["logits"]
 
   def prepare(self, params, memory, batch):
-    """Returns what both teachers say."""
+    """Returns the teacher's features [B, D] and the bad one's logits [B, C]."""
     good = super().prepare(params, memory, batch)
     return {**good, "bad": self.bad(batch)}
 
   def loss(self, params, memory, batch, rng):
-    """Distillation from the one and from the other."""
+    """Distillation from both teachers, each image weighted alike."""
     streams = batch["forget"], batch["retain"]
     gone, kept = self.both(params, memory, streams, rng)
     bad = batch["forget"].get("bad")

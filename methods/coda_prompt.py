@@ -1,19 +1,22 @@
-"""CODA-Prompt: prompts mixed from components, of which each task adds some.
+"""CODA-Prompt: prompts mixed from components; each task adds components.
 
 Smith et al., "CODA-Prompt: COntinual Decomposed Attention-based Prompting for
-Rehearsal-Free Continual Learning", CVPR 2023. With q the class token of the
-plain model and n components a task, in each prompted layer of task t
+Rehearsal-Free Continual Learning", CVPR 2023. Let q be the class token of the
+model without prompts, n the number of components that each task adds, and *
+the elementwise product. In task t the key and value prefix of each prompted
+layer is
 
   P = sum_{m < (t + 1) n} cos(q * a_m, k_m) p_m
 
-is the key and value prefix; components m < t n are constants. With the classes
-of other tasks masked and V the rows of p, k and a:
+Components m < t n, those of earlier tasks, are not trained. The cross entropy
+masks the classes of other tasks; the rows of V are the vectors p, k or a:
 
-  loss = CE(f(x; P), y) + ortho_loss * sum mean (V V^T - I)^2
+  loss = CE(f(x; P), y) + ortho_loss * sum_{p, k, a} mean (V V^T - I)^2
 
-Defaults are those of the released code, which starts each task's components
-orthonormal and has ortho_loss 0; the paper starts the whole pool so. Its
-multi-GPU runs sum the penalty over devices; ours do not.
+The defaults are those of the released code: it starts each task's components
+orthonormal and has ortho_loss 0, where the paper starts the whole pool
+orthonormal. On several GPUs the released code sums the penalty over the
+devices; this implementation does not.
 """
 
 import dataclasses
@@ -33,12 +36,12 @@ from models import coda
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodaPrompt(Method):
-  """A pool of components; each task trains its own beside the earlier ones.
+  """A pool of components; each task trains only the components that it adds.
 
   Attributes:
     e_layers: Layers that get a prefix.
-    pool_size: M, the components of a layer, divided among all tasks; what the
-      division leaves is never used.
+    pool_size: M, the number of components of a layer. Each task gets M // (the
+      number of tasks) of them; the remainder is not used.
     length: Rows of a prompt: half of them keys, half values.
     ortho_loss: Weight of the penalty on components that are not orthonormal.
     mask_classes: Whether training masks the classes of other tasks.
@@ -59,7 +62,7 @@ class CodaPrompt(Method):
 
   @classmethod
   def fewest_blocks(cls, options):
-    """As many as there are up to the last one with a prefix."""
+    """Returns the number of blocks up to the last one with a prefix."""
     return 1 + max(options["e_layers"], default=0)
 
   def __post_init__(self):
@@ -67,32 +70,34 @@ class CodaPrompt(Method):
     width, depth = self.model.width, self.model.depth
     if not self.num_stages <= self.pool_size <= width:
       raise ValueError(
-        f"pool_size={self.pool_size} must be {self.num_stages} to {width}: a "
-        "component for each task, and no more than the model's width, in which "
-        "keys are orthogonal."
+        f"method.pool_size={self.pool_size} must be {self.num_stages} (one "
+        f"component for each task) to {width} (the model's width, because "
+        "components start orthogonal)."
       )
     if self.length < 2 or self.length % 2:
       raise ValueError(
-        f"length={self.length} must be even and above 0: half of a prompt's "
-        "rows are keys and half are values."
+        f"method.length={self.length} must be even and above 0: half of a "
+        "prompt's rows are keys and half are values."
       )
     layers = set(self.e_layers)
     distinct = 0 < len(layers) == len(self.e_layers)
     if not distinct or not layers <= set(range(depth)):
       raise ValueError(
-        f"e_layers={self.e_layers} must be distinct layers, 0 to {depth - 1}, "
-        "and at least one."
+        f"method.e_layers={self.e_layers} must be one or more distinct layers, "
+        f"counted from 0 to {depth - 1}."
       )
     if self.ortho_loss < 0:
-      raise ValueError(f"ortho_loss={self.ortho_loss} must be 0 or more.")
+      raise ValueError(
+        f"method.ortho_loss={self.ortho_loss} must be 0 or more."
+      )
 
   @property
   def per_task(self) -> int:
-    """n, the components that a task adds to each layer."""
+    """n, the number of components that a task adds to each layer."""
     return self.pool_size // self.num_stages
 
   def init_params(self, params: Any, rng: jax.Array) -> Any:
-    """Draws a head, and adds empty components beside the model."""
+    """Draws a head, and adds components that are zero to the parameters."""
     components = coda.empty(
       len(self.e_layers),
       self.pool_size,
@@ -107,18 +112,18 @@ class CodaPrompt(Method):
     """Holds the task and its classes.
 
     Raises:
-      ValueError: The optimizer trains the model, by which images are queried.
+      ValueError: The optimizer trains the backbone, which computes the queries.
     """
     if any(jax.tree.leaves([trainable[b] for b in self.model.backbone])):
       raise ValueError(
-        "This method queries each image by the class token of the pretrained "
-        "model, which must stay as it is; set optimizer.backbone=None."
+        "CODA-Prompt computes each image's query with the pretrained backbone, "
+        "which the optimizer must not train; set optimizer.backbone=None."
       )
     del params
     return rehearsal.initial_memory(self.num_classes)
 
   def before_stage(self, state, stage, data):
-    """Draws the task's components, and writes the task down."""
+    """Draws the task's components and stores the task in the memory."""
     components = data.compiled("begin_components", self.begin)(
       state.params["components"], state.rng, np.int32(stage.index)
     )
@@ -135,14 +140,14 @@ class CodaPrompt(Method):
     return coda.begin(components, draws, task * self.per_task)
 
   def find_query(self, params: Any, image: jax.Array) -> jax.Array:
-    """Returns the class tokens of the plain model, [B, D], no gradient."""
+    """Returns the model's class tokens without prompts, [B, D], no gradient."""
     tokens = self.model.apply(
       {"params": params}, image, rows=slice(1), method="encode"
     )
     return jax.lax.stop_gradient(tokens[:, 0])
 
   def used(self, memory: Any) -> jax.Array:
-    """Returns the components of all tasks so far, bool[M]."""
+    """Returns which components belong to the tasks so far, bool[M]."""
     number = jnp.arange(self.pool_size)
     return number < (memory["task"] + 1) * self.per_task
 
@@ -167,7 +172,7 @@ class CodaPrompt(Method):
     return loss + self.ortho_loss * penalty, {**parts, "penalty": penalty}
 
   def precompute(self, params, memory, batch):
-    """The query never changes: it is the frozen model's."""
+    """Returns the queries [B, D]: the frozen model's, so they never change."""
     del memory
     return {"query": self.find_query(params, batch["image"])}
 

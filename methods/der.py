@@ -1,4 +1,4 @@
-"""Dark experience replay, of features: see parts/distilling.py for the loss.
+"""Dark experience replay of features: see parts/distilling.py for the loss.
 
 Buzzega et al., "Dark Experience", NeurIPS 2020; as the GS-LoRA code has it.
 """
@@ -10,7 +10,7 @@ from methods.parts import distilling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DER(distilling.Distilling):
-  """Dark experience replay, of features."""
+  """Keeps the features of images to retain near the teacher's."""
 
   distill: float = 0.01
 

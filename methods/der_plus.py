@@ -10,10 +10,10 @@ from methods.parts import distilling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DERPlus(distilling.Distilling):
-  """DER with the cross entropy of another batch to retain (DER++).
+  """DER and the cross entropy of a further batch of images to retain (DER++).
 
   Attributes:
-    retain: r, its weight.
+    retain: r, weight of that cross entropy.
   """
 
   distill: float = 0.005
@@ -27,7 +27,7 @@ class DERPlus(distilling.Distilling):
     return distilling.squared_gap(student, teacher)
 
   def further(self, params, memory, batch, *, kept, rng):
-    """Cross entropy to retain."""
+    """The weighted cross entropy of the further batch."""
     del kept
     outputs = self.outputs(params, memory, batch["again"], rng)
     return self.fit(outputs, batch["again"], self.retain)

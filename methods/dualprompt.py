@@ -1,4 +1,4 @@
-"""DualPrompt: prefixes that tasks share, and a task's own.
+"""DualPrompt: prefixes that all tasks share, and prefixes of each task.
 
 Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual
 Learning", ECCV 2022; the options and the loss are in parts/prompting.py.
@@ -11,10 +11,10 @@ from methods.parts import prompting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DualPrompt(prompting.Prompting):
-  """Prefixes shared by all tasks (G) in early layers, a task's own (E) later.
+  """Prefixes shared by all tasks (G) in early layers, one a task (E) in later.
 
-  L2P's machinery with other defaults: training uses the task's own prompts, a
-  test image those with the nearest key.
+  The code is that of L2P with other defaults. Training uses the task's own
+  prefix; a test image gets the one whose key is nearest.
   """
 
   e_layers: tuple[int, ...] = (2, 3, 4)

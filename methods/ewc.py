@@ -13,15 +13,15 @@ from methods.parts import penalties
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EWC(penalties.Weighing):
-  """Weighs by a proxy of the Fisher information.
+  """Weights are as important as a proxy of their Fisher information says.
 
-  A batch of B images adds B times the square of the mean loss's gradient.
+  A batch of B images adds B g^2, g the gradient of the batch's mean loss.
   """
 
   strength: float = 10.0
 
   def weigh(self, params, memory, batch):
-    """The batch's gradient squared, times its size."""
+    """Returns B g^2 for each weight."""
     size = jnp.sum(batch["mask"])
     rows = jnp.where(batch["mask"], 1 / size, 0.0)
     names = memory["weights"]

@@ -14,11 +14,11 @@ from methods.parts import distilling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FDR(distilling.Distilling):
-  """Holds the logits by a distance that is not squared."""
+  """Keeps the logits of images to retain near the teacher's."""
 
   distill: float = 50.0
 
   def distance(self, student, teacher):
-    """The mean distance of the logits."""
+    """The mean over images of the Euclidean distance of the logits."""
     gap = student["logits"] - teacher["logits"]
     return jnp.mean(losses.norm(gap, axis=-1))

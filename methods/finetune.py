@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: the plain model, one stage after the other."""
+"""Sequential fine-tuning of the model, without any protection of old tasks."""
 
 import dataclasses
 
@@ -7,4 +7,4 @@ from methods.parts import tuning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune(tuning.Tuning):
-  """Trains on each stage's data, one after the other."""
+  """Trains on each stage's own data, one stage after the other."""

@@ -1,4 +1,4 @@
-"""Fine-tuning on what stays, from the given weights."""
+"""Fine-tuning on the images to retain, from the given weights."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ from methods.parts import retaining
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneRetain(retaining.Retaining):
-  """Goes on with the images to retain, and hopes that the rest is forgotten.
+  """Trains on the images to retain; nothing acts against the other classes.
 
-  Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, has
-  it as a baseline.
+  A baseline in Warnecke et al., "Machine Unlearning of Features and Labels",
+  NDSS 2023.
   """

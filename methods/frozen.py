@@ -1,4 +1,4 @@
-"""Nothing changes: measures the given weights in any scenario."""
+"""Frozen: measures the given weights in any scenario, without training."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ from libml.train.method import Method
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frozen(Method):
-  """Trains nothing; every stage measures the first model."""
+  """Trains nothing; every stage measures the given weights."""
 
   goals = ("learn", "forget")
 
   def rounds(self, stage, data):
-    """Has none."""
+    """Trains nothing."""
     del stage, data
     return ()

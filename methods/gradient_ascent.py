@@ -1,4 +1,4 @@
-"""Gradient ascent on what goes.
+"""Gradient ascent on the images to forget.
 
 Commonly cited with Thudi et al., "Unrolling SGD", EuroS&P 2022, and Graves et
 al., "Amnesiac Machine Learning", AAAI 2021.
@@ -17,7 +17,7 @@ class GradientAscent(unlearning.Unlearning):
   streams = {"forget": ("forget",)}
 
   def loss(self, params, memory, batch, rng):
-    """The cross entropy, turned around."""
+    """The negative cross entropy."""
     outputs = self.outputs(params, memory, batch["forget"], rng)
     forget, parts = self.problem.loss(outputs, batch["forget"])
     return -forget, {"forget": forget, **parts}

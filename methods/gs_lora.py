@@ -11,4 +11,4 @@ from methods.parts import group_sparse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GsLora(group_sparse.GroupSparse):
-  """Two streams, a bounded loss on what must go, group-sparse adapters."""
+  """GS-LoRA, without prototypes."""

@@ -16,17 +16,18 @@ from methods.parts import group_sparse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GsLoraPlus(group_sparse.GroupSparse):
-  """Adds a push from, and a pull to, the prototypes of the classes.
+  """Moves features away from the prototypes to forget, towards those to retain.
 
-  A prototype is the mean feature of a class's sampled images.
+  A class's prototype is the mean feature of its sampled images.
 
   Attributes:
-    proto_forget: w_f, one a request.
-    proto_retain: w_r, one a request.
-    proto_bound: Mean distance above which a batch to forget pushes no more.
+    proto_forget: w_f, one value for each request.
+    proto_retain: w_r, one value for each request.
+    proto_bound: bound_p, the mean distance above which a batch to forget has no
+      further effect.
     proto_distance: Row of prototypes.DISTANCES.
-    proto_source: Whose features: "start", the model's as it is when the
-      request comes; "pretrained", the first model's.
+    proto_source: Which model computes prototypes: "start", the model at the
+      start of the request; "pretrained", the model before the first request.
   """
 
   proto_forget: Sequence[float] = (0.01,)
@@ -35,7 +36,7 @@ class GsLoraPlus(group_sparse.GroupSparse):
   proto_distance: str = "kl"
   proto_source: str = "start"
 
-  mixes = False  # a prototype is of one class
+  mixes = False  # a mixed image has no single prototype
 
   def __post_init__(self):
     super().__post_init__()
@@ -51,13 +52,13 @@ class GsLoraPlus(group_sparse.GroupSparse):
         )
 
   def check(self, scenario):
-    """Each request has its weights."""
+    """Raises ValueError unless each request has its weights."""
     super().check(scenario)
     for name in ("proto_forget", "proto_retain"):
       self._check_weights(name, len(scenario.stages))
 
   def init_memory(self, params, trainable):
-    """Holds prototypes [C, D] and the stage's weights, too."""
+    """Holds the prototypes [C, D] and the stage's weights as well."""
     return {
       **super().init_memory(params, trainable),
       "prototypes": jnp.zeros((self.num_classes, self.model.width)),
@@ -66,7 +67,7 @@ class GsLoraPlus(group_sparse.GroupSparse):
     }
 
   def before_stage(self, state, stage, data):
-    """Makes the prototypes; with B = 0 the model is the last request's."""
+    """Computes the prototypes; new adapters have B = 0 and change nothing."""
     state = super().before_stage(state, stage, data)
     memory = {
       **state.memory,
@@ -79,7 +80,7 @@ class GsLoraPlus(group_sparse.GroupSparse):
     return state.replace(memory=memory)
 
   def further(self, memory, batch, retained, forgotten):
-    """Distances of the features to their classes' prototypes."""
+    """The prototype terms: mean distances of features to their prototypes."""
     distance = prototypes.DISTANCES[self.proto_distance]
     retain, forget = (
       distance(outputs["features"], memory["prototypes"][batch[name]["label"]])

@@ -1,6 +1,7 @@
-"""What forgets nothing: the head never names the classes again.
+"""Hides classes in the head alone: a control that forgets nothing.
 
-Every audit worth its name must see through it.
+The features stay as they are, so an audit must report that the classes can be
+recovered.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from libml import trees
 from methods.parts import unlearning
 
-# Of the logit of a hidden class, where the head has a bias.
+# Bias of a hidden class: its logit is never the largest.
 _NEVER = -1e9
 
 
@@ -18,17 +19,17 @@ _NEVER = -1e9
 class HideHead(unlearning.Unlearning):
   """Zeroes the head's columns of the classes to forget.
 
-  Their bias becomes so low that no image gets their name; in a head of cosines,
-  which has none, their cosine is 0.
+  Their biases become so low that no image is assigned to them. A head of
+  cosines has no bias; there the cosine of a hidden class is 0.
   """
 
   @property
   def rewrites(self):
-    """The heads."""
+    """The heads' parameters."""
     return trees.pattern(self.model.class_heads)
 
   def rounds(self, stage, data):
-    """Has none."""
+    """Trains nothing."""
     del stage, data
     return ()
 

@@ -1,9 +1,9 @@
-"""InfLoRA: adapters in directions that earlier tasks' inputs do not have.
+"""InfLoRA: adapters in directions that earlier tasks' inputs do not use.
 
 Liang and Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual
-Learning", CVPR 2024, arXiv 2404.00228. H are the inputs of an adapted layer,
-one a column, C = H H^T their second moment, and P = M M^T the projector on the
-space of earlier tasks' inputs, 0 before the first task:
+Learning", CVPR 2024, arXiv 2404.00228. The columns of H are the inputs of an
+adapted layer, C = H H^T is their second moment, and P = M M^T is the projector
+onto the space of earlier tasks' inputs, 0 before the first task:
 
   Equation (1), models/lora.py   h W + h lora_a lora_b
   Equations (6), (7), `outside`  H' = (I - P) H
@@ -12,16 +12,17 @@ space of earlier tasks' inputs, 0 before the first task:
   Equation (9), `loss`           cross entropy over the task's own classes
   Memory, `grow`                 M gets the fewest leading eigenvectors of
                                  (I - P) C (I - P), C of the trained model,
-                                 that make tr(P C) >= epsilon_t tr(C)
+                                 for which tr(P C) >= epsilon_t tr(C)
 
-The memory's criterion is that of GPM (Saha et al., ICLR 2021). Its storage in
-the paper (DualGPM: Liang and Li, CVPR 2023) is M or its complement, whichever
-is smaller; the space is the same.
+The criterion of the memory is that of GPM (Saha et al., ICLR 2021). The paper
+stores M or its complement, whichever is smaller (DualGPM: Liang and Li, CVPR
+2023); the space is the same.
 
 The released code differs. It decomposes C where the paper decomposes H, so its
-energies are the squares of ours and its lora_a has directions of
-(I - P) C^2 (I - P). Its lora_a is divided by sqrt(3), which under Adam is a
-learning rate as much smaller. M is first one direction short.
+energies are the squares of those here, and its lora_a has directions of
+(I - P) C^2 (I - P). It divides lora_a by sqrt(3), which under Adam acts as a
+learning rate smaller by that factor. After the first task its M has one
+direction too few.
 """
 
 import dataclasses
@@ -41,21 +42,23 @@ from methods.parts import subspace
 from models import lora
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Share of the energy that float32 cannot tell from none.
+# Shares of the energy below this are rounding errors of float32.
 _ROUNDING = 1e-5
-# Between the eigenvalues of new directions and that of a space's own.
+# In `outside`, eigenvalues of new directions are at most 1, those of directions
+# in the space 2.
 _OLD = 1.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfLoRA(Method):
-  """Trains lora_b behind a lora_a that old inputs do not reach, and the head.
+  """Trains lora_b and the head; a fixed lora_a maps earlier tasks' inputs to 0.
 
   Attributes:
     epsilon: Share of the inputs' energy that is protected after the first task.
-    final_epsilon: Where it grows to: after task t of T, counted from 0, it is
-      epsilon + (final_epsilon - epsilon) t / T, as in the released code.
-    augment_moments: Whether C is that of augmented images, as in that code.
+    final_epsilon: Value towards which that share grows: after task t of T,
+      counted from 0, it is epsilon + (final_epsilon - epsilon) t / T, as in the
+      released code.
+    augment_moments: Whether C is computed on augmented images, as in that code.
 
   Raises:
     ValueError: On construction, for a share outside (0, 1] or a model without
@@ -74,7 +77,7 @@ class InfLoRA(Method):
 
   @property
   def rewrites(self):
-    """Kernels take in what adapters learned; lora_a is designed."""
+    """The kernels, into which adapters are merged, and the designed lora_a."""
     return rf"{low_rank.kernels(self.model)}|.*/lora_a"
 
   def init_params(self, params, rng):
@@ -91,8 +94,9 @@ class InfLoRA(Method):
     for name in trained:
       if name.endswith("/lora_a") and trained[name]:
         raise ValueError(
-          f"InfLoRA designs {name}, which the optimizer must not train; give "
-          "its group the pattern '.*/lora_b'."
+          f"InfLoRA sets {name} itself, and the optimizer must not train it; "
+          "give the adapters' group in optimizer.groups the pattern "
+          "'.*/lora_b'."
         )
     width = self.model.width
     return {
@@ -121,7 +125,7 @@ class InfLoRA(Method):
     return self.problem.loss({**outputs, "logits": logits}, batch["train"])
 
   def after_stage(self, state, stage, data):
-    """Protects the stage's inputs, and merges the adapters."""
+    """Adds the stage's inputs to the protected space; merges the adapters."""
     seen = self.see(state, stage, data)
     share = stage.index / self.num_stages
     epsilon = self.epsilon + (self.final_epsilon - self.epsilon) * share
@@ -132,7 +136,7 @@ class InfLoRA(Method):
     return state.replace(params=params, memory={**state.memory, "space": space})
 
   def see(self, state, stage, data):
-    """Returns the blocks' second moments of the stage's images."""
+    """Returns {block: C [D, D]} of the stage's images."""
     return data.accumulate(
       "second_moments",
       self.moments,
@@ -142,7 +146,7 @@ class InfLoRA(Method):
     )
 
   def moments(self, params, memory, batch):
-    """Returns the sums that one batch adds."""
+    """Returns what one batch adds to each block's C."""
     del memory
     return subspace.second_moments(self.model, params, batch)
 
@@ -158,14 +162,14 @@ class InfLoRA(Method):
     return trees.flatten(named)
 
   def grow_all(self, space, moments, unprotected):
-    """Returns the blocks' larger spaces."""
+    """Returns P of each block after the stage, {block: [D, D]}."""
     return {
       block: grow(moments[block], old, unprotected)
       for block, old in space.items()
     }
 
   def predict(self, params, memory, batch):
-    """Answers among the classes seen."""
+    """Masks the classes that no stage has brought yet."""
     outputs = self.apply(params, batch)
     logits = losses.mask_logits(outputs["logits"], memory["seen"])
     return {"": {**outputs, "logits": logits}}
@@ -174,25 +178,26 @@ class InfLoRA(Method):
 def outside(
   moment: jax.Array, space: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns the directions outside a space, by the energy of inputs.
+  """Returns directions outside a space, sorted by the energy of the inputs.
 
-  With Q = I - P they are eigenvectors of Q C Q / tr(Q C Q) + 2 P: the shift
-  puts the space's own directions first, with eigenvalue 2, which else could not
-  be told from those without energy. In shares of tr(C) instead, the shift would
-  cost the small energies their digits.
+  With Q = I - P they are eigenvectors of Q C Q / tr(Q C Q) + 2 P. Without 2 P,
+  directions in the space and directions without energy would both have
+  eigenvalue 0; with it, those in the space come first, with eigenvalue 2.
+  Division by tr(Q C Q) instead of tr(C) keeps the digits of small energies
+  when 2 P is added.
 
   Args:
     moment: C, [D, D].
     space: P, [D, D].
 
   Returns:
-    Eigenvalues [D], falling; eigenvectors [D, D]; tr(Q C Q) / tr(C), at least
-    what rounding leaves.
+    Eigenvalues [D], in falling order; eigenvectors [D, D]; tr(Q C Q) / tr(C),
+    but at least _ROUNDING.
   """
   rest = jnp.eye(len(space)) - space
   moment /= jnp.maximum(jnp.trace(moment), 1e-30)
   left = moment
-  for _ in range(2):  # the first leaves rounding that reaches into the space
+  for _ in range(2):  # rounding leaves a rest in the space after one pass
     left = jnp.matmul(rest, left, precision=_HIGHEST)
     left = jnp.matmul(left, rest, precision=_HIGHEST)
   share = jnp.maximum(jnp.trace(left), _ROUNDING)
@@ -200,9 +205,9 @@ def outside(
 
 
 def design(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
-  """Returns lora_a [D, R]: orthonormal columns outside the space.
+  """Returns lora_a [D, R]: orthonormal columns outside the space (Equation 8).
 
-  Columns for which the inputs have no energy left are 0.
+  A column is 0 where the inputs have no energy left in a further direction.
 
   Args:
     moment: C of the new task, [D, D].
@@ -213,7 +218,7 @@ def design(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
   old = jnp.sum(values > _OLD)
   values = jnp.roll(values, -old)[:rank]
   columns = jnp.roll(vectors, -old, axis=1)[:, :rank]
-  # An eigenvector's sign is free; fixed, it is the same on any device.
+  # An eigenvector's sign is arbitrary: fix it, so that devices agree.
   peak = jnp.argmax(abs(columns), axis=0)[None, :]
   columns *= jnp.sign(jnp.take_along_axis(columns, peak, axis=0))
   reached = (values * share > _ROUNDING) & (values < _OLD)
@@ -223,15 +228,15 @@ def design(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
 def grow(
   moment: jax.Array, space: jax.Array, unprotected: jax.Array
 ) -> jax.Array:
-  """Returns P [D, D] with the fewest directions more that protect enough.
+  """Returns P [D, D] with the fewest further directions that reach epsilon.
 
   Args:
-    moment: C of the task learned, [D, D].
+    moment: C of the task just learned, [D, D].
     space: P of the old tasks, [D, D].
     unprotected: 1 - epsilon, the share of tr(C) that may stay outside.
   """
   values, vectors, share = outside(moment, space)
-  # Summed from the smallest on, the rest is exact where epsilon is near 1.
+  # Sum from the smallest value up: precise where epsilon is near 1.
   left = jnp.cumsum(values[::-1])[::-1] * share
   most = jnp.maximum(unprotected, _ROUNDING)
   keep = (left > most) | (values > _OLD)

@@ -1,4 +1,4 @@
-"""Joint training: the plain model on everything seen so far."""
+"""Joint training: trains on the data of all stages so far."""
 
 import dataclasses
 
@@ -7,14 +7,15 @@ from methods.parts import tuning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Joint(tuning.Tuning):
-  """Trains on everything seen so far at each stage: the usual upper bound."""
+  """Trains on the data of all stages so far: the usual upper bound."""
 
   def __post_init__(self):
     if self.mask_classes:
       raise ValueError(
-        "Joint training sees all classes so far; set method.mask_classes=False."
+        "method.mask_classes=True masks the classes of earlier stages, which "
+        "joint training trains on; set method.mask_classes=False."
       )
 
   def roles(self, stage):
-    """All data up to this stage make an epoch."""
+    """An epoch is a pass over the data of all stages up to this one."""
     return ("seen",)

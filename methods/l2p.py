@@ -11,7 +11,7 @@ from methods.parts import prompting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class L2P(prompting.Prompting):
-  """A pool of prompts; each image takes those whose keys are nearest."""
+  """A pool of prompts; each image gets those whose keys are nearest."""
 
   e_layers: tuple[int, ...] = (0,)
   e_prefix: bool = False

@@ -1,9 +1,11 @@
-"""LIRF: forgetting in the lower half of the network, which can be recovered.
+"""LIRF: recoverable forgetting in the lower half of the network.
 
-Ye et al., "Learning with Recoverable Forgetting", ECCV 2022, as the GS-LoRA
-code has it for transformers. The network is cut in the middle: below, a student
-is trained, above the given weights stay. With y' wrong labels, t the given
-network, AT the distance of the attention maps at the cut, d the deposit:
+Ye et al., "Learning with Recoverable Forgetting", ECCV 2022, in the GS-LoRA
+code's version for transformers. The network is cut in the middle. The student s
+trains the lower half; the upper half keeps the given weights. With y' wrong
+labels, t the given network, AT the distance of the attention maps of s and t at
+the cut, d the network with the deposit as lower half, and the default weights
+(deposit: the released code's):
 
   (1 - a) CE(s(x_f), y') - 300 AT + 10 a T^2 KL(t || s; classes that stay)
   + 0.05 [a T^2 KL(t || d; classes that go) + (1 - a) CE(d(x_f), y')]
@@ -28,16 +30,17 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
   """Trains the lower half; the optimizer freezes the rest.
 
   Attributes:
-    mixed: a, the share of distillation in its pairs of terms.
+    mixed: a, the weight of distillation against wrong labels, 0 to 1.
     temperature: T.
-    attention: Weight of AT, which is pushed up.
-    distill: Weight of the distillation of classes that stay.
-    retain: Weight of the cross entropy to retain.
-    deposit: Weight of the deposit network, a further lower half that keeps
-      what the student loses; 0: there is none. It does not touch the student.
-      The released code has 0.05 and never trains it.
-    by_position: Whether the first P ids are the classes that go, whichever
-      they are (the released code).
+    attention: Weight of AT, which training increases.
+    distill: Weight of the distillation of the classes to retain.
+    retain: Weight of the cross entropy of images to retain.
+    deposit: Weight of the deposit's loss; 0: there is no deposit. The deposit
+      is a second lower half, which learns to keep what the student forgets and
+      has no influence on the student. The released code has 0.05 and never
+      trains it.
+    by_position: Whether distillation takes the class ids 0 to P - 1 for the P
+      classes to forget, whichever those are, as the released code does.
   """
 
   mixed: float = 0.1
@@ -57,17 +60,17 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
   def __post_init__(self):
     super().__post_init__()
     if not 0 <= self.mixed <= 1:
-      raise ValueError(f"method.mixed={self.mixed} must lie in 0 to 1.")
+      raise ValueError(f"method.mixed={self.mixed} must be 0 to 1.")
     if len(self.model.blocks) < 2:
       raise ValueError(
-        "LIRF cuts the network into a lower and an upper half of its blocks, "
-        f"and {type(self.model).__name__} has depth={len(self.model.blocks)}; "
-        "take a model with two blocks or more, or another method."
+        "LIRF cuts the network into a lower and an upper half, which takes two "
+        f"blocks or more; this {type(self.model).__name__} has depth="
+        f"{len(self.model.blocks)}. Use a deeper model or another method."
       )
 
   @property
   def lower(self):
-    """Branches of the blocks below the cut, first to last."""
+    """The branches of the blocks below the cut, first to last."""
     return self.model.blocks[: len(self.model.blocks) // 2]
 
   def init_params(self, params, rng):
@@ -90,7 +93,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     for name in unlearning.trained(params, trainable):
       if not self.is_low(name) and not name.startswith("deposit/"):
         raise ValueError(
-          f"LIRF trains the lower half of the network, and the optimizer "
+          f"LIRF trains the lower half of the network only, but the optimizer "
           f"trains {name!r}; put a group with the pattern {pattern!r} first "
           "in optimizer.groups and set the others to None."
         )
@@ -112,13 +115,13 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     return outputs, seen[last]
 
   def prepare(self, params, memory, batch):
-    """Returns the teacher's features [B, D], and its map at the cut [B, D]."""
+    """Returns the teacher's features and its attention map, [B, D] each."""
     outputs, tokens = self.halfway(self.teacher(params, memory), batch)
     attention = attention_map(tokens)
     return {"teacher": outputs["features"], "teacher_map": attention}
 
   def loss(self, params, memory, batch, rng):
-    """The sum of all terms; both streams through one forward pass."""
+    """The sum of all terms; the student sees both streams in one pass."""
     draw, drop, more = jax.random.split(rng, 3)
     wrong = self.wrong(memory, batch["forget"], draw)
     if "teacher" not in wrong:
@@ -159,7 +162,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     return total, told
 
   def _student(self, params, memory, batches, rng):
-    """Returns the outputs of some batches, with the tokens at the cut."""
+    """Returns the student's outputs of each batch, with "tokens" at the cut."""
     inputs = ({k: b[k] for k in ("image", "label")} for b in batches)
     outputs, tokens = self.halfway(params, pairing.join(*inputs), rng)
     logits = losses.mask_logits(outputs["logits"], memory["known"])
@@ -167,7 +170,7 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     return pairing.part(found, *(len(b["label"]) for b in batches))
 
   def columns(self, memory):
-    """Returns which classes go and which stay, bool [C] each."""
+    """Returns the classes to forget and those to retain, bool [C] each."""
     goes = memory["forget"]
     if self.by_position:
       goes = jnp.arange(self.num_classes) < jnp.sum(goes)
@@ -181,10 +184,11 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
 
 
 def attention_map(tokens: jax.Array, least: float = 0.005) -> jax.Array:
-  """Returns the mean square of tokens [B, T, D], at unit length, [B, D].
+  """Returns the attention map [B, D] of tokens [B, T, D].
 
-  Entries below `least` are 0 (LIRF: Ye et al., ECCV 2022, whose maps are of
-  convolutions; as the GS-LoRA code applies it to tokens).
+  It is the mean over tokens of their squares, scaled to unit length; entries
+  below `least` become 0. LIRF (Ye et al., ECCV 2022) defines it for feature
+  maps of convolutions, the GS-LoRA code applies it to tokens.
   """
   square = jnp.mean(tokens**2, axis=1)
   length = jnp.sqrt(jnp.sum(square**2, axis=-1, keepdims=True))

@@ -3,15 +3,15 @@
 Liu and Chang, "LoRA Subtraction for Drift-Resistant Space in Exemplar-Free
 Continual Learning", CVPR 2025.
 
-With W the pretrained kernels, S the sum of the adapters of earlier tasks, A B
-the one of this task, U its Adam update, and V the leading eigenvectors of the
-second moment of a block's attention inputs under W - S:
+W are the pretrained kernels, S is the sum of the adapters of earlier tasks, A B
+the adapter of this task, U_A and U_B its Adam updates, and V the k leading
+eigenvectors of the second moment of a block's attention inputs under W - S:
 
   loss = CE(task's columns, y) + triplet * ATL(f(x; W + S + A B), y, prototypes)
   A <- A + P U_A,  B <- B + U_B P,  P = V V^T (/ sqrt(k)), from the second task
 
-After a task S grows by A B, and each new class gets its mean feature as a
-prototype. A test image has the class of the prototype with the largest cosine.
+After a task A B is added to S, and the prototype of each new class is its mean
+feature. A test image gets the class whose prototype has the largest cosine.
 """
 
 import dataclasses
@@ -38,24 +38,25 @@ _LOG = logging.getLogger("palimpsest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraSub(Method):
-  """Low-rank adapters on attention inputs, prototypes instead of a head.
+  """Projected low-rank adapters in the attention; prototypes classify.
 
-  The optimizer's LoRA group has project="update" (the code) or "gradient" (the
-  paper). Kernels in the parameters are W + S.
+  The parameter group of the adapters projects the update (project="update", as
+  in the released code) or the gradient (project="gradient", as in the paper).
+  The kernels in the parameters are W + S.
 
   Attributes:
     threshold: Share of the inputs' energy that V holds, in (0, 1].
-    unit_norm: Whether P is divided by sqrt(k), as in the code; the paper's
-      P is the plain projector.
-    triplet: Weight of the augmented triplet loss (lambda).
-    margin: Of that loss.
-    lora_b: What B starts a task with: "zeros", or "sparse" (the authors' first
-      code).
-    augment_moments: Whether V is found on augmented images, as in the code.
-    augment_prototypes: Whether prototypes are means of augmented images (as in
-      LibContinual).
-    first_epochs: Epochs of the first task, of the schedule of `epochs`; None:
-      as many as all others.
+    unit_norm: Whether P is divided by sqrt(k), as in the released code; in the
+      paper it is not.
+    triplet: Weight of the augmented triplet loss ATL (the paper's lambda).
+    margin: Margin of that loss.
+    lora_b: Initial B of a task: "zeros", or "sparse" (the authors' first code).
+    augment_moments: Whether V is computed on augmented images, as in the
+      released code.
+    augment_prototypes: Whether prototypes are means of augmented images, as in
+      LibContinual.
+    first_epochs: Epochs of the first task, 1 to `epochs`; the schedule of the
+      learning rate stays as long as `epochs`. None: `epochs`.
   """
 
   threshold: float = 0.99
@@ -74,32 +75,34 @@ class LoraSub(Method):
     for name in ("triplet", "margin"):
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(
-          f"{name}={getattr(self, name)} must be a number of at least 0."
+          f"method.{name}={getattr(self, name)} must be a finite number of at "
+          "least 0."
         )
     first = self.epochs if self.first_epochs is None else self.first_epochs
     if not 1 <= first <= self.epochs:
       raise ValueError(
-        f"first_epochs={self.first_epochs} must be 1 to epochs={self.epochs}, "
-        "which the learning rate's schedule is made for, or None."
+        f"method.first_epochs={self.first_epochs} must be 1 to epochs="
+        f"{self.epochs}, the length of the learning rate's schedule, or None "
+        "for all of them."
       )
     lora.check_start(self.lora_b)
     low_rank.check_model(self.model)
 
   @property
   def rewrites(self):
-    """Kernels take in what their adapters learned."""
+    """The kernels, into which adapters are merged."""
     return low_rank.kernels(self.model)
 
   def check(self, scenario):
-    """A prototype, once made, is never touched again."""
+    """Raises ValueError if a class comes twice: prototypes are final."""
     class_heads.check_new_classes(scenario)
 
   def init_params(self, params, rng):
-    """Draws a head; the adapters are drawn at each task."""
+    """Draws a head; each task draws its adapters when it starts."""
     return class_heads.draw(params, rng, self.model.class_heads)
 
   def init_memory(self, params, trainable):
-    """Holds S, a projector P [D, D] and its rank k a block, prototypes."""
+    """Holds S, the prototypes, and for each block P [D, D] and its rank k."""
     low_rank.check_trained(trainable)
     blocks = low_rank.blocks(params, self.model)
     width = self.model.width
@@ -109,7 +112,7 @@ class LoraSub(Method):
     return {
       "classes": jnp.zeros(self.num_classes, bool),
       "sums": jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
-      # Until the second task every direction is free.
+      # The first task trains in all directions.
       "projectors": {block: jnp.eye(width) for block in blocks},
       "kept": {block: jnp.int32(width) for block in blocks},
       "prototypes": jnp.zeros((self.num_classes, width)),
@@ -117,7 +120,7 @@ class LoraSub(Method):
     }
 
   def before_stage(self, state, stage, data):
-    """Finds the subspace under W - S; draws new adapters."""
+    """Computes P under W - S, from the second task on; draws new adapters."""
     memory = {
       **state.memory,
       "classes": jnp.isin(
@@ -147,12 +150,12 @@ class LoraSub(Method):
     return state.replace(params=params, memory=memory)
 
   def moments(self, params, memory, batch):
-    """Returns the sums of the subtracted model: W - S is (W + S) - 2 S."""
+    """Returns second moments under W - S, computed as (W + S) - 2 S."""
     params = lora.subtract(params, memory["sums"], times=2.0)
     return subspace.second_moments(self.model, params, batch)
 
   def project(self, moments):
-    """Returns each block's projector, and the number of its directions."""
+    """Returns {"projectors": {block: P}, "kept": {block: k}}."""
     projectors, kept = {}, {}
     for block, moment in moments.items():
       values, vectors = subspace.eigen(moment)
@@ -164,7 +167,7 @@ class LoraSub(Method):
     return {"projectors": projectors, "kept": kept}
 
   def extra_args(self, memory):
-    """A's update is P U, B's is U P, with the P of the adapter's block."""
+    """Projects A's update from the left and B's from the right, by block."""
     arrays = memory["sums"], memory["projectors"]
     return {
       side: low_rank.by_parameter(*arrays, leaf, model=self.model)
@@ -172,13 +175,13 @@ class LoraSub(Method):
     }
 
   def stage_epochs(self, stage):
-    """The first task may have epochs of its own."""
+    """Returns `first_epochs` for the first task, `epochs` for all others."""
     if stage.index or self.first_epochs is None:
       return self.epochs
     return self.first_epochs
 
   def loss(self, params, memory, batch, rng):
-    """Cross entropy of the task's columns, and the augmented triplet loss."""
+    """Cross entropy over the task's columns, and the augmented triplet loss."""
     batch = batch["train"]
     outputs = self.apply(params, batch, rng)
     logits = losses.mask_logits(outputs["logits"], memory["classes"])
@@ -199,7 +202,7 @@ class LoraSub(Method):
     }
 
   def after_stage(self, state, stage, data):
-    """Adds A B to S, and a prototype for each new class."""
+    """Adds A B to S; computes the prototype of each new class."""
     params, changes = low_rank.merge(state.params, data, self.model)
     memory = {
       **state.memory,
@@ -217,7 +220,7 @@ class LoraSub(Method):
     return state.replace(memory={**memory, **known})
 
   def predict(self, params, memory, batch):
-    """Logits are cosines to the prototypes of all classes so far."""
+    """Logits are the cosines to the prototypes of all classes so far."""
     outputs = self.apply(params, batch)
     logits = prototypes_lib.cosine_logits(
       outputs["features"], memory["prototypes"], memory["known"]
@@ -235,8 +238,8 @@ def augmented_triplet(
 ) -> jax.Array:
   """Returns the augmented triplet loss of LoRA-Sub-DRS, float32[].
 
-  That of `unit_triplet` for features [B, D] and, where known, prototypes
-  [C, D] of any length but 0.
+  Scales features [B, D] and prototypes [C, D] to unit length and calls
+  `unit_triplet`. Known prototypes must not be zero.
   """
   return unit_triplet(
     vectors.unit(features.astype(jnp.float32)),
@@ -257,21 +260,21 @@ def unit_triplet(
 ) -> jax.Array:
   """Returns the augmented triplet loss of points on the unit sphere.
 
-  With d their distances, a_i the largest to an example of i's class, i
-  included, and b_i the smallest to an example of another class or to a known
-  prototype:
+  Let a_i be the largest distance of example i to an example of its class, i
+  included, and b_i its smallest distance to an example of another class or to a
+  known prototype:
 
     mean_i max(0, a_i - b_i + margin)
 
-  Where there is neither other class nor prototype the hinge is at 0. Gradients
-  of tied distances are shared. Under jit the batch is the global one.
+  Without another class and without a prototype the term of i is 0. Tied
+  distances share the gradient. Under jit the batch is the global one.
 
   Args:
-    features: [B, D], of length 1.
+    features: [B, D], of unit length.
     label: int32 [B].
-    prototypes: [C, D], of length 1 where known; constants.
-    known: bool [C].
-    margin: Of the hinge.
+    prototypes: [C, D], of unit length where known; they get no gradient.
+    known: bool [C], the classes that have a prototype.
+    margin: Margin of the hinge.
   """
   f, p = features, jax.lax.stop_gradient(prototypes)
   square = jnp.sum(f**2, axis=-1)
@@ -290,5 +293,5 @@ def unit_triplet(
 
 
 def _root(square: jax.Array) -> jax.Array:
-  # Clamped before the root, whose gradient at 0 is infinite.
+  # Clamp before the root, because its gradient at 0 is infinite.
   return jnp.sqrt(jnp.maximum(square, 1e-12))

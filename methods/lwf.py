@@ -1,7 +1,6 @@
-"""Learning without forgetting: see parts/distilling.py for the loss.
+"""Learning without Forgetting: see parts/distilling.py for the loss.
 
-Li and Hoiem, "Learning without Forgetting", ECCV 2016; as the GS-LoRA code has
-it.
+Li and Hoiem, ECCV 2016, in the GS-LoRA code's version.
 """
 
 import dataclasses
@@ -14,13 +13,13 @@ from methods.parts import distilling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LwF(distilling.Distilling):
-  """Learning without forgetting.
+  """Learning without Forgetting.
 
   Attributes:
     temperature: T.
-    retain: r, weight of the cross entropy to retain.
-    dead: Whether the distance is 0, as in the released code, where it is a
-      logarithm of a negative number.
+    retain: r, weight of the cross entropy of images to retain.
+    dead: Whether the distillation term is 0. It is in the GS-LoRA code, which
+      takes the logarithm of negative numbers and replaces the NaN by 0.
   """
 
   distill: float = 0.5
@@ -32,7 +31,7 @@ class LwF(distilling.Distilling):
   unsigned = ("distill", "retain")
 
   def distance(self, student, teacher):
-    """The divergence of the answers."""
+    """The divergence of the student's predictions from the teacher's."""
     if self.dead:
       return jnp.zeros(())
     return losses.distillation(
@@ -40,6 +39,6 @@ class LwF(distilling.Distilling):
     )
 
   def further(self, params, memory, batch, *, kept, rng):
-    """Cross entropy to retain."""
+    """The weighted cross entropy of the images to retain."""
     del params, memory, rng
     return self.fit(kept, batch["retain"], self.retain)

@@ -1,6 +1,6 @@
 """Memory aware synapses: see parts/penalties.py for the loss.
 
-Aljundi et al., ECCV 2018; as the GS-LoRA code has it.
+Aljundi et al., ECCV 2018, in the GS-LoRA code's version.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from methods.parts import penalties
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MAS(penalties.Weighing):
-  """Weighs by the answers' sensitivity.
+  """Weights are as important as the logits are sensitive to them.
 
-  A batch adds the magnitude of the gradient of its mean squared logit.
+  A batch adds |g|, g the gradient of its mean squared logit.
   """
 
   strength: float = 0.005
 
   def weigh(self, params, memory, batch):
-    """How much the logits hang on each weight."""
+    """Returns |g| for each weight."""
     rows = jnp.where(batch["mask"], 1 / jnp.sum(batch["mask"]), 0.0)
     known = memory["known"][None]
 

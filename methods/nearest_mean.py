@@ -16,7 +16,7 @@ from methods.parts import class_means
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NearestMean(Method):
-  """Answers with the class whose mean feature has the largest cosine."""
+  """Predicts the class whose mean feature has the largest cosine."""
 
   def init_memory(self, params, trainable):
     """Holds sums [C, D] and counts [C] of the features of each class."""
@@ -32,17 +32,17 @@ class NearestMean(Method):
     return ()
 
   def after_stage(self, state, stage, data):
-    """Adds the stage's images to the means."""
+    """Adds the features of the stage's images to the sums."""
     added = class_means.sums(self, state, data, stage.goal)
     return state.replace(memory=jax.tree.map(jnp.add, state.memory, added))
 
   def precompute(self, params, memory, batch):
-    """Features of a test image never change."""
+    """Returns the features [B, D]; the frozen model never changes them."""
     del memory
     return {"features": self.apply(params, batch)["features"]}
 
   def predict(self, params, memory, batch):
-    """Logits are cosines to the means; a class without one cannot win."""
+    """Logits are cosines to the means, -2 for classes without images."""
     del params
     sums, counts = memory["sums"], memory["counts"]
     logits = prototypes.cosine_logits(

@@ -1,7 +1,8 @@
-"""NegGrad+: ascent on what goes beside descent on what stays.
+"""NegGrad+: ascent on the images to forget, descent on those to retain.
 
 Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023:
-weight CE_r - (1 - weight) CE_f.
+
+  loss = weight CE_r - (1 - weight) CE_f
 """
 
 import dataclasses
@@ -11,10 +12,10 @@ from methods.parts import unlearning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NegGrad(unlearning.Unlearning):
-  """Descends on what stays and ascends on what goes.
+  """Trains on the difference of two cross entropies.
 
   Attributes:
-    weight: Of what stays.
+    weight: Weight of the images to retain, 0 to 1.
   """
 
   weight: float = 0.95
@@ -22,7 +23,7 @@ class NegGrad(unlearning.Unlearning):
   def __post_init__(self):
     super().__post_init__()
     if not 0 <= self.weight <= 1:
-      raise ValueError(f"method.weight={self.weight} must lie in 0 to 1.")
+      raise ValueError(f"method.weight={self.weight} must be 0 to 1.")
 
   def loss(self, params, memory, batch, rng):
     """The weighted difference of cross entropies."""

@@ -1,4 +1,4 @@
-"""Random labels for what goes: see parts/wrong_labels.py for the loss.
+"""Random labels for the images to forget; the loss is in parts/wrong_labels.py.
 
 Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020.
 """
@@ -10,4 +10,4 @@ from methods.parts import wrong_labels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomLabels(wrong_labels.WrongLabels):
-  """Random labels on all trained weights."""
+  """Learns random labels with all trained weights."""

@@ -24,51 +24,50 @@ from libml.train.method import Method
 
 _LOG = logging.getLogger("palimpsest")
 
-# One image in so many chooses the ridge, as in the released code.
+# One image in five is held out to choose the ridge, as in the released code.
 _FOLDS = 5
-# Errors as close as this differ by chance and rounding.
+# Relative difference below which two held-out errors count as equal.
 _TIE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RanPAC(Method):
-  """Adds every image to a Gram matrix; each stage ends with one solution.
+  """Sums Gram matrices over all images; solves for the weights after a stage.
 
-  The ridge has the least squared error on held-out training images, by weights
-  that are fitted to the others; of ridges within 1 %, it is the largest. The
-  weights in use are then fitted to all. The released code chooses on the newest
-  task alone: weights of four fifths of it, errors on the last fifth. Here the
-  choice is made on a fifth of all tasks so far, at the price of a second Gram
-  matrix.
+  To choose the ridge, weights are fitted to four fifths of the training images
+  of all tasks so far, and the squared error is measured on the held-out fifth.
+  The largest ridge within 1 % of the smallest error is taken, and the weights
+  are then fitted to all images with it. The released code chooses on the images
+  of the newest task alone; this choice takes a second Gram matrix.
 
   Memory and checkpoints hold two float32 Gram matrices: 800 MB at M = 10,000.
-  Solving takes M^3 / 3 operations a ridge and stage. Several devices add up
+  Solving takes M^3 / 3 operations for each ridge and stage. Several devices sum
   both matrices after every batch.
 
   Attributes:
     projection_dim: M.
-    ridges: The grid.
+    ridges: Ridges to choose from.
   """
 
   projection_dim: int = 10_000
   ridges: tuple[float, ...] = tuple(10.0**n for n in range(-8, 9))
 
-  # Never rewritten, but drawn, which another device may round otherwise: a
-  # run that goes on elsewhere takes it from its checkpoint.
+  # W never changes, but drawing it again may round differently on another
+  # device. Store it in checkpoints, so that a resumed run reads the same W.
   rewrites = r"random_projection/.*"
-  # With more of them than images, one device and two end apart.
+  # With more random features than images, results depend on the device count.
   smoke = {"projection_dim": 8}
 
   def __post_init__(self):
     if self.projection_dim < 1:
       raise ValueError(
-        f"projection_dim={self.projection_dim} must be at least 1; the paper "
-        "takes 10000."
+        f"method.projection_dim={self.projection_dim} must be at least 1; the "
+        "paper takes 10000."
       )
     if not self.ridges or not all(0 < r < np.inf for r in self.ridges):
       raise ValueError(
-        f"ridges={self.ridges} must be one or more finite numbers above 0, "
-        "such as (1.0, 100.0)."
+        f"method.ridges={self.ridges} must be one or more finite numbers above "
+        "0, such as (1.0, 100.0)."
       )
 
   def init_params(self, params, rng):
@@ -78,11 +77,11 @@ class RanPAC(Method):
     return {**params, "random_projection": {"kernel": kernel}}
 
   def init_memory(self, params, trainable):
-    """Holds the sums of both parts, the weights [M, C] and their ridge."""
+    """Holds the sums of fitted and held-out images, weights [M, C], ridge."""
     del params, trainable
     size, classes = self.projection_dim, self.num_classes
 
-    def zeros():  # made twice, since no buffer may be given away twice
+    def zeros():  # called twice: a buffer cannot be donated twice
       return {
         "gram": jnp.zeros((size, size)),
         "prototypes": jnp.zeros((size, classes)),
@@ -107,7 +106,7 @@ class RanPAC(Method):
     return jax.nn.relu(_matmul(features.astype(jnp.float32), kernel))
 
   def part_sums(self, params, memory, batch):
-    """Returns what one batch adds to the sums of both parts."""
+    """Returns what one batch adds to the sums "fit" and "held_out"."""
     del memory
     hidden = self.random_features(params, self.apply(params, batch)["features"])
     member = jax.nn.one_hot(batch["label"], self.num_classes)  # [B, C]
@@ -127,7 +126,7 @@ class RanPAC(Method):
     }
 
   def solve(self, memory, added):
-    """Returns the memory with a stage's sums added, and solved anew."""
+    """Returns the memory with a stage's sums added and the new solution."""
     parts = {name: memory[name] for name in added}
     parts = jax.tree.map(jnp.add, parts, added)
     weights, ridge = fit_weights(**parts, ridges=self.ridges)
@@ -140,25 +139,25 @@ class RanPAC(Method):
       FloatingPointError: No ridge of the grid has finite weights.
     """
     added = data.accumulate("part_sums", self.part_sums, state, stage.goal)
-    # Donated, or a second pair of Gram matrices would lie beside the new one.
+    # Donate the sums, or XLA keeps a second pair of Gram matrices.
     solve = data.compiled("solve_ridge", self.solve, donate_argnums=1)
     memory = solve(state.memory, added)
     ridge = float(memory["ridge"])
     if not np.isfinite(ridge):
       raise FloatingPointError(
-        f"No ridge of {self.ridges} gives finite weights. Add larger ones to "
-        "method.ridges; if that does not help, features are not finite."
+        f"No ridge in method.ridges={self.ridges} gives finite weights. Add "
+        "larger ridges; if that does not help, the features are not finite."
       )
     _LOG.info("Ridge after stage %d: %g.", stage.index + 1, ridge)
     return state.replace(memory=memory)
 
   def precompute(self, params, memory, batch):
-    """Features [B, D] never change; h is M / D times as large, and cheap."""
+    """Returns the features [B, D]; h is M / D times as large and cheap."""
     del memory
     return {"features": self.apply(params, batch)["features"]}
 
   def predict(self, params, memory, batch):
-    """Logits h W_o; a class without an image cannot win."""
+    """Logits are h times the weights; classes without images are masked."""
     hidden = self.random_features(params, batch["features"])
     known = memory["fit"]["counts"] + memory["held_out"]["counts"] > 0
     logits = _matmul(hidden, memory["weights"])
@@ -166,29 +165,34 @@ class RanPAC(Method):
 
 
 def is_held_out(image: jax.Array) -> jax.Array:
-  """Returns for images [B, H, W, 3] whether they choose the ridge, bool [B].
+  """Returns which images of [B, H, W, 3] are held out, bool [B]: a fifth.
 
-  A fifth does. It depends on the pixels alone: a position in a sweep starts
-  anew at each stage, and an image that comes twice must not be fitted to and
-  held out.
+  The choice depends on the pixels alone, so that an image that comes in two
+  stages is not fitted in one and held out in the other.
   """
   bits = jax.lax.bitcast_convert_type(image.astype(jnp.float32), jnp.uint32)
   bits = bits.reshape(len(image), -1)
   place = hashing.scramble(jnp.arange(bits.shape[1], dtype=jnp.uint32))
-  # Sums of integers are the same in any order, so on any devices.
+  # Integer sums do not depend on their order, so all devices agree.
   total = hashing.scramble(bits + place[None, :]).sum(axis=1, dtype=jnp.uint32)
   return hashing.scramble(total) % np.uint32(_FOLDS) == 0
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-  # GPUs and TPUs would round the factors to 10 and 7 bits.
+  # By default GPUs and TPUs round the factors to 10 and 7 bits.
   return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def ridge_weights(
   gram: jax.Array, prototypes: jax.Array, ridge: jax.Array
 ) -> jax.Array:
-  """Returns (G + ridge I)^-1 C, [M, C]; NaN if not positive definite."""
+  """Returns (G + ridge I)^-1 C, [M, C]; NaN where that is not definite.
+
+  Args:
+    gram: G [M, M].
+    prototypes: C [M, C], sums of h y^T.
+    ridge: float32[].
+  """
   regular = gram + ridge * jnp.eye(len(gram))
   return linalg.cho_solve(linalg.cho_factor(regular, lower=True), prototypes)
 
@@ -196,10 +200,10 @@ def ridge_weights(
 def held_out_error(
   weights: jax.Array, held_out: dict[str, jax.Array]
 ) -> jax.Array:
-  """Returns the mean over images of |y - h weights|^2; inf if that failed.
+  """Returns the mean over images of |y - h weights|^2; inf for invalid weights.
 
-  With n images it is (n - 2 <weights, C> + <weights, G weights>) / n, since
-  |y| = 1, so no image is needed twice.
+  With n images and |y| = 1 it is (n - 2 <weights, C> + <weights, G weights>) /
+  n, so the sums suffice and no image is read again.
 
   Args:
     weights: [M, C].
@@ -208,7 +212,7 @@ def held_out_error(
   count = held_out["counts"].sum()
   fitted = _matmul(held_out["gram"], weights)
   squares = jnp.sum(weights * (fitted - 2 * held_out["prototypes"])) + count
-  # Below 0, rounding is larger than the error; NaN is not above 0 either.
+  # 0 or less means that rounding exceeds the error; NaN fails the test, too.
   return jnp.where(squares > 0, squares / jnp.maximum(count, 1), jnp.inf)
 
 
@@ -219,17 +223,17 @@ def fit_weights(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the weights [M, C] fitted to all images, and their ridge.
 
-  The largest ridge is taken if no image is held out or all fail there, and the
-  next larger one where the chosen one fails with all images. The ridge is NaN
-  if none is left.
+  The ridge is the largest one if no image is held out or all errors are
+  infinite. Where its weights for all images are not finite, the next larger
+  ridge is tried; the returned ridge is NaN if none is left.
 
   Args:
-    fit: gram [M, M], prototypes [M, C], counts [C] to fit to.
-    held_out: The same of the images that choose.
-    ridges: The grid.
+    fit: gram [M, M], prototypes [M, C], counts [C] of the fitted images.
+    held_out: The same of the held-out images.
+    ridges: Ridges to choose from.
   """
   grid = jnp.array(sorted(ridges, reverse=True), jnp.float32)
-  # Smaller ones vanish in the rounding of the Gram matrix.
+  # Smaller ridges are lost in the rounding of the Gram matrix.
   least = jnp.finfo(jnp.float32).eps * jnp.trace(fit["gram"])
 
   def error(ridge):
@@ -244,7 +248,7 @@ def fit_weights(
     prototypes = fit["prototypes"] + held_out["prototypes"]
     return ridge_weights(gram, prototypes, grid[place])
 
-  # One after the other, or each ridge would hold matrices of its own.
+  # Solve in turn: in parallel, each ridge would need its own matrices.
   errors = jax.lax.map(attempt, grid)
   best = jnp.argmax(errors <= errors.min() * (1 + _TIE))
   place, weights = jax.lax.while_loop(

@@ -1,4 +1,4 @@
-"""Training afresh on what stays."""
+"""Retraining: a new network, trained on the images to retain."""
 
 import dataclasses
 
@@ -7,17 +7,17 @@ import jax
 from libml import trees
 from methods.parts import retaining
 
-# Folded into the last stage's key; no step has this number.
+# Folded into the previous stage's key, which `before_stage` sees; no step of
+# that stage has this number.
 _FRESH = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrain(retaining.Retaining):
-  """Draws a new network at each request: what never saw a class.
+  """Draws a new network at each request; it never sees the forgotten classes.
 
-  It sees the images that the scenario leaves. With all of them
-  (scenario.ratio=1.0) it is the yardstick of exact unlearning; with a sample
-  it is none, and no upper bound either.
+  With all images to retain (scenario.ratio=1.0) it is the reference for exact
+  unlearning. With a sample it is not, nor is it an upper bound.
   """
 
   def init_memory(self, params, trainable):
@@ -25,9 +25,9 @@ class Retrain(retaining.Retaining):
     frozen = [n for n, on in trees.flatten(trainable).items() if not on]
     if frozen:
       raise ValueError(
-        f"Retrain draws all weights anew, and the optimizer freezes "
-        f"{frozen[0]!r} and {len(frozen) - 1} more; give each of its groups "
-        "settings."
+        "Retrain draws and trains all weights, but the optimizer freezes "
+        f"{frozen[0]!r} and {len(frozen) - 1} more parameters; give every "
+        "parameter group of the optimizer settings."
       )
     return super().init_memory(params, trainable)
 

@@ -1,4 +1,4 @@
-"""SCRUB-S, with smoothing, as the GS-LoRA code has it."""
+"""SCRUB-S: SCRUB with smoothing, from the GS-LoRA code."""
 
 import dataclasses
 
@@ -7,6 +7,6 @@ from methods.parts import scrubbing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScrubS(scrubbing.Scrubbing):
-  """SCRUB with smoothing; faces' value for four requests."""
+  """SCRUB with smoothing; the default is that of four requests on faces."""
 
   smoothing: float = 0.1

@@ -1,9 +1,9 @@
-"""SSD: weights that matter more for what goes than for the rest are dampened.
+"""SSD: dampens weights that are more important to images to forget.
 
 Foster et al., "Fast Machine Unlearning Without Retraining Through Selective
-Synaptic Dampening", AAAI 2024. With F the diagonal of the Fisher information,
-on what goes (f) and on all images (d), `select` the paper's alpha and `dampen`
-its lambda:
+Synaptic Dampening", AAAI 2024. F_f is the diagonal of the Fisher information on
+the images to forget, F_d that on all images, `select` is the paper's alpha and
+`dampen` its lambda:
 
   theta <- min(dampen F_d / F_f, 1) theta   where F_f > select F_d.
 """
@@ -20,19 +20,19 @@ from methods.parts import unlearning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSD(unlearning.Unlearning):
-  """Two passes over the images; nothing is trained.
+  """Measures F in two passes over the images; trains nothing.
 
-  As in the authors' code a batch's mean gradient, squared, stands for its
-  images'; theirs mix what goes with what stays when they pass over all, ours
-  hold one of the two.
+  As in the authors' code, F is the square of a batch's mean gradient. Their
+  batches for F_d mix images to forget and to retain; here a batch has images of
+  one kind only.
 
   Attributes:
-    select: How much more a weight must matter for what goes. What goes is among
-      all images, so above their number over that of those that go nothing is
-      selected: the paper's 10 takes requests of less than a tenth.
+    select: A weight is dampened if F_f > select F_d. Images to forget are part
+      of all images, so select must be below (all images) / (images to forget):
+      the paper's 10 needs requests of less than a tenth of the images.
     dampen: Factor of the dampening.
-    layers: Pattern of the parameters that may be dampened; None: all but the
-      heads'.
+    layers: Pattern of the parameters that may be dampened; None: all except the
+      heads.
   """
 
   select: float = 1.0
@@ -42,32 +42,31 @@ class SSD(unlearning.Unlearning):
   positive = ("select", "dampen")
 
   def check(self, scenario):
-    """Some weight may matter that much more."""
+    """Raises ValueError if `select` is so large that it selects no weight."""
     for stage in scenario.stages:
       goes, stays = (len(stage.train[role]) for role in ("forget", "retain"))
       most = (goes + stays) / goes
       if self.select >= most:
         raise ValueError(
-          f"method.select={self.select} selects nothing in stage "
+          f"method.select={self.select} selects no weight in stage "
           f"{stage.index + 1}: with {goes} of {goes + stays} images to forget "
-          f"no weight matters {most:.3g} times as much for them as for all; "
-          "set it lower, to 1 at least."
+          f"it must be below {most:.3g}; set it lower, but to 1 or more."
         )
 
   @property
   def rewrites(self):
-    """What may be dampened."""
+    """The parameters that may be dampened."""
     if self.layers is not None:
       return self.layers
     return rf"(?!{trees.pattern(self.model.class_heads)}$).*"
 
   def rounds(self, stage, data):
-    """Has none."""
+    """Trains nothing."""
     del stage, data
     return ()
 
   def after_stage(self, state, stage, data):
-    """Dampens."""
+    """Dampens the selected weights."""
     del stage
     found = {
       role: data.accumulate("fisher", self.fisher, state, role)
@@ -78,7 +77,7 @@ class SSD(unlearning.Unlearning):
     return state.replace(params=trees.update(state.params, flat))
 
   def fisher(self, params, memory, batch):
-    """Returns a batch's squared mean gradient times its images, and these."""
+    """Returns B g^2, g a batch's mean gradient, and B, its number of images."""
     size = jnp.sum(batch["mask"])
     rows = jnp.where(batch["mask"], 1 / size, 0.0)
     names = [n for n in trees.flatten(params) if re.fullmatch(self.rewrites, n)]
@@ -86,7 +85,13 @@ class SSD(unlearning.Unlearning):
     return jax.tree.map(lambda g: size * g**2, grads), size
 
   def dampened(self, params, forget, retain):
-    """Returns the changed parameters."""
+    """Returns the dampened parameters by name.
+
+    Args:
+      params: All parameters.
+      forget: Sums of `fisher` over the images to forget.
+      retain: The same over the images to retain.
+    """
     flat = trees.flatten(params)
     (goes, n_goes), (stays, n_stays) = forget, retain
 

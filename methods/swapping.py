@@ -1,15 +1,16 @@
-r"""Knowledge Swapping: learn, forget and retain by one low-rank edit.
+r"""Knowledge Swapping: learns, forgets and retains with the same adapters.
 
-Xing et al., "Knowledge Swapping via Learning and Unlearning", ICML 2025. With T
+Xing et al., "Knowledge Swapping via Learning and Unlearning", ICML 2025. T is
 the problem's own loss on a batch to learn (L), to forget (F) or to retain (R),
-and theta_g the adapters of group g, a block:
+theta_g the adapters of lasso group g, by default a block:
 
   learn:   w_l T(L) + w_r T(R) + alpha sum_g ||theta_g||
   forget:  T(R) + w_f max(0, bound - T(F)) + alpha sum_g ||theta_g||
 
-What was learned is part of R when a later stage forgets. The adapters are
-neither folded nor drawn anew between stages, and the optimizer's moments go on.
-Both at once is ours, as the released code has no such loss that runs:
+When a later stage forgets, R contains what earlier stages learned. Between
+stages the adapters are neither folded nor drawn anew, and the optimizer's
+moments are kept. The loss that learns and forgets in one stage is our own; the
+released code has none that runs:
 
   swap:    w_l T(L) + T(R) + w_f max(0, bound - T(F)) + alpha sum_g ||theta_g||
 """
@@ -32,7 +33,7 @@ from methods.parts import low_rank
 from methods.parts import pairing
 from models import lora
 
-# What a stage with a goal has batches of; the first makes its epochs.
+# Goal of a stage -> roles in a step's batch; an epoch is one of the first role.
 _STREAMS = {
   "learn": ("retain", "learn"),
   "forget": ("retain", "forget"),
@@ -49,20 +50,21 @@ class Swapping(Method):
     learn_weight: w_l.
     retain_weight: w_r.
     forget_weight: w_f.
-    bound: Loss above which a batch to forget pushes no more.
+    bound: Loss above which a batch to forget has no further effect.
     alpha: Weight of the group lasso.
     grouping: Row of group_lasso.GROUPINGS.
-    subgradient: Whether the norms are a term of the loss, as published; else
-      the optimizer takes their proximal step, which makes groups exactly zero.
-    protect: Whether a stage that learns after another forgot keeps the bounded
-      loss on what was forgotten, with w_f. Not in the paper, where nothing
-      stops those classes from coming back.
-    slope: Of the draw of A before the first stage; the released code's is
-      sqrt(50).
-    fold: Whether a stage's adapters are folded into the kernels and drawn anew
-      before the next, as in GS-LoRA; the optimizer must then start afresh.
-    new_columns: Pattern of trained parameters whose last axis is classes; only
-      the new classes' columns of them move. In the paper none is trained.
+    subgradient: Whether the norms are a term of the loss, as in the paper. If
+      not, the optimizer takes their proximal step, which makes lasso groups
+      exactly zero.
+    protect: Whether a stage that learns after another one forgot keeps the
+      forget term, w_f max(0, bound - T(F)). The paper has no such term, and
+      forgotten classes may come back.
+    slope: Slope of the Kaiming-uniform draw of A before the first stage; the
+      released code has sqrt(50).
+    fold: Whether adapters are folded into the kernels and drawn anew before
+      each stage, as in GS-LoRA; this needs restart_optimizer=True.
+    new_columns: Pattern of trained parameters whose last axis is the classes.
+      Only the columns of new classes are trained. The paper trains none.
   """
 
   learn_weight: float = 1.0
@@ -87,31 +89,32 @@ class Swapping(Method):
     for name in (*weights, "bound", "alpha", "slope"):
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(
-          f"method.{name}={getattr(self, name)} must be at least 0, and finite."
+          f"method.{name}={getattr(self, name)} must be a finite number of at "
+          "least 0."
         )
     if self.fold and not self.restart_optimizer:
       raise ValueError(
-        "method.fold=True draws new adapters, and the optimizer's moments are "
-        "of the old ones; set method.restart_optimizer=True."
+        "method.fold=True draws new adapters at each stage, to which the "
+        "optimizer's moments do not belong; set method.restart_optimizer=True."
       )
 
   @property
   def groups(self):
-    """Groups of adapters that are shrunk together."""
+    """The lasso groups of the adapters."""
     return group_lasso.of_adapters(self.grouping, self.model.blocks)
 
   @property
   def transforms(self):
-    """Parameters in `new_columns` change in the new classes' columns only."""
+    """Restricts updates of `new_columns` to the columns of new classes."""
     return (transforms.keep_salient(),)
 
   @property
   def rewrites(self):
-    """Kernels, where they take in earlier stages' adapters."""
+    """The kernels, if adapters are folded into them."""
     return low_rank.kernels(self.model) if self.fold else r"(?!)"
 
   def init_memory(self, params, trainable):
-    """Holds the stage's first adapters, and which columns may move."""
+    """Holds the adapters at the start of the stage, and the trained columns."""
     low_rank.check_trained(trainable)
     _, adapters = lora.split(params)
     memory = {"start": jax.tree.map(jnp.zeros_like, adapters)}
@@ -124,14 +127,14 @@ class Swapping(Method):
     return {**memory, "salient": columns} if columns else memory
 
   def before_stage(self, state, stage, data):
-    """Draws the adapters once, or at each stage where they are folded."""
+    """Draws the adapters: once, or at each stage if they are folded."""
     if self.fold:
       params = low_rank.fold(state.params, data, self.model)
       state = state.replace(params=params)
     if self.fold or not stage.index:
       params = low_rank.restart(state, data, slope=self.slope)
       state = state.replace(params=params)
-    # A copy: the step gives the state's own buffers away.
+    # Copy: the step donates the buffers of the state.
     copy = data.compiled("copy", functools.partial(jax.tree.map, jnp.copy))
     memory = {**state.memory, "start": copy(lora.split(state.params)[1])}
     if "salient" in memory:
@@ -143,7 +146,7 @@ class Swapping(Method):
     return state.replace(memory=memory)
 
   def rounds(self, stage, data):
-    """One round of the goal's loss; the data to retain make the epochs."""
+    """Returns one round with the goal's loss; images to retain make epochs."""
     protects = self.protect and "forget" in stage.train
     name = "protect" if protects and stage.goal == "learn" else stage.goal
     streams = {role: (role,) for role in _STREAMS[name]}
@@ -152,14 +155,14 @@ class Swapping(Method):
     return (Round(name, loss, streams, steps),)
 
   def extra_args(self, memory):
-    """The proximal step's weight, and the columns that may move."""
+    """The weight of the proximal step, and the columns that are trained."""
     args = {k: v for k, v in memory.items() if k == "salient"}
     return (
       args if self.subgradient else {**args, "alpha": jnp.float32(self.alpha)}
     )
 
   def loss(self, params, memory, batch, rng, *, goal="swap"):
-    """The problem's loss on each stream, weighed; the norms beside."""
+    """The loss of a goal: weighted losses of the streams, and the norms."""
     del memory
     names = _STREAMS[goal]
     inputs = pairing.join(*(batch[name] for name in names))
@@ -183,7 +186,7 @@ class Swapping(Method):
     return total, {**parts, "structure": structure}
 
   def report(self, state):
-    """Norms of each block's adapters, and of what the stage changed there."""
+    """Norms of the adapters, and of each block's change in this stage."""
     told = low_rank.report(state.params, self.groups, self.model)
     moved = low_rank.moved(state.params, state.memory["start"], self.model)
     return {**told, "moved_norm": moved}

@@ -1,4 +1,4 @@
-"""What methods with linear heads do before and between tasks."""
+"""Linear heads: their first values, and their columns between tasks."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from libml.scenarios import Stage
 
 
 def draw(params: Any, rng: jax.Array, heads: Sequence[str]) -> Any:
-  """Returns the parameters with heads drawn as torch draws linear layers.
+  """Returns the parameters with new heads, drawn like torch's linear layers.
 
-  Kernel [D, C] and bias [C] are uniform in +-1 / sqrt(D). A column that no
-  task has trained stays as it was drawn, so this is a new head for each task.
+  Kernel [D, C] and bias [C] are uniform in +-1 / sqrt(D). Columns of later
+  tasks are not trained before their task, so one draw serves all tasks.
 
   Args:
     params: All parameters.
@@ -37,32 +37,37 @@ def draw(params: Any, rng: jax.Array, heads: Sequence[str]) -> Any:
 
 
 def check_new_classes(scenario: Scenario) -> None:
-  """Raises ValueError for a class that is learned in more than one stage."""
+  """Raises ValueError if a class is learned in more than one stage."""
   seen: set[int] = set()
   for number, stage in enumerate(scenario.stages):
     again = sorted(seen.intersection(stage.classes["learn"]))
     if again:
       raise ValueError(
-        f"Stage {number + 1} brings classes {again} again; this method learns "
-        "each class once. Take scenario.name='class_incremental' or 'joined'."
+        f"Stage {number + 1} learns classes {again} again, but this method can "
+        "learn a class only once. Set scenario.name='class_incremental' or "
+        "'joined'."
       )
     seen.update(stage.classes["learn"])
 
 
 def check_transfer(part: str) -> None:
-  """Raises ValueError for a part of the head that is none."""
+  """Raises ValueError unless part is "none", "kernel" or "all"."""
   if part not in ("none", "kernel", "all"):
     raise ValueError(
-      f"transfer_head={part!r} must be 'none', 'kernel' or 'all'."
+      f"method.transfer_head={part!r} must be 'none', 'kernel' or 'all'."
     )
 
 
 def check_equal_tasks(stages: Sequence[Stage], part: str) -> None:
   """Checks that `transfer_head` fits a scenario.
 
+  Args:
+    stages: Of the scenario.
+    part: "none", "kernel" or "all".
+
   Raises:
-    ValueError: The head is transferred, and a stage has another number of
-      classes than the first, or classes that were there before.
+    ValueError: The head is transferred, and a stage has fewer or more classes
+      than the first, or classes of an earlier stage.
   """
   if part == "none":
     return
@@ -71,9 +76,11 @@ def check_equal_tasks(stages: Sequence[Stage], part: str) -> None:
     learn, seen = stage.classes["learn"], stage.classes["seen"]
     if len(learn) != size or len(seen) != size * (number + 1):
       raise ValueError(
-        f"transfer_head={part!r} needs tasks of as many new classes each; "
-        f"stage {number + 1} brings {len(learn)}, and {len(seen)} are seen, "
-        f"where the first brings {size}. Set method.transfer_head='none'."
+        f"method.transfer_head={part!r} needs {size} new classes in every "
+        f"stage, as many as the first stage has; stage {number + 1} has "
+        f"{len(learn)} classes, and {len(seen)} instead of "
+        f"{size * (number + 1)} have been seen. Set "
+        "method.transfer_head='none'."
       )
 
 
@@ -83,15 +90,16 @@ def transfer(
   part: str,
   heads: Sequence[str],
 ) -> Any:
-  """Starts a task's columns as the mean of earlier tasks' (L2P's option).
+  """Sets a task's columns to the mean of earlier tasks' (an option of L2P).
 
   Column i of the new task becomes the mean over earlier tasks of their column
-  i; tasks are of equal size.
+  i; tasks have equally many classes.
 
   Args:
-    params: With a kernel [D, C] and a bias [C] in each head.
-    classes: "learn": the new ids; "seen": all ids in order, the new last.
-    part: "none": nothing; "kernel"; "all": the bias, too.
+    params: All parameters; each head has a kernel [D, C] and a bias [C].
+    classes: "learn": ids of the new classes; "seen": all ids so far, in order,
+      the new ones last.
+    part: "none": nothing is set; "kernel": the kernel; "all": the bias, too.
     heads: Branches of the heads.
   """
   new = np.asarray(classes["learn"])

@@ -1,4 +1,4 @@
-"""Mean features of classes, made in one pass over their images."""
+"""Sums of the features of each class, from one pass over the images."""
 
 import functools
 from typing import Any
@@ -17,7 +17,7 @@ def batch_sums(
   """Returns what a batch adds to its classes: "sums" [C, D], "counts" [C].
 
   Args:
-    method: Its model makes the features.
+    method: Its model computes the features.
     params: All parameters.
     memory: Not read.
     batch: image [B, H, W, 3], label int32 [B], mask bool [B].
@@ -36,6 +36,17 @@ def sums(
   *roles: str,
   augment: bool = False,
 ) -> dict[str, jax.Array]:
-  """Returns `batch_sums` over all images of the roles; see `accumulate`."""
+  """Returns the sum of `batch_sums` over the images of some roles.
+
+  Args:
+    method: Its model computes the features.
+    state: The TrainState with the model's parameters.
+    data: The stage's data.
+    *roles: Roles whose images are read.
+    augment: Whether images go through the training chain.
+
+  Raises:
+    Stopped: The process was asked to stop.
+  """
   add = functools.partial(batch_sums, method)
   return data.accumulate("class_sums", add, state, *roles, augment=augment)

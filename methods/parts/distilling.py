@@ -1,7 +1,7 @@
-r"""LwF, DER, DER++ and FDR: wrong labels, held to a teacher on what stays.
+r"""LwF, DER, DER++ and FDR: wrong labels, and a teacher for images to retain.
 
-As the GS-LoRA code has them, with x_f images to forget under wrong labels y',
-x_r images to retain, s the student and t the teacher:
+These are the GS-LoRA code's versions. x_f are images to forget with wrong
+labels y', x_r images to retain, s is the student and t the teacher:
 
   LwF    CE(s(x_f), y') + d KL(t(x_r) || s(x_r)) T^2 + r CE(x_r)
   DER    CE(s(x_f), y') + d ||emb_s(x_r) - emb_t(x_r)||_F^2
@@ -27,7 +27,9 @@ from methods.parts import unlearning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distilling(teaching.Taught, unlearning.Relabelling):
-  """An epoch is one of the images to forget; those to retain go round.
+  """Learns wrong labels at a small distance from the teacher.
+
+  An epoch is a pass over the images to forget; those to retain repeat.
 
   Attributes:
     distill: d, weight of the distance to the teacher.
@@ -39,7 +41,7 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
   epoch = ("forget",)
 
   def loss(self, params, memory, batch, rng):
-    """Wrong labels for what goes, the teacher's answers for what stays."""
+    """Cross entropy of wrong labels, distance to the teacher, further terms."""
     draw, drop, more = jax.random.split(rng, 3)
     forget = self.wrong(memory, batch["forget"], draw)
     streams = forget, batch["retain"]
@@ -57,20 +59,25 @@ class Distilling(teaching.Taught, unlearning.Relabelling):
     }
 
   def distance(self, student: Outputs, teacher: Outputs) -> jax.Array:
-    """Returns how far the student is from the teacher, a scalar."""
+    """Returns the distance of the student from the teacher, float32[].
+
+    Args:
+      student: Outputs on the images to retain.
+      teacher: "features" [B, D] and "logits" [B, C] of the same images.
+    """
     raise NotImplementedError
 
   def further(
     self, params: Any, memory: Any, batch: Any, *, kept: Outputs, rng: Any
   ) -> tuple[Any, dict[str, jax.Array]]:
-    """Returns what else the loss has, and its parts for the log."""
+    """Returns the loss's further terms, summed, and their parts for the log."""
     del params, memory, batch, kept, rng
     return 0.0, {}
 
   def fit(
     self, outputs: Outputs, batch: Any, weight: float
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the weighted cross entropy to retain, and its parts."""
+    """Returns the weighted cross entropy of a batch, and parts for the log."""
     retain, parts = self.problem.loss(outputs, batch)
     accuracy = parts["train_accuracy"]
     told = {"retain": retain, "train_accuracy_retain": accuracy}

@@ -1,16 +1,16 @@
 r"""GS-LoRA and GS-LoRA++: forgetting by low-rank edits of few blocks.
 
 Zhao et al., "Continual Forgetting for Pre-trained Vision Models", CVPR 2024;
-and the extension with prototypes (arXiv 2501.09705). With means over a batch of
-images to forget (f) and one of images to retain (r), and theta_g the adapters
-of group g, a block:
+and the extension with prototypes (arXiv 2501.09705). CE_f, KL_f are means over
+a batch of images to forget, CE_r, KL_r over one of images to retain, theta_g
+are the adapters of lasso group g, by default a block:
 
   loss = CE_r + beta max(0, bound - CE_f) + alpha sum_g ||theta_g||
          [++] + w_f max(0, bound_p - KL_f) + w_r KL_r,
 
-KL from an image's class prototype to its feature, both through a softmax. The
-groups' norms are no part of the gradient by default: the optimizer takes their
-proximal step, which makes groups exactly zero.
+KL is the divergence from an image's class prototype to its feature, both after
+a softmax. By default the norms are not part of the gradient: the optimizer
+takes their proximal step, which makes lasso groups exactly zero.
 """
 
 import dataclasses
@@ -38,24 +38,27 @@ _DECAYED_BETA = 1e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupSparse(Method):
-  """Two streams, a bounded loss on what must go, group-sparse adapters.
+  """Raises the loss on images to forget up to a bound, with few adapters.
 
-  Adapters are drawn at each request and folded into the kernels at the next.
+  Each request draws new adapters; the next one folds them into the kernels.
 
   Attributes:
-    bound: Mean cross entropy above which a batch to forget pushes no more.
-    beta: Weight of the push, one a request.
-    beta_decay_epoch: Epochs after which beta is 1e-4; None: never.
+    bound: Mean cross entropy above which a batch to forget has no further
+      effect.
+    beta: Weight of the forget term, one value for each request.
+    beta_decay_epoch: Number of epochs after which beta is 1e-4; None: never.
     alpha: Weight of the group lasso.
-    alpha_epoch: Epochs before which it is 0.
+    alpha_epoch: Number of epochs before which alpha is 0.
     grouping: Row of group_lasso.GROUPINGS.
     subgradient: Whether the norms are a term of the loss, as in the released
-      code, which makes no group zero.
-    restart_slope: Of the draw of A from the second request on; the released
-      code's is sqrt(50), 2.9 times smaller than the first request's sqrt(5).
-    average_epoch: Epochs before the first that the averaged weights hold;
-      None: none. They are measured ("_average") and never used.
-    average_decay: Of their average, once an epoch.
+      code; then no lasso group becomes exactly zero.
+    restart_slope: Slope of the Kaiming-uniform draw of A from the second
+      request on. The released code has sqrt(50), which makes A 2.9 times
+      smaller than the sqrt(5) of the first request.
+    average_epoch: Number of epochs before the first one that enters an average
+      of scale A B over epochs; None: no average. The average is measured
+      ("_average") and not used otherwise.
+    average_decay: Decay of that average in each epoch.
   """
 
   bound: float = 105.0
@@ -78,48 +81,49 @@ class GroupSparse(Method):
     self._check_finite("bound", "alpha", "restart_slope")
     if not 0 <= self.average_decay < 1:
       raise ValueError(
-        f"method.average_decay={self.average_decay} must be in 0 to 1, without "
-        "1."
+        f"method.average_decay={self.average_decay} must be at least 0 and "
+        "below 1."
       )
     for name in ("alpha_epoch", "beta_decay_epoch", "average_epoch"):
       epoch = getattr(self, name)
       if epoch is not None and not 0 <= epoch < self.epochs:
         raise ValueError(
-          f"method.{name}={epoch} must be 0 to {self.epochs - 1}: there are "
-          f"epochs={self.epochs}."
+          f"method.{name}={epoch} must be 0 to {self.epochs - 1}, because "
+          f"a stage has epochs={self.epochs}."
         )
 
   def _check_finite(self, *names):
     for name in names:
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(
-          f"method.{name}={getattr(self, name)} must be at least 0, and finite."
+          f"method.{name}={getattr(self, name)} must be a finite number of at "
+          "least 0."
         )
 
   @property
   def groups(self):
-    """Groups of adapters that are shrunk together."""
+    """The lasso groups of the adapters."""
     return group_lasso.of_adapters(self.grouping, self.model.blocks)
 
   @property
   def rewrites(self):
-    """Kernels take in the adapters of earlier requests."""
+    """The kernels, into which adapters of earlier requests are folded."""
     return low_rank.kernels(self.model)
 
   def check(self, scenario):
-    """Each request has its beta."""
+    """Raises ValueError unless each request has its beta."""
     self._check_weights("beta", len(scenario.stages))
 
   def _check_weights(self, name, requests):
     values = getattr(self, name)
     if len(values) < requests or not all(0 <= v < math.inf for v in values):
       raise ValueError(
-        f"method.{name}={tuple(values)} must hold a number of at least 0 for "
-        f"each of the {requests} requests."
+        f"method.{name}={tuple(values)} must hold a finite number of at least "
+        f"0 for each of the {requests} requests."
       )
 
   def init_memory(self, params, trainable):
-    """Holds the stage's weights and, where wanted, the averaged change."""
+    """Holds the stage's loss weights and, if there is one, the average."""
     low_rank.check_trained(trainable)
     beside = [
       name
@@ -128,9 +132,9 @@ class GroupSparse(Method):
     ]
     if beside:
       raise ValueError(
-        "GS-LoRA trains adapters alone, and the optimizer trains "
-        f"{beside[0]!r} and {len(beside) - 1} more; set their group to None, "
-        "or an edit could not be undone."
+        "GS-LoRA trains adapters only, so that a request can be undone, but "
+        f"the optimizer also trains {beside[0]!r} and {len(beside) - 1} more "
+        "parameters; set their group in optimizer.groups to None."
       )
     memory = {
       "classes": jnp.ones(self.num_classes, bool),
@@ -166,10 +170,10 @@ class GroupSparse(Method):
     return self.end_epoch(state, data=data, done=0)
 
   def rounds(self, stage, data):
-    """Trains; what happens at the end of some epoch ends a round.
+    """Returns rounds that end where `end_epoch` changes the memory.
 
-    A round's streams start anew, so an incomplete batch before its end is left
-    out.
+    The streams start anew in each round, which leaves out an incomplete batch
+    at its end.
     """
     ends = {self.epochs, self.alpha_epoch, self.beta_decay_epoch or 0}
     if self.average_epoch is not None:
@@ -189,7 +193,7 @@ class GroupSparse(Method):
     )
 
   def end_epoch(self, state, *, data, done):
-    """Returns the state after `done` epochs, weights and average set."""
+    """Returns the state after `done` epochs: sets loss weights and average."""
     memory = dict(state.memory)
     if done == self.alpha_epoch:
       memory["alpha"] = jnp.float32(self.alpha)
@@ -202,17 +206,17 @@ class GroupSparse(Method):
     return state.replace(memory=memory)
 
   def average(self, average, params, decay):
-    """Returns decay * average + (1 - decay) * the present change."""
+    """Returns decay * average + (1 - decay) * (scale A B of now)."""
     return jax.tree.map(
       lambda a, c: decay * a + (1 - decay) * c, average, self.changes(params)
     )
 
   def extra_args(self, memory):
-    """The proximal step's weight."""
+    """The weight of the proximal step."""
     return {} if self.subgradient else {"alpha": memory["alpha"]}
 
   def loss(self, params, memory, batch, rng):
-    """Cross entropy to retain, a bounded push to forget, the norms beside."""
+    """The module's loss; without the norms if they get a proximal step."""
     names = ("retain", "forget")
     inputs = pairing.join(*(batch[name] for name in names))
     outputs = self.apply(params, inputs, rng)
@@ -237,12 +241,12 @@ class GroupSparse(Method):
     return total + more, {**parts, **further}
 
   def further(self, memory, batch, retained, forgotten):
-    """Returns what else the loss has, and its parts for the log."""
+    """Returns the loss's further terms, summed, and their parts for the log."""
     del memory, batch, retained, forgotten
     return 0.0, {}
 
   def predict(self, params, memory, batch):
-    """Answers with the adapters, and with the averaged change."""
+    """Predicts with the adapters, and with their average ("_average")."""
     predictions = super().predict(params, memory, batch)
     if self.average_epoch is not None:
       base_params, adapters = lora.split(params)
@@ -257,9 +261,9 @@ class GroupSparse(Method):
     return predictions
 
   def report(self, state):
-    """Norms of the groups and of what each block adds; how much is touched."""
+    """Norms of lasso groups and of each block's A B; numbers of changes."""
     return low_rank.report(state.params, self.groups, self.model)
 
   def edit(self, state):
-    """The adapters, their scale, and which groups are exactly zero."""
+    """The adapters, their scale, and which lasso groups are exactly zero."""
     return low_rank.edit(state.params, self.groups, self.model.lora_scale)

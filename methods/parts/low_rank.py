@@ -1,4 +1,4 @@
-"""What methods with LoRA adapters check, and do between tasks."""
+"""LoRA adapters of methods: checks, draws, merges and reports."""
 
 import functools
 import re
@@ -23,13 +23,13 @@ def check_model(
   rank: int = 10,
   alpha: float | None = None,
 ) -> None:
-  """Raises ValueError for a model without adapters; proposes some.
+  """Raises ValueError for a model without adapters; the error proposes some.
 
   Args:
-    model: Says which layers of which kind are adaptable.
-    kind: Of the proposed layers.
-    rank: Proposed.
-    alpha: Proposed.
+    model: Its `adaptable` says which layers can have adapters.
+    kind: Kind of the proposed layers: "attention" or "mlp".
+    rank: Proposed rank.
+    alpha: Proposed alpha; None: a scale of 1.
   """
   if not isinstance(model.dense, lora.Lora):
     layers = model.adaptable[kind]
@@ -52,14 +52,14 @@ def check_trained(trainable: Any) -> None:
     kernel = re.sub("lora_[ab]$", "kernel", name)
     if not trained or flat[kernel]:
       raise ValueError(
-        f"This method trains {name} and freezes {kernel}; put a group with the "
-        "pattern '.*/lora_[ab]' first in optimizer.groups and set the "
-        "backbone's to None."
+        f"The optimizer must train {name} and freeze {kernel} for this method; "
+        "put a group with the pattern '.*/lora_[ab]' first in optimizer.groups "
+        "and set the backbone's group to None."
       )
 
 
 def check_grouping(grouping: str) -> None:
-  """Raises ValueError for no row of group_lasso.GROUPINGS."""
+  """Raises ValueError unless grouping is a row of group_lasso.GROUPINGS."""
   if grouping not in group_lasso.GROUPINGS:
     raise ValueError(
       f"method.grouping={grouping!r} must be one of "
@@ -68,7 +68,7 @@ def check_grouping(grouping: str) -> None:
 
 
 def kernels(model: Any) -> str:
-  """Returns the pattern of the kernels beside adapters."""
+  """Returns the pattern of the kernels that have an adapter."""
   return rf"(?:{model.dense.layers})/kernel"
 
 
@@ -76,7 +76,7 @@ def blocks(params: Any, model: Any) -> list[str]:
   """Returns the short names of the blocks with adapters, first to last.
 
   Raises:
-    ValueError: An adapter that does not read its block's attention input.
+    ValueError: An adapter that does not read the attention input of its block.
   """
   _, adapters = lora.split(params)
   readers, found = model.attention_readers, set()
@@ -84,9 +84,9 @@ def blocks(params: Any, model: Any) -> list[str]:
     if trees.holder(name, readers) is None:
       layers = dict.fromkeys(path.rpartition("/")[2] for path in readers)
       raise ValueError(
-        f"The adapter at {name} does not read the attention's input, of which "
-        "this method finds the subspace; model.lora.layers may match "
-        f"{', '.join(layers)} only."
+        f"The adapter {name} does not read its block's attention input, whose "
+        "subspace this method computes; let model.lora.layers match only "
+        f"{', '.join(layers)}."
       )
     found.add(trees.holder(name, model.blocks))
   return [model.short(block) for block in model.blocks if block in found]
@@ -95,12 +95,12 @@ def blocks(params: Any, model: Any) -> list[str]:
 def restart(
   state: TrainState, data: StageData, *, name: str = "restart", **how: Any
 ) -> Any:
-  """Returns the parameters with new adapters, drawn by the state's key.
+  """Returns the parameters with new adapters, drawn with the state's key.
 
   Args:
-    state: The last stage's, whose steps used its key with small numbers.
+    state: What `before_stage` gets; its key is that of the previous stage.
     data: Holds the run's compiled functions.
-    name: Of the compiled one.
+    name: Name of the compiled function; another one for each `how`.
     **how: As in lora.restart.
   """
 
@@ -108,25 +108,25 @@ def restart(
     return lora.restart(adapters, rng, **how)
 
   base, adapters = lora.split(state.params)
-  # Adapters alone pass through: frozen weights stay where they are.
+  # Pass adapters only, so that frozen weights are not copied.
   adapters = data.compiled(name, draw)(adapters, state.rng)
   return lora.join(base, adapters)
 
 
 def fold(params: Any, data: StageData, model: Any) -> Any:
-  """Returns the parameters with merged adapters, whose B is then 0.
+  """Returns the parameters with W + scale A B as kernels, and B = 0.
 
   Args:
     params: All parameters.
     data: Holds the run's compiled functions.
-    model: Has the adapters' scale.
+    model: Knows the adapters' scale.
   """
   merged = data.compiled("fold", functools.partial(_folded, model=model))
   return trees.update(params, merged(params))
 
 
 def _folded(params: Any, model: Any) -> dict[str, Any]:
-  # Only what changes is returned: frozen weights stay where they are.
+  # Return only what changes, so that frozen weights are not copied.
   merged = trees.flatten(lora.merge(params, model.lora_scale))
   changed = rf"{kernels(model)}|.*/lora_b"
   return {k: v for k, v in merged.items() if re.fullmatch(changed, k)}
@@ -135,12 +135,12 @@ def _folded(params: Any, model: Any) -> dict[str, Any]:
 def merge(
   params: Any, data: StageData, model: Any
 ) -> tuple[Any, dict[str, Any]]:
-  """Returns the parameters with merged adapters, and what was added.
+  """Returns what `fold` returns, and scale A B of every adapter.
 
   Args:
     params: All parameters.
     data: Holds the run's compiled functions.
-    model: Has the adapters' scale.
+    model: Knows the adapters' scale.
   """
 
   def fold(params):
@@ -151,18 +151,18 @@ def merge(
 
 
 def report(params: Any, groups: LassoGroups, model: Any) -> dict[str, Any]:
-  """Returns what an edit is, in numbers for people.
+  """Returns numbers that describe an edit.
 
   Args:
-    params: With adapters.
-    groups: Of the adapters.
-    model: Has the adapters' scale and the blocks.
+    params: All parameters, with adapters.
+    groups: The lasso groups of the adapters.
+    model: Knows the adapters' scale and the blocks.
 
   Returns:
-    "group_norm" {group: norm of its entries}, "change_norm" {block: norm of
-    what its adapters add}, "groups", "zero_groups" (exactly zero),
-    "touched_weights" (entries of kernels to which something is added),
-    "adapter_weights" (entries of adapters that are not 0).
+    "group_norm" {lasso group: norm of its entries}, "change_norm" {block: norm
+    of scale A B over its layers}, "groups" (number of lasso groups),
+    "zero_groups" (how many are exactly zero), "touched_weights" (entries of the
+    kernels whose A B is not 0), "adapter_weights" (nonzero entries of A and B).
   """
   blocks = group_lasso.by_branch(model.blocks)
   found = jax.device_get(_count(params, groups, blocks, model.lora_scale))
@@ -193,15 +193,15 @@ def _count(params, groups, blocks, scale):
 
 
 def moved(params: Any, start: Any, model: Any) -> dict[str, float]:
-  """Returns how far adapters have moved what each block computes.
+  """Returns how far each block's kernels have moved since `start`.
 
   Args:
-    params: With adapters.
-    start: The adapters before.
-    model: Has the adapters' scale and the blocks.
+    params: All parameters, with adapters.
+    start: The earlier adapters A_0 and B_0.
+    model: Knows the adapters' scale and the blocks.
 
   Returns:
-    Block -> norm of scale (A B - A_0 B_0) over its layers.
+    {block: norm of scale (A B - A_0 B_0) over its layers}.
   """
   blocks = group_lasso.by_branch(model.blocks)
   found = jax.device_get(_moved(params, start, blocks, model.lora_scale))
@@ -232,13 +232,13 @@ def edit(params: Any, groups: LassoGroups, scale: float) -> dict[str, Any]:
 def by_parameter(
   layers: Any, values: Mapping[str, jax.Array], leaf: str, *, model: Any
 ) -> dict[str, Any]:
-  """Returns each layer's block's value, under a leaf of the layer.
+  """Returns a tree with the value of a layer's block for each adapted layer.
 
   Args:
-    layers: Tree with a leaf for each adapted layer.
+    layers: Tree with at least one leaf in each adapted layer.
     values: Block's short name -> value.
-    leaf: "lora_a" or "lora_b".
-    model: Says what its blocks are.
+    leaf: Name of the value in its layer: "lora_a" or "lora_b".
+    model: Knows its blocks.
   """
   found: dict[str, Any] = {}
   for name in trees.flatten(layers):

@@ -1,4 +1,4 @@
-"""Several streams through one forward pass."""
+"""Joins the batches of several streams for one forward pass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 
 def join(*batches: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns batches as one, whose dropout masks are independent.
+  """Returns one batch of several; dropout draws a mask for each row.
 
-  Batches of one size alternate, so that each device keeps its rows.
+  The rows of equally large batches alternate, so that every device keeps its
+  rows.
 
   Args:
     *batches: Arrays [B_i, ...] of the same names.
@@ -26,7 +27,7 @@ def join(*batches: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def part(outputs: Any, *sizes: int) -> tuple[Any, ...]:
-  """Returns the outputs of batches that `join` made one.
+  """Returns the outputs of each batch: undoes `join`.
 
   Args:
     outputs: Tree of arrays [B_1 + B_2 + ..., ...].

@@ -1,14 +1,15 @@
-r"""L2, EWC and MAS: wrong labels, and weights held where they were.
+r"""L2, EWC and MAS: wrong labels, and a penalty on changes of the weights.
 
-Images to forget, under wrong labels y', and images to retain come mixed:
+A batch mixes images to forget, with wrong labels, and images to retain:
 
   CE + strength sum_k sum_i w_ki (theta_i - theta_ki)^2,
 
-where theta_k are the weights before request k and w_k what these weigh: 1 in
-L2, a proxy of the Fisher information in EWC (Kirkpatrick et al., PNAS 2017),
-the answers' sensitivity in MAS (Aljundi et al., ECCV 2018); both as the GS-LoRA
-code has them. A sum of quadratics is one quadratic: for any number of requests
-memory holds the weights' sum, their mean anchor, and a constant.
+where theta_k, anchor k, are the network's weights before request k, and w_k is
+their importance: 1 in L2, a proxy of the Fisher information in EWC (Kirkpatrick
+et al., PNAS 2017), the sensitivity of the logits in MAS (Aljundi et al., ECCV
+2018); EWC and MAS are the GS-LoRA code's versions. A sum of quadratics is a
+quadratic: for any number of requests memory holds the sum of importances
+("weights"), the mean anchor weighted by them, and a constant.
 """
 
 import dataclasses
@@ -23,10 +24,10 @@ from methods.parts import unlearning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Penalty(unlearning.Relabelling):
-  """Trains on a mix of what goes and what stays.
+  """Trains on a mix of images to forget and images to retain.
 
   Attributes:
-    strength: Of the penalty.
+    strength: Weight of the penalty.
   """
 
   strength: float
@@ -36,7 +37,7 @@ class Penalty(unlearning.Relabelling):
   streams = {"train": epoch}
 
   def init_memory(self, params, trainable):
-    """Holds no anchor yet."""
+    """Holds a penalty of 0: no anchor yet."""
     leaves = unlearning.trained(params, trainable)
     return {
       **super().init_memory(params, trainable),
@@ -46,11 +47,11 @@ class Penalty(unlearning.Relabelling):
     }
 
   def no_weights(self, leaves: dict[str, Any]) -> dict[str, Any]:
-    """Returns zeros of the weights' shapes."""
+    """Returns importances of 0, by parameter name."""
     return {name: jnp.zeros_like(leaf) for name, leaf in leaves.items()}
 
   def before_stage(self, state, stage, data):
-    """Adds an anchor at the present weights."""
+    """Adds an anchor at the weights before this request."""
     state = super().before_stage(state, stage, data)
     seen, count = self.importance(state, stage, data)
     add = data.compiled("add_anchor", self.add_anchor)
@@ -60,19 +61,26 @@ class Penalty(unlearning.Relabelling):
   def importance(
     self, state: Any, stage: Any, data: Any
   ) -> tuple[dict[str, Any], int]:
-    """Returns sums of the new anchor's weights, and of how many they are."""
+    """Returns sums of the new anchor's importances, and the number of terms."""
     raise NotImplementedError
 
   def add_anchor(
     self, memory: Any, params: Any, seen: dict[str, Any], count: Any
   ) -> dict[str, Any]:
-    """Returns the memory with one more quadratic in the sum."""
+    """Returns the memory with one more anchor in the quadratic.
+
+    Args:
+      memory: Of the method.
+      params: All parameters; their values are the new anchor.
+      seen: Sums from `importance`.
+      count: Number of terms in these sums.
+    """
     flat = trees.flatten(params)
     weights, anchor, constant = {}, {}, memory["constant"]
     for name, old in memory["weights"].items():
       new = seen[name] / count
       weights[name] = old + new
-      # Exactly 1 where it is the first: there nothing must pull.
+      # Exactly 1 for the first anchor, so that the penalty starts at exactly 0.
       share = jnp.where(old > 0, new / weights[name], 1.0)
       gap = flat[name] - memory["anchor"][name]
       anchor[name] = memory["anchor"][name] + share * gap
@@ -81,7 +89,7 @@ class Penalty(unlearning.Relabelling):
     return {**memory, **changed}
 
   def penalty(self, params: Any, memory: Any) -> jax.Array:
-    """Returns the sum over all anchors, without its strength."""
+    """Returns the sum over all anchors, not yet times strength."""
     flat = trees.flatten(params)
     return memory["constant"] + sum(
       jnp.sum(weight * (flat[name] - memory["anchor"][name]) ** 2)
@@ -89,7 +97,7 @@ class Penalty(unlearning.Relabelling):
     )
 
   def loss(self, params, memory, batch, rng):
-    """Cross entropy with wrong labels among the right, and the penalty."""
+    """Cross entropy with wrong labels for images to forget, and the penalty."""
     draw, drop = jax.random.split(rng)
     rows = self.wrong(memory, batch["train"], draw)
     outputs = self.outputs(params, memory, rows, drop)
@@ -100,12 +108,12 @@ class Penalty(unlearning.Relabelling):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighing(Penalty):
-  """Images say what weights matter.
+  """Measures the importance of weights on images to retain.
 
   Attributes:
-    weigh_on: Role of these images from the second request on: "retain", or
-      "retain_all" as in the released code, which then reads all images and not
-      the sample (scenario.whole_retain).
+    weigh_on: Role of these images from the second request on: "retain", the
+      sample, or "retain_all", all images to retain, as in the released code;
+      this needs scenario.whole_retain=True.
   """
 
   weigh_on: str = "retain"
@@ -118,20 +126,21 @@ class Weighing(Penalty):
       )
 
   def check(self, scenario):
-    """The images that are to be weighed on are there."""
+    """Raises ValueError unless later stages have the images of `weigh_on`."""
     for stage in scenario.stages[1:]:
       if self.weigh_on not in stage.train:
         raise ValueError(
-          f"method.weigh_on={self.weigh_on!r}, and stage {stage.index + 1} has "
-          f"only {sorted(stage.train)}; set scenario.whole_retain=True."
+          f"method.weigh_on={self.weigh_on!r} needs images of that role, but "
+          f"stage {stage.index + 1} has only {sorted(stage.train)}; set "
+          "scenario.whole_retain=True."
         )
 
   def importance(self, state, stage, data):
-    """The sum over the batches of a sweep, and their number."""
+    """Returns the sum of `weigh` over the batches, and their number."""
     role = self.weigh_on if stage.index else "retain"
     seen = data.accumulate("weigh", self.weigh, state, role)
     return seen, -(-len(data.subset((role,))) // data.batch_size)
 
   def weigh(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
-    """Returns what one batch adds."""
+    """Returns what one batch adds to the importances, by parameter name."""
     raise NotImplementedError

@@ -4,8 +4,8 @@ L2P: Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022.
 DualPrompt: Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free
 Continual Learning", ECCV 2022.
 
-With q the query feature of an image, k the keys chosen for it, f the prompted
-model, and the classes of other tasks masked:
+q is the query feature of an image, k are the keys chosen for it, f is the model
+with prompts; the cross entropy masks the classes of other tasks:
 
   loss = CE(f(x; chosen prompts), y) - key_loss * sum_k cos(q, k)
 """
@@ -28,38 +28,38 @@ from models import selection
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompting(Method):
-  """A pool of prompts; each image takes those whose keys are nearest.
+  """A pool of prompts; each image gets those whose keys are nearest.
 
-  One tree of parameters serves the query pass and the prompted pass; where the
-  backbone is trained, memory holds the initial one for the queries.
+  The query pass and the pass with prompts use the same parameters. Where the
+  backbone is trained, memory holds its initial values for the queries.
 
   Attributes:
     e_layers: Layers that get prompts of the pool.
-    e_prefix: Whether as key and value prefixes instead of tokens.
-    pool_size: Prompts in the pool.
-    length: Tokens of one prompt.
-    top_k: Prompts that an image gets.
-    prompt_key: Whether keys are learned; if not, they are mean prompts.
+    e_prefix: Whether these are key and value prefixes instead of tokens.
+    pool_size: M, number of prompts in the pool.
+    length: Number of tokens of one prompt.
+    top_k: K, number of prompts that an image gets.
+    prompt_key: Whether keys are learned; if not, a key is its prompt's mean.
     prompt_init: "uniform" or "normal".
     key_init: "uniform" or "zero".
     e_same_key_value: Whether one tensor is key and value prefix of the pool.
     g_layers: Layers that get the prompt shared by all images.
-    g_prefix: Whether that is a prefix.
-    g_length: Its tokens.
-    g_same_key_value: As e_same_key_value.
+    g_prefix: Whether the shared prompt is a prefix instead of tokens.
+    g_length: Number of tokens of the shared prompt.
+    g_same_key_value: As e_same_key_value, for the shared prompt.
     reweight: Whether prompt tokens are averaged with learned weights.
-    query: Feature that looks keys up: "cls" of the plain model; "mean", "max"
-      or "mean_max" over patch embeddings.
-    vote_group: Images that share one choice, by majority, in training and in
-      the reading "_batchwise" (the reference's batch of one device). 0: each
-      image chooses for itself.
+    query: The query feature: "cls", the class token of the model without
+      prompts; "mean", "max" or "mean_max" over patch embeddings.
+    vote_group: Number of images that share one choice, by majority vote, in
+      training and in the reading "_batchwise"; the released code's is the batch
+      of one device. 0: each image gets its own choice.
     prompt_mask: Whether training gives task t the prompts t K to (t + 1) K - 1.
-    transfer_prompts: Whether a task's own prompts start as the last task's.
+    transfer_prompts: Whether a task's own prompts start as the previous task's.
     transfer_keys: The same for keys.
     key_loss: Weight of the similarity to the chosen keys; 0 turns it off.
     mask_classes: Whether training masks the classes of other tasks.
-    transfer_head: Whether a task's columns start as the mean of earlier
-      tasks' columns of the same position: "none", "kernel" or "all".
+    transfer_head: What of a task's head columns starts as the mean of earlier
+      tasks' columns at the same position: "none", "kernel" or "all".
   """
 
   e_layers: tuple[int, ...]
@@ -90,33 +90,36 @@ class Prompting(Method):
 
   @classmethod
   def fewest_blocks(cls, options):
-    """As many as there are up to the last one with prompts."""
+    """Returns the number of blocks up to the last one with prompts."""
     return 1 + max((*options["e_layers"], *options["g_layers"]), default=0)
 
   def __post_init__(self):
     class_heads.check_transfer(self.transfer_head)
     if self.query not in ("cls", "mean", "max", "mean_max"):
       raise ValueError(
-        f"query={self.query!r} must be 'cls', 'mean', 'max' or 'mean_max'."
+        f"method.query={self.query!r} must be 'cls', 'mean', 'max' or "
+        "'mean_max'."
       )
     if not self.e_layers and (self.key_loss or self.prompt_mask):
       raise ValueError(
-        "Without a pool (e_layers=()) there are no keys to pull and no "
-        "prompts to mask; set key_loss=0 and prompt_mask=False."
+        "method.e_layers=() means no pool, so that there are no keys for "
+        "key_loss and no prompts for prompt_mask; set method.key_loss=0 and "
+        "method.prompt_mask=False."
       )
     if self.transfer_keys and not self.prompt_key:
       raise ValueError(
-        "transfer_keys=True copies learned keys, and prompt_key=False has none."
+        "method.transfer_keys=True copies learned keys, but prompt_key=False "
+        "has none; change one of the two."
       )
     self.prompts  # noqa: B018  (its constructor checks the other options)
 
   def check(self, scenario):
-    """A head is handed on between tasks of equal size."""
+    """Raises ValueError if the head is transferred and tasks differ in size."""
     class_heads.check_equal_tasks(scenario.stages, self.transfer_head)
 
   @property
   def rewrites(self):
-    """Prompts and columns that are handed on."""
+    """Prompts, keys and head columns that start a task as copies."""
     return trees.pattern(("prompt_pool", *self.model.class_heads))
 
   @property
@@ -150,7 +153,7 @@ class Prompting(Method):
     return {**params, **added.get("params", {})}
 
   def init_memory(self, params: Any, trainable: Any) -> Any:
-    """Holds the task, its classes, and queries' weights if they would move."""
+    """Holds the task, its classes, and a trained backbone's initial values."""
     memory: dict[str, Any] = rehearsal.initial_memory(self.num_classes)
     backbone = {branch: params[branch] for branch in self.model.backbone}
     trained = jax.tree.leaves({k: trainable[k] for k in backbone})
@@ -159,7 +162,7 @@ class Prompting(Method):
     return memory
 
   def before_stage(self, state, stage, data):
-    """Writes the task down; hands prompts, keys, head columns on to it."""
+    """Stores the task in the memory; copies prompts, keys and head columns."""
     del data
     params = state.params
     if self.e_layers:
@@ -180,7 +183,7 @@ class Prompting(Method):
     return state.replace(params=params, memory=memory)
 
   def find_query(self, params: Any, memory: Any, image: jax.Array) -> jax.Array:
-    """Returns what keys are compared with, [B, D]; "cls" has no gradient."""
+    """Returns the query features [B, D]; "cls" has no gradient."""
     if self.query != "cls":
       patches = self.model.apply({"params": params}, image, method="embed")
       return selection.query_from_patches(patches, self.query)
@@ -191,7 +194,7 @@ class Prompting(Method):
     return jax.lax.stop_gradient(tokens[:, 0])
 
   def choose(self, params: Any, query: jax.Array, **how: Any) -> Any:
-    """Returns the ViT's further inputs, and what was selected."""
+    """Returns the ViT's prompts and the selection; see Prompts.__call__."""
     return self.prompts.apply({"params": params}, query, **how)
 
   def loss(self, params, memory, batch, rng):
@@ -202,7 +205,7 @@ class Prompting(Method):
       params,
       self.find_query(params, memory, batch["image"]),
       task=rows.task if self.prompt_mask else None,
-      # With exemplars a device's batch is twice as large, and votes as one.
+      # With exemplars a device's batch is twice as large and votes as one.
       vote_group=self.vote_group * rows.streams or None,
     )
     outputs = self.apply(params, {**batch, **inputs}, rng)
@@ -217,13 +220,13 @@ class Prompting(Method):
     }
 
   def precompute(self, params, memory, batch):
-    """The query never changes: it is the frozen or the initial model's."""
+    """Returns the "cls" queries [B, D]; the model for them never changes."""
     if self.query != "cls":
       return {}
     return {"query": self.find_query(params, memory, batch["image"])}
 
   def predict(self, params, memory, batch):
-    """Chooses prompts for each image, and once more for each vote group."""
+    """Predicts with prompts chosen by image and, as "_batchwise", by vote."""
     query = batch.get("query")
     if query is None:
       query = self.find_query(params, memory, batch["image"])
@@ -239,7 +242,7 @@ class Prompting(Method):
     return readings
 
   def observe(self, readings, batch):
-    """Counts how often each prompt was chosen, [M]."""
+    """Counts how often each prompt was chosen, int32 [M]."""
     if not self.e_layers:
       return {}
     idx = readings[""]["prompt_idx"]

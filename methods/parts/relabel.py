@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# The released code draws a shift of the label from 1 to this.
+# The released code draws the shift of a label from 1 to 100.
 _SHIFTS = 100
 
 
@@ -31,11 +31,18 @@ def uniform(
 def shifted(
   rng: jax.Array, label: jax.Array, forget: jax.Array, retain: jax.Array
 ) -> jax.Array:
-  """Returns the released GS-LoRA code's labels, int32 [B].
+  """Returns the released GS-LoRA code's wrong labels, int32 [B].
 
-  (y + u) mod P for P classes to forget and u from 1 to 100, and (y + 1) mod P
-  where that is y again: ids 0 to P - 1, kept classes and forgotten ones. With
-  P = 1 all labels are 0, right ones included.
+  With P classes to forget and u drawn from 1 to 100 they are (y + u) mod P, or
+  (y + 1) mod P where that equals y. So they are ids 0 to P - 1, whether these
+  classes are to be retained or forgotten. With P = 1 all labels are 0, also
+  those of class 0.
+
+  Args:
+    rng: Key.
+    label: y, int32 [B], of classes to forget.
+    forget: bool [C].
+    retain: Not read.
   """
   del retain
   size = jnp.sum(forget, dtype=label.dtype)
@@ -46,7 +53,13 @@ def shifted(
 def shift_label(
   label: jax.Array, shift: jax.Array, size: jax.Array
 ) -> jax.Array:
-  """Returns (label + shift) mod size, or one more than the label if equal."""
+  """Returns (label + shift) mod size, or (label + 1) mod size if that is label.
+
+  Args:
+    label: int32 [B].
+    shift: int32 [B], 1 or more.
+    size: int32[], P.
+  """
   moved = (label + shift) % size
   return jnp.where(moved == label, (label + 1) % size, moved)
 

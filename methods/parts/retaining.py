@@ -1,4 +1,4 @@
-"""Training on what stays alone."""
+"""Training on the images to retain, without those to forget."""
 
 import dataclasses
 
@@ -12,6 +12,6 @@ class Retaining(unlearning.Unlearning):
   streams = {"retain": ("retain",)}
 
   def loss(self, params, memory, batch, rng):
-    """Cross entropy to retain."""
+    """The cross entropy of the images to retain."""
     outputs = self.outputs(params, memory, batch["retain"], rng)
     return self.problem.loss(outputs, batch["retain"])

@@ -1,4 +1,4 @@
-"""Which weights matter most to what is forgotten."""
+"""The weights with the largest gradients (SalUn: Fan et al., ICLR 2024)."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 def largest(
   leaves: Mapping[str, jax.Array], share: float
 ) -> dict[str, jax.Array]:
-  """Returns which entries are among the largest in magnitude of all leaves.
+  """Returns which entries are among the largest in magnitude over all leaves.
 
   Args:
     leaves: Name -> array.
-    share: Of all entries; those equal to the smallest of them count, too.
+    share: Share of all entries that are returned, in (0, 1]; entries that tie
+      with the smallest of them are returned, too.
 
   Returns:
     Name -> bool array.

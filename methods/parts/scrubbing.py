@@ -1,16 +1,17 @@
-"""SCRUB and SCRUB-S: away from a teacher on what goes, towards it on the rest.
+"""SCRUB and SCRUB-S: away from a teacher to forget, towards it to retain.
 
 Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023; SCRUB-S
-("smoothing") as the GS-LoRA code has it. With s the student, t the teacher and
+adds the GS-LoRA code's smoothing D. With s the student, t the teacher and
 KD(s, t) = T^2 KL(t || s) at temperature T:
 
   max step, images to forget:  -KD(s, t) + D
   min step, images to retain:  gamma CE + alpha KD(s, t) + D
   D = smoothing sum over tensors of ||theta - average||
 
-where query, key and value are one tensor, as there. An epoch has ten rounds;
-the first five pass over the images to forget and then over those to retain, the
-others over those to retain alone.
+where `average` are averaged weights, and query, key and value count as one
+tensor, as in the GS-LoRA code. By default an epoch has ten rounds: the first
+five pass over the images to forget and then over those to retain, the others
+over those to retain only.
 """
 
 import dataclasses
@@ -25,17 +26,17 @@ from methods.parts import teaching
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scrubbing(teaching.Taught):
-  """Passes of max steps and of min steps, in turn.
+  """Alternates passes of max steps and passes of min steps.
 
   Attributes:
     retain: gamma, weight of the cross entropy.
-    distill: alpha, weight of the distance to the teacher on what stays.
+    distill: alpha, weight of the distance to the teacher on images to retain.
     temperature: T.
-    smoothing: Of SCRUB-S; 0: SCRUB.
-    average_decay: Of the averaged weights, which an epoch's end moves; the
-      first one copies the weights.
-    max_rounds: Rounds of an epoch with a pass of max steps.
-    min_rounds: Rounds of an epoch, all with a pass of min steps.
+    smoothing: Weight of D; 0: SCRUB without smoothing.
+    average_decay: Decay of the averaged weights, which are updated after each
+      epoch; the first update copies the student's weights.
+    max_rounds: Number of an epoch's rounds that start with a pass of max steps.
+    min_rounds: Number of an epoch's rounds; each has a pass of min steps.
   """
 
   retain: float = 0.99
@@ -57,16 +58,16 @@ class Scrubbing(teaching.Taught):
     if not 0 <= self.max_rounds <= self.min_rounds or not self.min_rounds:
       raise ValueError(
         f"method.max_rounds={self.max_rounds} must be 0 to min_rounds="
-        f"{self.min_rounds}, and that 1 or more."
+        f"{self.min_rounds}, and min_rounds 1 or more."
       )
     if not 0 <= self.average_decay < 1:
       raise ValueError(
-        f"method.average_decay={self.average_decay} must be in 0 to 1, without "
-        "1."
+        f"method.average_decay={self.average_decay} must be at least 0 and "
+        "below 1."
       )
 
   def init_memory(self, params, trainable):
-    """Holds the averaged weights, where they are wanted."""
+    """Holds the averaged weights, if there is smoothing."""
     memory = super().init_memory(params, trainable)
     if self.smoothing:
       copies = {name: jnp.array(x) for name, x in memory["teacher"].items()}
@@ -107,7 +108,7 @@ class Scrubbing(teaching.Taught):
     return tuple(epoch) * self.epochs
 
   def average(self, memory, params):
-    """Returns what an epoch's end changes in the memory."""
+    """Returns the averaged weights after an epoch, and how often they moved."""
     flat, first = trees.flatten(params), memory["averaged"] == 0
     decay = jnp.where(first, 0.0, self.average_decay)
     average = {
@@ -117,7 +118,7 @@ class Scrubbing(teaching.Taught):
     return {"average": average, "averaged": memory["averaged"] + 1}
 
   def max_loss(self, params, memory, batch, rng):
-    """Away from the teacher."""
+    """The loss of a max step: away from the teacher."""
     rows = batch["forget"]
     outputs = self.outputs(params, memory, rows, rng)
     distance = self.distance(params, memory, rows, outputs)
@@ -125,7 +126,7 @@ class Scrubbing(teaching.Taught):
     return smooth - distance, {"forget_distill": distance}
 
   def min_loss(self, params, memory, batch, rng):
-    """Towards labels and teacher."""
+    """The loss of a min step: towards the labels and the teacher."""
     rows = batch["retain"]
     outputs = self.outputs(params, memory, rows, rng)
     retain, parts = self.problem.loss(outputs, rows)
@@ -138,14 +139,14 @@ class Scrubbing(teaching.Taught):
     }
 
   def distance(self, params, memory, batch, outputs):
-    """Returns KD(s, t) of a batch."""
+    """Returns KD(s, t) of a batch, float32[]."""
     teacher = self.taught(params, memory, batch)
     return losses.distillation(
       outputs["logits"], teacher["logits"], self.temperature
     )
 
   def smooth(self, params, memory):
-    """Returns D, 0 without smoothing."""
+    """Returns D, float32[]; 0 without smoothing."""
     if not self.smoothing:
       return jnp.zeros(())
     flat, tensors = trees.flatten(params), {}

@@ -16,17 +16,17 @@ def second_moments(
 ) -> dict[str, jax.Array]:
   """Returns the uncentred second moments of every block's attention input.
 
-  Sums, so that batches and devices add up; in float32 whatever the model's
-  type.
+  They are sums, so that those of batches and devices can be added, and float32
+  for any type of the model.
 
   Args:
-    model: Says what its attention_inputs are.
+    model: Its attention_inputs name the modules.
     params: Its parameters.
     batch: image [B, S, S, 3], mask bool [B].
 
   Returns:
-    Block's short name -> sum of x x^T over the images that the mask keeps and
-    all their tokens x (as the attention reads them), [D, D].
+    {block's short name: sum of x x^T [D, D]} over all tokens x that the
+    attention reads, of the images that the mask keeps.
   """
   inputs = model.attention_inputs
   _, seen = captures.capture(model, params, batch, tuple(inputs.values()))
@@ -41,7 +41,9 @@ def second_moments(
 
 
 def eigen(moment: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns eigenvalues [D], falling and at least 0, and vectors [D, D].
+  """Returns eigenvalues [D], in falling order, and eigenvectors [D, D].
+
+  Eigenvalues below 0, which are rounding errors, become 0.
 
   Args:
     moment: Positive semi-definite up to rounding, [D, D].
@@ -51,13 +53,13 @@ def eigen(moment: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def leading(values: jax.Array, threshold: float) -> jax.Array:
-  """Returns which eigenvalues hold a share of their sum, bool [D].
+  """Returns which leading eigenvalues hold a share of their sum, bool [D].
 
-  These are the first k: the smallest number whose sum is at least threshold
-  times that of all, and at least 1.
+  They are the first k, k the smallest number for which their sum is at least
+  threshold times the sum of all.
 
   Args:
-    values: Falling and at least 0, [D].
+    values: In falling order and at least 0, [D].
     threshold: Above 0, at most 1.
   """
   total = jnp.cumsum(values)
@@ -68,12 +70,12 @@ def leading(values: jax.Array, threshold: float) -> jax.Array:
 def projector(
   vectors: jax.Array, keep: jax.Array, *, unit_norm: bool = False
 ) -> jax.Array:
-  """Returns V_k V_k^T [D, D], the projector on the kept columns' span.
+  """Returns V_k V_k^T [D, D], the projector onto the span of kept columns.
 
   Args:
     vectors: Orthonormal columns, [D, D].
-    keep: bool [D].
-    unit_norm: Whether divided by its Frobenius norm, sqrt(k).
+    keep: The k columns to keep, bool [D].
+    unit_norm: Whether it is divided by its Frobenius norm, sqrt(k).
   """
   kept = vectors * keep[None, :]
   product = jnp.matmul(kept, kept.T, precision=_HIGHEST)
@@ -84,6 +86,6 @@ def check_threshold(name: str, value: float) -> None:
   """Raises ValueError for a share of energy outside (0, 1]."""
   if not 0 < value <= 1:
     raise ValueError(
-      f"{name}={value} must be above 0 and at most 1: the share of the inputs' "
-      "energy that the kept directions hold."
+      f"method.{name}={value} must be above 0 and at most 1: it is a share of "
+      "the energy of the inputs."
     )

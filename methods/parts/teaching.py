@@ -14,18 +14,17 @@ from methods.parts import unlearning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taught(unlearning.Unlearning):
-  """Keeps the given weights as a teacher, for all requests.
+  """Keeps the weights from before the first request as teacher of all requests.
 
-  Of weights that are not trained there is no second copy. The teacher's
-  features of a request's images are made once, where images are not augmented;
-  else in each step.
+  The teacher shares all weights that are not trained. Its features of a
+  request's images are computed once, or in every step if images are augmented.
   """
 
   constant = r"teacher/.*"
   prepared = ("retain",)
 
   def init_memory(self, params, trainable):
-    """Holds the teacher, too."""
+    """Holds the teacher's copy of the trained weights as well."""
     leaves = unlearning.trained(params, trainable)
     return {
       **super().init_memory(params, trainable),
@@ -44,7 +43,7 @@ class Taught(unlearning.Unlearning):
   def taught(self, params: Any, memory: Any, batch: Any) -> Outputs:
     """Returns the teacher's features [B, D] and logits [B, C] of a batch.
 
-    A margin is put on the batch's labels, as in the student's logits.
+    A head with a margin puts it on the batch's labels, as for the student.
     """
     features = batch.get("teacher")
     if features is None:

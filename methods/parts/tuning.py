@@ -1,4 +1,4 @@
-"""Training of the plain model on whatever data a stage has."""
+"""Training of the model, without prompts or penalties, on a stage's data."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from libml.train.method import Method
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuning(Method):
-  """Trains the plain model.
+  """Trains the model with cross entropy.
 
-  Which parameters move is the optimizer's matter: all of them, or only the
-  head over frozen features.
+  The optimizer decides which parameters are trained: all of them, or only the
+  head on frozen features.
 
   Attributes:
-    mask_classes: Whether training masks the classes of other tasks, which
-      spares their columns.
+    mask_classes: Whether training masks the classes of other tasks, so that
+      their columns get no gradient.
   """
 
   mask_classes: bool = False
@@ -29,7 +29,7 @@ class Tuning(Method):
     return rehearsal.initial_memory(self.num_classes)
 
   def before_stage(self, state, stage, data):
-    """Writes down the stage's classes."""
+    """Stores the stage's classes in the memory."""
     del data
     memory = rehearsal.stage_memory(
       state.memory, stage, masked=self.mask_classes
@@ -37,7 +37,7 @@ class Tuning(Method):
     return state.replace(memory=memory)
 
   def loss(self, params, memory, batch, rng):
-    """Cross entropy."""
+    """Cross entropy over the classes that are not masked."""
     rows = rehearsal.join(batch, memory, self.rehearsal.mask)
     outputs = self.apply(params, rows.batch, rng)
     logits = losses.mask_logits(outputs["logits"], rows.allowed)

@@ -1,4 +1,4 @@
-"""What methods share that forget by training the network's own weights."""
+"""Base of the methods that forget by changing the network's own weights."""
 
 import dataclasses
 import math
@@ -27,22 +27,22 @@ from methods.parts import saliency
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unlearning(Method):
-  """Forgets classes; which weights move is the optimizer's matter.
+  """Forgets classes; the optimizer decides which weights are trained.
 
   Attributes:
-    saliency: Share of the trained weights that may move in a request: those
-      with the largest gradient of the loss on what is to be forgotten (SalUn);
-      None: all.
+    saliency: Share of the trained weights that may change in a request: those
+      with the largest gradient of the loss on the images to forget (SalUn).
+      None: all trained weights.
   """
 
   saliency: float | None = None
 
   goals = ("forget",)
   mixes = False
-  # Options that must be above 0, and those that must be 0 or more.
+  # Names of options that must be above 0, and of options that may be 0, too.
   positive: ClassVar[tuple[str, ...]] = ()
   unsigned: ClassVar[tuple[str, ...]] = ()
-  # Roles whose images make an epoch, and the streams of a step.
+  # Roles whose images make an epoch; streams of a step, as in Round.streams.
   epoch: ClassVar[tuple[str, ...]] = ("retain",)
   streams: ClassVar[Mapping[str, tuple[str, ...]]] = {
     "forget": ("forget",),
@@ -52,8 +52,8 @@ class Unlearning(Method):
   def __post_init__(self):
     if self.saliency is not None and not 0 < self.saliency <= 1:
       raise ValueError(
-        f"method.saliency={self.saliency} must lie above 0 and not above 1, or "
-        "be None for all weights."
+        f"method.saliency={self.saliency} must be above 0 and at most 1, or "
+        "None for all weights."
       )
     for name in (*self.positive, *self.unsigned):
       value, zero = getattr(self, name), name in self.unsigned
@@ -65,11 +65,15 @@ class Unlearning(Method):
 
   @property
   def transforms(self):
-    """Where some weights matter, the others keep every bit."""
+    """With saliency, restricts updates to the salient weights."""
     return () if self.saliency is None else (transforms.keep_salient(),)
 
   def init_memory(self, params, trainable):
-    """Holds the stage's classes, and which weights may move."""
+    """Holds the stage's classes and, with saliency, which weights may change.
+
+    Raises:
+      ValueError: There is saliency, and the optimizer trains no parameter.
+    """
     memory: dict[str, Any] = {
       "known": jnp.ones(self.num_classes, bool),
       "forget": jnp.zeros(self.num_classes, bool),
@@ -80,9 +84,9 @@ class Unlearning(Method):
       leaves = trained(params, trainable)
       if not leaves:
         raise ValueError(
-          f"method.saliency={self.saliency} confines what is trained, and "
-          "nothing is; set it to None, or give a group of the optimizer "
-          "settings."
+          f"method.saliency={self.saliency} selects among the trained weights, "
+          "but the optimizer trains none; set it to None, or give a parameter "
+          "group of the optimizer settings."
         )
       memory["salient"] = {
         name: jnp.ones(leaf.shape, bool) for name, leaf in leaves.items()
@@ -90,7 +94,7 @@ class Unlearning(Method):
     return memory
 
   def before_stage(self, state, stage, data):
-    """Writes down the classes, and finds the weights that matter."""
+    """Stores the stage's classes; with saliency, finds the salient weights."""
     classes = {
       role: jnp.asarray(
         np.isin(np.arange(self.num_classes), stage.classes.get(role, ()))
@@ -107,17 +111,17 @@ class Unlearning(Method):
     return state.replace(memory={**state.memory, "salient": largest(grads)})
 
   def roles(self, stage):
-    """Those of the method."""
+    """Returns the roles in `epoch`."""
     del stage
     return self.epoch
 
   def rounds(self, stage: Stage, data: StageData) -> tuple[Round, ...]:
-    """One round of all epochs."""
+    """Returns one round with all epochs."""
     steps = self.epochs * self.steps_per_epoch(stage, data)
     return (Round("train", self.loss, self.streams, steps),)
 
   def salience(self, params, memory, batch):
-    """Returns the gradient of the cross entropy, summed over a batch."""
+    """Returns the gradient of the loss, summed over the images of a batch."""
     weights = jnp.where(batch["mask"], 1.0, 0.0)
     names = memory["salient"]
     return self.gradient(params, memory, batch, names=names, weights=weights)
@@ -131,14 +135,14 @@ class Unlearning(Method):
     names: Iterable[str],
     weights: jax.Array,
   ) -> dict[str, jax.Array]:
-    """Returns the gradient of the weighted cross entropies of a batch.
+    """Returns the gradient of a weighted sum of losses, by parameter name.
 
     Args:
       params: All parameters.
       memory: Of the method.
       batch: One batch.
-      names: The parameters to differentiate by.
-      weights: [B], of the images.
+      names: Parameters with respect to which the sum is differentiated.
+      weights: [B], one for each image's loss: the head's own, or cross entropy.
     """
 
     def total(leaves):
@@ -150,7 +154,7 @@ class Unlearning(Method):
     return jax.grad(total)({name: flat[name] for name in names})
 
   def extra_args(self, memory):
-    """The mask of the weights that may move."""
+    """The mask of the weights that may change."""
     return {k: v for k, v in memory.items() if k == "salient"}
 
   def outputs(
@@ -160,7 +164,7 @@ class Unlearning(Method):
     batch: Mapping[str, Any],
     rng: jax.Array | None = None,
   ) -> Outputs:
-    """Returns the outputs; columns of classes that no stage has are masked."""
+    """Returns the model's outputs; logits of unknown classes are masked."""
     outputs = self.apply(params, batch, rng)
     logits = losses.mask_logits(outputs["logits"], memory["known"])
     return {**outputs, "logits": logits}
@@ -172,7 +176,7 @@ class Unlearning(Method):
     batches: Sequence[Mapping[str, Any]],
     rng: jax.Array,
   ) -> tuple[Outputs, ...]:
-    """Returns the outputs of several batches from one forward pass."""
+    """Returns the outputs of each of several batches, from one forward pass."""
     inputs = ({k: b[k] for k in ("image", "label")} for b in batches)
     outputs = self.outputs(params, memory, pairing.join(*inputs), rng)
     return pairing.part(outputs, *(len(b["label"]) for b in batches))
@@ -180,11 +184,12 @@ class Unlearning(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relabelling(Unlearning):
-  """Forgets by wrong labels, a new one each time an image comes.
+  """Forgets with wrong labels, drawn anew in every step.
 
   Attributes:
-    relabel: Row of relabel.RELABELS: "kept", any class to retain; "shifted",
-      the released GS-LoRA code's, ids 0 to P - 1 for P classes to forget.
+    relabel: Row of relabel.RELABELS: "kept" draws a class to retain; "shifted"
+      draws, as the released GS-LoRA code does, one of the ids 0 to P - 1 for P
+      classes to forget.
   """
 
   relabel: str = "kept"
@@ -200,13 +205,18 @@ class Relabelling(Unlearning):
   def wrong(
     self, memory: Any, batch: Mapping[str, Any], rng: jax.Array
   ) -> dict[str, Any]:
-    """Returns a batch with wrong labels for the images to forget."""
+    """Returns the batch with wrong labels for its images to forget."""
     label, masks = batch["label"], (memory["forget"], memory["retain"])
     drawn = relabel.RELABELS[self.relabel](rng, label, *masks)
     return {**batch, "label": jnp.where(masks[0][label], drawn, label)}
 
 
 def trained(params: Any, trainable: Any) -> dict[str, Any]:
-  """Returns the parameters that the optimizer trains, by name."""
+  """Returns the parameters that the optimizer trains, by name.
+
+  Args:
+    params: All parameters.
+    trainable: Booleans of the same structure.
+  """
   flags = trees.flatten(trainable)
   return {n: leaf for n, leaf in trees.flatten(params).items() if flags[n]}

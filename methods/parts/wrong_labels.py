@@ -1,4 +1,4 @@
-"""Random labels: CE(x_f, y') + retain CE(x_r), y' a label of another class."""
+"""Random labels: CE(x_f, y') + retain CE(x_r), y' drawn from other classes."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from methods.parts import unlearning
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrongLabels(unlearning.Relabelling):
-  """Learns wrong labels for what goes, beside the right ones of what stays.
+  """Learns wrong labels of images to forget and true labels of those to retain.
 
   Attributes:
-    retain: Weight of the latter.
+    retain: Weight of the cross entropy of the images to retain.
   """
 
   retain: float = 1.0
@@ -20,7 +20,7 @@ class WrongLabels(unlearning.Relabelling):
   unsigned = ("retain",)
 
   def loss(self, params, memory, batch, rng):
-    """Both cross entropies."""
+    """The sum of both cross entropies."""
     draw, drop = jax.random.split(rng)
     wrong = self.wrong(memory, batch["forget"], draw)
     streams = wrong, batch["retain"]
