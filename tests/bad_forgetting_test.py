@@ -18,20 +18,23 @@ LEARNING = {
 CASES = {
   "fewer betas than requests": (
     {"method__beta": (0.2, 0.2)},
-    r"beta=\(0.2, 0.2\) must hold a number .* each of the 3 requests",
+    r"beta=\(0.2, 0.2\) must hold a finite number .* each of the 3 requests",
   ),
   "negative beta": (
     {"method__beta": (0.2, -0.2, 0.2)},
-    r"beta=\(0.2, -0.2, 0.2\) must hold a number of at least 0",
+    r"beta=\(0.2, -0.2, 0.2\) must hold a finite number of at least 0",
   ),
   "beta that is no number": (
     {"method__beta": (0.2, float("nan"), 0.2)},
     r"beta=\(0.2, nan, 0.2\) must hold",
   ),
-  "negative alpha": ({"method__alpha": -0.1}, r"alpha=-0.1 must be at least 0"),
+  "negative alpha": (
+    {"method__alpha": -0.1},
+    r"alpha=-0.1 must be a finite number of at least 0",
+  ),
   "infinite bound": (
     {"method__bound": float("inf")},
-    r"bound=inf must be at least 0, and finite",
+    r"bound=inf must be a finite number of at least 0",
   ),
   "alpha after the last epoch": (
     {"method__alpha_epoch": 5},
@@ -39,7 +42,7 @@ CASES = {
   ),
   "average that never moves": (
     {"method__average_decay": 1.0},
-    r"average_decay=1.0 must be in 0 to 1",
+    r"average_decay=1.0 must be at least 0 and below 1",
   ),
   "unknown grouping": (
     {"method__grouping": "blocks"},
@@ -47,7 +50,8 @@ CASES = {
   ),
   "a head trained beside": (
     {"optimizer__head": common.adam(0.1)},
-    r"GS-LoRA trains adapters alone, .*'head/bias' and 1 more; set their group",
+    r"GS-LoRA trains adapters only, .*'head/bias' and 1 more parameters; set "
+    r"their group",
   ),
   "no proximal step": (
     {"optimizer__lora__name": "adam"},

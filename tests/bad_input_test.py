@@ -153,7 +153,7 @@ LORA_CASES = {
   "no adapters": ({"model__lora": None}, r"model has none; set model.lora to"),
   "adapters of the MLP": (
     {"model__lora__layers": r".*/(key|Dense_0)"},
-    r"encoderblock_0/MlpBlock_0/Dense_0/lora_a .*may match query, key, value",
+    r"encoderblock_0/MlpBlock_0/Dense_0/lora_a .*match only query, key, value",
   ),
   "threshold 0": (
     {"method__threshold": 0.0},
@@ -194,7 +194,7 @@ LORA_CASES = {
   ),
   "a trained kernel beside an adapter": (
     {"optimizer__backbone": common.adam(0.1)},
-    r"trains .*key/lora_a and freezes .*key/kernel; put a group",
+    r"must train .*key/lora_a and freeze .*key/kernel for this .*; put a group",
   ),
   "only B trained": (
     {
@@ -204,7 +204,7 @@ LORA_CASES = {
         ("backbone", r".*"),
       )
     },
-    r"trains .*key/lora_a and freezes",
+    r"must train .*key/lora_a and freeze",
   ),
   "no projection": (
     {"optimizer__lora__project": None},
@@ -233,7 +233,7 @@ LORA_CASES = {
         "sessions": 3,
       },
     },
-    r"Stage 2 brings classes \[0, .*\] again; .*class_incremental",
+    r"Stage 2 learns classes \[0, .*\] again, .*class_incremental",
   ),
   "rehearsal": (
     {"rehearsal__per_class": 2},

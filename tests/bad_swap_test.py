@@ -210,7 +210,7 @@ CONFIGS = {
   ),
   "negative weight": (
     {"method__retain_weight": -1.0},
-    "method.retain_weight=-1.0 must be at least 0, and finite",
+    "method.retain_weight=-1.0 must be a finite number of at least 0",
   ),
   "bound that is no number": (
     {"method__bound": float("nan")},
