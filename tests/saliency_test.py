@@ -181,7 +181,11 @@ def test_one_step_serves_both_requests(run):
 
 
 CASES = {
-  "nothing": ("salun", {"method__saliency": 0.0}, r"saliency=0.0 must be above"),
+  "nothing": (
+    "salun",
+    {"method__saliency": 0.0},
+    r"saliency=0.0 must be above",
+  ),
   "more than all": ("ewc", {"method__saliency": 1.5}, r"1.5 must be .*most 1"),
   "a method that trains nothing": (
     "ssd",
