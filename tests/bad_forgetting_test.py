@@ -63,7 +63,7 @@ CASES = {
   ),
   "adapters that nobody trains": (
     {"optimizer__lora": None},
-    r"This method trains .*lora_a",
+    r"must train .*lora_a and freeze",
   ),
   "no adapters": ({"model__lora": None}, r"model has none; set model.lora to"),
   "a scenario to learn": (

@@ -218,7 +218,7 @@ CONFIGS = {
   ),
   "fold with the old moments": (
     {"method__fold": True},
-    "fold=True draws new adapters, .*set method.restart_optimizer=True",
+    "fold=True draws new adapters .*set method.restart_optimizer=True",
   ),
   "a batch larger than what there is to learn": (
     {"scenario__order": "l", "scenario__learn_shots": 3},

@@ -331,5 +331,5 @@ def test_a_head_is_handed_on_between_equal_tasks_only(name, source, request):
   _method().check(scenario)
   method = _method(transfer_head="all")
   method.check(scenarios.class_incremental(source, num_tasks=3))
-  with pytest.raises(ValueError, match="transfer_head='all'.*stage 2 has 2"):
+  with pytest.raises(ValueError, match="transfer_head='all'.*stage 2 has "):
     method.check(scenario)
