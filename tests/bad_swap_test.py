@@ -198,15 +198,15 @@ CONFIGS = {
   ),
   "ratio out of range": (
     {"scenario__shots": None, "scenario__ratio": 1.5},
-    "scenario.ratio=1.5 must lie above 0",
+    "scenario.ratio=1.5 must be above 0",
   ),
   "ratio of nothing": (
     {"scenario__shots": None, "scenario__ratio": 0.01},
-    "scenario.ratio=0.01 of 32 images is none; raise it, or set scenario.shots",
+    "scenario.ratio=0.01 of 32 images is less than one; raise it, or set",
   ),
   "one data set": (
     {"dataset": {"name": "digits"}},
-    "'digits' is no swap; set dataset.name to 'swap_folders' or 'swap_classes'",
+    "'digits' does not say which .* set dataset.name to 'swap_folders' or",
   ),
   "negative weight": (
     {"method__retain_weight": -1.0},

@@ -172,7 +172,7 @@ def test_known_classes_without_images_are_named(source, caplog):
   with caplog.at_level(logging.WARNING, "palimpsest"):
     swap(source)
   (record,) = caplog.records
-  assert "knows 1 classes of which no image is retained" in record.message
+  assert "1 classes of the head are in none of the three sets" in record.message
   assert record.message.endswith(f": {source.known[4]}.")
   caplog.clear()
   swap(datasets.DATASETS["swap_classes"](known=KNOWN, learn=(6,), forget=(0,)))

@@ -1,4 +1,4 @@
-"""Domain-incremental learning: the same classes under ever new conditions."""
+"""Domain-incremental learning: the same classes in one domain after another."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from libml.scenarios import tasks
 def summarize_test(
   rows: Sequence[stage_lib.Row], reading: str, metric: str
 ) -> dict[str, float]:
-  """Returns the summary of one test set that no stage owns.
+  """Returns the summary of a run whose stages share one test set.
 
-  Nothing is forgotten task by task where no task has a test of its own.
+  It has no forgetting, which needs a test set for each task.
   """
   test_sets = {"": "test", "augmented_": "test_augmented"}
   summary = {}
@@ -32,20 +32,20 @@ def domain_incremental(
 ) -> stage_lib.Scenario:
   """Domains of the same classes arrive one after the other.
 
-  Where all domains share one test split (CORe50: Lomonaco and Maltoni, 2017),
-  it is the test set "test" of every stage; else each stage is measured on the
-  tests of all domains so far.
+  If all domains share one test split (CORe50: Lomonaco and Maltoni, 2017), it
+  is the test set "test" of every stage. Otherwise each stage is measured on the
+  test splits of all domains so far.
 
   Args:
     source: The domains, in order.
-    augmented_test: Whether to measure the shared test split once more as the
-      L2P code does, through the training chain ("test_augmented"). Here an
-      image's crop is drawn from its position, and so the same after each
-      stage; there it is drawn anew at each pass.
+    augmented_test: Whether to measure the shared test split a second time, as
+      the L2P code does, through the training chain ("test_augmented"). Here an
+      image's position seeds its crop, which is the same after each stage; the
+      L2P code draws a new crop at each pass.
 
   Raises:
-    ValueError: Domains with other classes, a class or domain without a test
-      image, an augmented test of several test splits, or a single data set.
+    ValueError: Domains whose classes differ, a class or domain without a test
+      image, `augmented_test` without a shared test split, or a single data set.
   """
   parts = stage_lib.several(source).parts
   _check_domains(parts)
@@ -86,7 +86,7 @@ def domain_incremental(
 
 
 def _check_domains(parts: Sequence[datasets.Source]) -> None:
-  """Raises ValueError for other classes, or a domain without a test image."""
+  """Raises ValueError if classes differ, or a domain has no test image."""
   names = parts[0].class_names
   for part in parts:
     if part.class_names != names:
@@ -107,7 +107,7 @@ def _arrivals(
   parts: Sequence[datasets.Source],
   test_sets: Mapping[str, stage_lib.TestSet] | None = None,
 ) -> list[stage_lib.Arrival]:
-  """Returns what each domain brings; `test_sets` are those of all stages."""
+  """Returns one arrival per domain, all with the same `test_sets`."""
   arrivals, seen = [], datasets.Subset(())
   for i, part in enumerate(parts):
     learn = datasets.Subset.of(part.splits["train"])

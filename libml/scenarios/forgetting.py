@@ -1,4 +1,4 @@
-"""Requests to forget classes, one after the other, and what stays measured.
+"""Requests to forget classes, one after the other, and their metrics.
 
 GS-LoRA: Zhao et al., "Continual Forgetting for Pre-trained Vision Models",
 CVPR 2024, and its extension of 2025.
@@ -32,14 +32,14 @@ def forgetting(
   sample_seed: int = 1337,
   whole_retain: bool = False,
 ) -> stage_lib.Scenario:
-  """Requests name classes to forget; a sample of the images is still there.
+  """Each request forgets some classes, with a sample of the training images.
 
-  Training images are those of the classes to forget ("forget") and of all
-  classes that are still to be kept, those of later requests included
-  ("retain"); none of classes already forgotten. Each request's classes, what is
-  never forgotten ("kept"), classes without training images ("missing") and the
-  source's further ones ("others") are measured before the first request and
-  after each.
+  A stage trains on the classes to forget (role "forget") and on all classes
+  that are not yet forgotten, those of later requests included ("retain"). It
+  has no images of classes that earlier requests forgot. Before the first
+  request and after each, these test sets are measured: each request's classes,
+  classes that are never forgotten ("kept"), those of them without training
+  images ("missing"), and the source's further classes ("others").
 
   Args:
     source: The images.
@@ -47,24 +47,25 @@ def forgetting(
       taken from the end of `order` towards its front.
     order: All class ids; None: natural order.
     num_requests: Number of requests, where `requests` is None.
-    classes_per_request: Their size, where `requests` is None.
-    retain: Ids or names of the classes kept for good and trained on; the rest
-      is missing. None: all that no request names.
-    missing: Of how many of those no training image is there.
-    missing_from: "start" or "end" of them, in their order.
-    ratio: Share of the training images that is still there, drawn uniformly;
-      None: all.
-    shots: Images a class that are still there, in place of a share.
-    redraw: Whether each request draws a sample anew from all images of its
-      classes, as the released code does; else one draw serves all.
-    sample_seed: Draws the sample.
-    whole_retain: Whether stages have the role "retain_all", too: all images of
-      the classes to retain, sample or not.
+    classes_per_request: Classes in each request, where `requests` is None.
+    retain: Ids or names of the classes that are never forgotten and have
+      training images; all others that no request names are missing. None: all
+      that no request names, but for `missing` of them.
+    missing: How many classes that are never forgotten have no training images.
+    missing_from: Whether these are at the "start" or the "end" of `order`.
+    ratio: Share of the training images to draw, uniformly; None: all.
+    shots: Training images to draw of each class, instead of a share.
+    redraw: Whether each request draws anew from all images of its classes, as
+      the released code does; otherwise one draw serves all requests.
+    sample_seed: Of the draw.
+    whole_retain: Whether stages also have the role "retain_all": all training
+      images of the classes to retain, whether drawn or not.
 
   Raises:
-    ValueError: An empty request, one that leaves nothing, a class that does not
-      exist, stands twice, or is forgotten and retained; numbers out of range;
-      a class without a test image or without a sampled one; a collection.
+    ValueError: An empty request; requests that leave no class; a class that
+      does not exist, is named twice, or is both forgotten and retained; a
+      number out of range; a class without a test image or a drawn training
+      image; a collection or a swap.
   """
   source = stage_lib.single(source)
   total = source.num_classes
@@ -81,7 +82,7 @@ def forgetting(
   sample = sampling.Sample(
     train, ratio=ratio, shots=shots, redraw=redraw, seed=sample_seed
   )
-  # One draw serves all, if nothing is redrawn.
+  # Without `redraw`, all later draws select from this one.
   sample.draw(0, (*classes["kept"], *(c for ids in forget for c in ids)))
   tests = _test_sets(source, forget, classes)
   stages = _stages(
@@ -138,10 +139,11 @@ def _stages(
   Args:
     source: The images.
     requests: Class ids that each forgets.
-    classes: Those "kept", and those of them that are "missing".
-    sample: Training images that are still there.
+    classes: Class ids never forgotten: "kept" with training images, "missing"
+      without.
+    sample: Draws the training images.
     test_sets: Of all stages.
-    whole: Whether there is the role "retain_all".
+    whole: Whether to add the role "retain_all".
   """
   stages, train = [], source.splits["train"]
   for i, gone in enumerate(requests):
@@ -176,13 +178,19 @@ def _stages(
 def summarize_forgetting(
   rows: Sequence[stage_lib.Row], reading: str, metric: str
 ) -> dict[str, float]:
-  """Returns what the last row says of its request; the first row is before.
+  """Returns the summary after the last row's request, name -> value.
 
-  Where accuracy is the metric, "acc_retain" is over all classes still to be
-  kept, missing ones and those of later requests included; "acc_old" over all of
-  earlier requests. "h_mean" takes the drop from the first row, as the papers'
-  tables do, and "h_mean_previous" from the row before the request, as the code
-  logs.
+  The first row was measured before the first request. Where the metric is
+  accuracy, "acc_retain" is that of all classes not yet forgotten, missing ones
+  and those of later requests included, and "acc_old" that of all classes which
+  earlier requests forgot. "h_mean" takes the drop since the first row, as the
+  papers' tables do, "h_mean_previous" the drop since the row before, as the
+  released code logs.
+
+  Args:
+    rows: As in Scenario.
+    reading: As in Scenario.
+    metric: As in Scenario.
   """
   requests = sorted(
     (p for p in rows[0] if p.startswith("request_")),
@@ -261,13 +269,14 @@ def _checked_requests(
     again = sorted(seen.intersection(request))
     if again:
       raise ValueError(
-        f"Request {i} names the classes {again}, which an earlier one has "
-        "already forgotten."
+        f"Request {i} of scenario.requests names the classes {again}, which an "
+        "earlier request forgets; take them out of one."
       )
     seen.update(request)
   if len(seen) == source.num_classes:
     raise ValueError(
-      f"The requests forget all {len(seen)} classes; keep at least one."
+      f"scenario.requests forget all {len(seen)} classes; leave at least one "
+      "out."
     )
   return forget
 
@@ -334,8 +343,8 @@ def _retained(
     )
   if missing:
     raise ValueError(
-      f"scenario.missing={missing} with scenario.retain: what is not "
-      "retained is missing anyway; set missing=0."
+      f"scenario.missing={missing} with scenario.retain: classes that are not "
+      "in scenario.retain are missing already; set missing=0."
     )
   return chosen
 
@@ -346,8 +355,8 @@ def _trained(
   """Returns the kept classes that have training images."""
   if not 0 <= missing < len(kept):
     raise ValueError(
-      f"scenario.missing={missing} must be 0 to {len(kept) - 1}: "
-      f"{len(kept)} classes are kept, and one must have images."
+      f"scenario.missing={missing} must be 0 to {len(kept) - 1}: of the "
+      f"{len(kept)} classes that no request names, one must have images."
     )
   if missing_from == "start":
     return tuple(kept[missing:])

@@ -1,6 +1,6 @@
-"""From an accuracy matrix to the metrics that papers report.
+"""Metrics that papers report, computed from an accuracy matrix R [T, T].
 
-R[i, j] is the accuracy on task i after task j, for i <= j.
+R[i, j] is the accuracy on task i after task j, in [0, 1], for i <= j.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ def avg_acc(matrix: np.ndarray, task: int) -> float:
 
 
 def forgetting(matrix: np.ndarray, task: int) -> float:
-  """Returns the mean drop of tasks before `task` from their best (L2P).
+  """Returns the mean drop of earlier tasks from their best accuracy (L2P).
 
-  mean_{i<t} (max_{i<=j<=t} R[i, j] - R[i, t]); the maximum includes the
-  current column, so it is never negative.
+  mean_{i<t} (max_{i<=j<=t} R[i, j] - R[i, t]), t = `task` >= 1. The maximum
+  includes column t, so the result is never negative.
   """
   drops = [matrix[i, i : task + 1].max() - matrix[i, task] for i in range(task)]
   return float(np.mean(drops))
@@ -54,10 +54,11 @@ def curve_mean(matrix: np.ndarray, counts: np.ndarray, task: int) -> float:
 
 
 def libcontinual_forgetting(matrix: np.ndarray, task: int) -> float:
-  """Returns LibContinual's forgetting, which is not L2P's.
+  """Returns LibContinual's forgetting, which differs from L2P's.
 
-  1/t sum_{i<t-1} (R[i, i] - R[i, t]): from the diagonal instead of the best,
-  without the last task but divided by as many; 0 for t < 2.
+  1/t sum_{i<t-1} (R[i, i] - R[i, t]). It compares with the diagonal, not with
+  the best accuracy, and the sum omits task t - 1, although it is divided by t.
+  0 for t < 2.
   """
   if task < 2:
     return 0.0
@@ -83,7 +84,10 @@ def libcontinual_backward(matrix: np.ndarray, task: int) -> float:
 def class_incremental(
   matrix: np.ndarray, counts: np.ndarray, task: int, name: str = "acc"
 ) -> dict[str, float]:
-  """Returns the summary after `task`; what needs a past is absent without.
+  """Returns the summary after `task`, name -> value.
+
+  What compares with earlier tasks is absent where there are none: forgetting
+  and backward transfer after task 0, LibContinual's also after task 1.
 
   Args:
     matrix: R, [T, T].
@@ -120,11 +124,11 @@ def single_test(values: np.ndarray, name: str = "acc") -> dict[str, float]:
 
 
 def pooled(accuracies: Sequence[float], counts: Sequence[int]) -> float:
-  """Returns the accuracy over the images of several tests together.
+  """Returns the accuracy over the images of several test sets together.
 
   Args:
-    accuracies: Of each test.
-    counts: Images of each.
+    accuracies: Of each test set, [N].
+    counts: Images of each test set, [N].
   """
   weights = np.asarray(counts, np.float64)
   return float(np.sum(np.asarray(accuracies) * weights) / np.sum(weights))
@@ -133,10 +137,10 @@ def pooled(accuracies: Sequence[float], counts: Sequence[int]) -> float:
 def h_mean(*values: float) -> float:
   """Returns the harmonic mean of accuracies and drops, n / sum(1 / v).
 
-  2 r d / (r + d) for what is kept, r, and what was lost on purpose, d, the
-  accuracy on forgotten classes before less after (GS-LoRA). 0 where some value
-  is not above 0; there the formula would be negative, infinite or, for
-  d < -r, positive.
+  Of two values it is GS-LoRA's H-mean, 2 r d / (r + d): r is the accuracy on
+  retained classes, d the drop of the accuracy on forgotten classes, before
+  minus after. The result is 0 if any value is 0 or negative. There the formula
+  is infinite or negative or, for d < -r, positive.
   """
   if min(values) <= 0:
     return 0.0

@@ -1,4 +1,4 @@
-"""Which training images are still there when a request comes."""
+"""Samples of training images: what is still there when a request comes."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,16 @@ class Sample:
     redraw: bool = False,
     prefix: str = "",
   ):
-    """Draws nothing yet.
+    """Keeps the options; `draw` draws.
 
     Args:
-      images: All of them.
-      ratio: Share of them that is still there, in 0 to 1; None: all.
-      shots: Images a class that are, in place of a share.
-      seed: Decides which images are there.
-      redraw: Whether each draw is made anew; else the first one serves all.
+      images: All training images.
+      ratio: Share of them to draw, above 0 and at most 1; None: all.
+      shots: Images to draw of each class, instead of a share; None: `ratio`
+        counts.
+      seed: Decides which images are drawn.
+      redraw: Whether each call of `draw` draws anew; otherwise the first call
+        draws, and later ones select from it.
       prefix: Of the options' names in errors, such as "learn_".
 
     Raises:
@@ -33,8 +35,8 @@ class Sample:
     """
     if ratio is not None and not 0 < ratio <= 1:
       raise ValueError(
-        f"scenario.{prefix}ratio={ratio} must lie above 0 and not above 1, or "
-        "be None for all images."
+        f"scenario.{prefix}ratio={ratio} must be above 0 and at most 1, or "
+        "None for all images."
       )
     self._images, self._ratio, self._shots = images, ratio, shots
     self._redraw, self._seed = redraw, seed
@@ -42,10 +44,15 @@ class Sample:
     self._drawn: datasets.Subset | None = None
 
   def draw(self, number: int, classes: Sequence[int]) -> datasets.Subset:
-    """Returns the sample of some classes; `number` seeds what is redrawn.
+    """Returns the sample of some classes.
+
+    Args:
+      number: Added to the seed, where each call draws anew.
+      classes: Class ids.
 
     Raises:
-      ValueError: A class without an image, or with fewer than the shots.
+      ValueError: A class of which no image is drawn, or one that has fewer
+        images than `shots`.
     """
     if self._drawn is None:
       self._drawn = self._take(self._images.select(classes), self._seed)
@@ -56,7 +63,7 @@ class Sample:
     empty = sorted(set(classes) - set(drawn.labels.tolist()))
     if empty:
       raise ValueError(
-        f"{self._option}ratio={self._ratio} leaves no image of the classes "
+        f"{self._option}ratio={self._ratio} draws no image of the classes "
         f"{empty}; raise it, set {self._option}shots, or leave these classes "
         "out."
       )
@@ -75,8 +82,8 @@ class Sample:
     count = int(self._ratio * len(images))
     if not count:
       raise ValueError(
-        f"{self._option}ratio={self._ratio} of {len(images)} images is none; "
-        f"raise it, or set {self._option}shots."
+        f"{self._option}ratio={self._ratio} of {len(images)} images is less "
+        f"than one; raise it, or set {self._option}shots."
       )
     return images.take(count, seed)
 

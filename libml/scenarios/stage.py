@@ -20,17 +20,18 @@ Row = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TestSet:
-  """What to measure after a stage.
+  """Images that a model is measured on after a stage.
 
   Attributes:
     subset: The images.
     classes: Ids that a prediction may name; all of them in class-incremental
       evaluation, the task's own in task-incremental evaluation.
-    augment: Whether the images go through the training chain.
-    problem: What is measured; None: the method's. The model does not see the
-      labels of another one, which are not classes. Problems of one type
-      measure a batch in the same way.
-    trained: Whether these are images that stages train on.
+    augment: Whether images go through the training chain of preprocessing
+      instead of the evaluation chain.
+    problem: Measures the model's outputs; None: the method's own problem does.
+      Entries of a batch named in its `hidden` are removed before the model
+      runs. Problems of one type must share one `measure`: it is compiled once.
+    trained: Whether stages train on these images.
   """
 
   subset: datasets.Subset
@@ -42,16 +43,17 @@ class TestSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-  """One step of a scenario.
+  """One unit of a run: train, measure, save.
 
   Attributes:
     index: Number, from 0.
-    goal: "learn", "forget" or "swap", which is both.
-    train: Role -> data ("learn", "seen", "forget", "retain").
-    test_sets: Name -> what to measure after the stage; empty: nothing.
+    goal: "learn", "forget", or "swap" (both in one stage).
+    train: Role ("learn", "seen", "forget", "retain") -> training images.
+    test_sets: Name -> test set to measure after the stage; {}: none.
     classes: Role -> class ids.
     name: For tables and pictures.
-    epoch_steps: Role -> steps of one epoch, where its images do not say.
+    epoch_steps: Role -> steps of one epoch; a role that is missing here takes
+      as many as its images fill.
   """
 
   index: int
@@ -70,15 +72,15 @@ class Scenario:
   Attributes:
     stages: In order.
     num_classes: Columns of the head.
-    summarize: (measured rows so far, reading, the problem's metric) -> named
-      values of the last; the row of `before`, if there is one, is the first.
-    test_sets: Names of the matrix's rows, in order.
+    summarize: (rows, reading, metric) -> {name: value} of the last row. Rows
+      are those measured so far, the row of `before` first, if there is one.
+    test_sets: Names of the accuracy matrix's rows, in order. Other test sets
+      of the stages are measured, but have no row.
     description: Plain facts for the results.
-    seeds: What its draws came from.
-    class_names: One a column of the head; (): the ids stand for themselves.
-    new_classes: The last columns of the head, which pretrained weights lack.
-    before: What is measured before the first stage, a row of its own; empty:
-      nothing.
+    seeds: Name of a random draw -> its seed; None: not drawn.
+    class_names: One name per column of the head; (): classes have no names.
+    new_classes: How many columns at the head's end pretrained weights lack.
+    before: Name -> test set to measure before the first stage; {}: none.
   """
 
   stages: tuple[Stage, ...]
@@ -93,19 +95,24 @@ class Scenario:
 
   @property
   def forgotten(self) -> dict[int, tuple[int, ...]]:
-    """Classes that stages forget, by the stage's number."""
+    """Index of each stage that forgets -> the class ids that it forgets."""
     stages = (s for s in self.stages if s.goal != "learn")
     return {s.index: s.classes["forget"] for s in stages}
 
   def columns(self, names: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Returns which columns of a file's head are those of its classes.
+    """Returns which columns of a weight file's head to load.
 
     Args:
-      names: File with the names of the file's classes; None: it has these
-        classes, in this order.
+      names: Text file with the names of the head's classes, one a line; None:
+        the head has this scenario's classes, in this order.
 
     Returns:
-      "rows" and "new", as pretrained.load takes them.
+      "rows" and "new", the arguments of `pretrained.load`.
+
+    Raises:
+      FileNotFoundError: No such file of names.
+      ValueError: A class that the file does not name, or a name that it has
+        twice.
     """
     known = self.class_names[: len(self.class_names) - self.new_classes]
     rows = class_map.head_rows(names, known) if names else None
@@ -136,15 +143,15 @@ def metric_matrix(
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Arrival:
-  """What one stage of learning brings.
+  """What one stage of a scenario that learns adds.
 
   Attributes:
     name: As in Stage.
     learn: The new images.
-    seen: The images of all stages so far, these included.
+    seen: The images of all stages so far, the new ones included.
     classes: Class ids of the new images.
     test_sets: As in Stage.
-    steps: Steps of one epoch; None: as many as the images give.
+    steps: Steps of one epoch; None: as many as the images fill.
   """
 
   name: str
@@ -156,7 +163,7 @@ class Arrival:
 
 
 def learn_in_order(arrivals: Iterable[Arrival]) -> tuple[Stage, ...]:
-  """Returns the stages in which all that arrives is learned, in order."""
+  """Returns one stage with the goal "learn" for each arrival, in order."""
   stages, seen = [], {}
   for index, arrival in enumerate(arrivals):
     seen.update(dict.fromkeys(arrival.classes))
@@ -211,7 +218,7 @@ def shown(names: Sequence[str]) -> str:
 def single(
   data: datasets.Source | datasets.Collection | datasets.Swap,
 ) -> datasets.Source:
-  """Returns the one data set of a scenario that divides it.
+  """Returns `data`, for a scenario that divides one data set into stages.
 
   Raises:
     ValueError: A collection of several, or a swap.
@@ -229,7 +236,7 @@ def single(
 def several(
   data: datasets.Source | datasets.Collection | datasets.Swap,
 ) -> datasets.Collection:
-  """Returns the data sets of a scenario that takes one after the other.
+  """Returns `data`, for a scenario that takes one data set after the other.
 
   Raises:
     ValueError: A single data set, or a swap.
@@ -247,6 +254,6 @@ def several(
 
 def _no_swap(data: datasets.Swap) -> str:
   return (
-    f"{data.name!r} says what to learn, to forget and to retain; set "
+    f"{data.name!r} says which classes to learn, to forget and to retain; set "
     "scenario.name to 'swapping', or take another dataset.name."
   )

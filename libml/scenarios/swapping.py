@@ -32,29 +32,29 @@ def swapping(
   sample_seed: int = 1337,
   spare: int = 0,
 ) -> stage_lib.Scenario:
-  """Stages learn ("l") and forget ("f") in the order that a word gives.
+  """Each letter of `order` is a stage: "l" learns, "f" forgets.
 
-  Every "l" learns all of the new classes and every "f" forgets all of those to
-  forget. What a stage retains is a sample of the classes to retain and, where a
-  stage forgets what others learned before it, all images to learn. The three
-  sets' test images are measured before the first stage and after each, and
-  their training images, too.
+  Every "l" learns all new classes, and every "f" forgets all classes to forget.
+  A stage retains a sample of the classes to retain; a stage that forgets after
+  another one has learned retains the images to learn, too. The test images and
+  the training images of the three sets are measured before the first stage and
+  after each.
 
   Args:
     source: The three sets. The new classes' columns follow the known ones.
     order: Letters l and f, such as "lf" or "flf"; or "joint", one stage.
-    ratio: Share of the training images to forget, and of those to retain, that
-      is still there, drawn uniformly; None: all.
-    shots: Images a class of them that are still there, in place of a share.
-    learn_shots: Images a class to learn from; None: all.
-    sample_seed: Draws the samples.
-    spare: Columns behind the new ones that no class has, as in the released
-      code, whose head of 200 learns 5 or 10 classes.
+    ratio: Share of the training images to forget, and of those to retain, to
+      draw, uniformly; None: all.
+    shots: Training images to draw of each of their classes, instead of a share.
+    learn_shots: Training images to draw of each new class; None: all.
+    sample_seed: Of the draws.
+    spare: Columns after the new ones that belong to no class. The released code
+      has them: its head of 200 columns learns 5 or 10 classes.
 
   Raises:
-    ValueError: An order of other letters, or of none; numbers out of range; a
-      class without a test image or without a sampled one; another kind of
-      data.
+    ValueError: An empty order or one with other letters; a number out of range;
+      a class without a test image or a drawn training image; data that are no
+      swap.
   """
   _check(source, spare)
   goals = _goals(order)
@@ -98,18 +98,19 @@ def swapping(
 
 
 def _check(source: datasets.Swap, spare: int) -> None:
-  """Raises ValueError for other data, or less than no spare column."""
+  """Raises ValueError if the data are no swap, or `spare` is negative."""
   if not isinstance(source, datasets.Swap):
     raise ValueError(
-      f"{source.name!r} is no swap; set dataset.name to 'swap_folders' or "
-      "'swap_classes', or take another scenario.name."
+      f"{source.name!r} does not say which classes to learn, to forget and to "
+      "retain; set dataset.name to 'swap_folders' or 'swap_classes', or take "
+      "another scenario.name."
     )
   if spare < 0:
     raise ValueError(f"scenario.spare={spare} must be 0 or more.")
   if source.unseen:
     _LOG.warning(
-      "The head knows %d classes of which no image is retained, so they may be "
-      "lost, and are not measured: %s%s",
+      "%d classes of the head are in none of the three sets; they are not "
+      "measured, and may be forgotten: %s%s",
       len(source.unseen),
       ", ".join(source.unseen[:5]),
       ", ..." if len(source.unseen) > 5 else ".",
@@ -160,9 +161,13 @@ def _test_sets(
 
 
 def _roles(goals: Sequence[str]) -> dict[str, tuple[str, ...]]:
-  """Returns role -> sets of the last of some stages, by their goals.
+  """Returns role -> names of the sets that a stage trains on in that role.
 
-  What has been learned is retained; what has been forgotten stays at hand.
+  A stage that forgets retains what earlier stages learned. Once a stage has
+  forgotten, later stages still have the images to forget.
+
+  Args:
+    goals: Of all stages so far; the last is that of the stage.
   """
   *earlier, goal = goals
   roles: dict[str, tuple[str, ...]] = {"retain": ("retain",)}
@@ -189,7 +194,7 @@ def _stages(
     source: Names the classes.
     goals: In order.
     columns: Of each set.
-    images: Training images of each set that are still there.
+    images: Drawn training images of each set.
     test_sets: Of all stages.
   """
   stages = []
@@ -224,12 +229,14 @@ def summarize_swapping(
   *,
   goals: Sequence[str],
 ) -> dict[str, float]:
-  """Returns what the last row says; the first row is before.
+  """Returns the summary after the last row, name -> value.
 
-  "drop_forget" and "drop_retain" are since the first row. "h_mean" is that of
-  the metric of what is retained and drop_forget; "h_mean_previous", where the
-  last stage forgets, takes the drop since the row before it. "swap_mean", ours,
-  is the harmonic mean of these two and of the metric of what is learned.
+  The first row was measured before the first stage; "drop_forget" and
+  "drop_retain" are drops since then. "h_mean" is the harmonic mean of the
+  metric on "retain" and of drop_forget. "h_mean_previous", present after a
+  stage that forgets, takes the drop since the row before. "swap_mean", which is
+  our own, is the harmonic mean of the metric on "retain", of drop_forget and of
+  the metric on "learn".
 
   Args:
     rows: As in Scenario.

@@ -1,7 +1,8 @@
 """Task-free learning: classes come and go in overlapping Gaussian waves.
 
 Shanahan et al., "Encoders and Ensembles for Task-Free Continual Learning",
-2021; for L2P in both readings of its released code.
+2021; as L2P uses it, in two versions: the paper's stream of batches, and what
+the released config runs.
 """
 
 import functools
@@ -17,16 +18,16 @@ from libml.scenarios import stage as stage_lib
 def probability(
   num_stages: int, num_classes: int, *, steps: int, width: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns where stages and peaks lie, and how likely classes are.
+  """Returns positions of stages and of peaks, and probabilities of classes.
 
   P[e, c] = exp(-(position_e - peak_c)^2 / (2 width^2)), position_e = e steps,
-  and with p = num_stages steps // num_classes, peak_c = p // 2 + c p. The
-  divisions round down, of negative numbers, too.
+  and with p = num_stages steps // num_classes, peak_c = p // 2 + c p. Both
+  divisions round down, also those of negative numbers.
 
   Args:
     num_stages: E.
     num_classes: C; each has one peak.
-    steps: Distance of two stages; -1 in the code that was released.
+    steps: Distance from one stage to the next; -1 in the released code.
     width: Standard deviation, in steps.
 
   Returns:
@@ -55,16 +56,16 @@ def draw_classes(
 ) -> np.ndarray:
   """Draws which classes each stage has, as the L2P code does.
 
-  One key is split class by class and stage by stage; a stage that ends empty
-  is drawn again with the key that was carried on.
+  A chain of keys, one split after the other, gives one number for each class of
+  each stage. A stage without a class is drawn again with the next keys.
 
   Args:
     likely: P, float32 [E, C].
-    key: With which the chain starts.
-    legacy_threefry: Whether keys and numbers are those of JAX before 0.5.
+    key: First key of the chain.
+    legacy_threefry: Whether to draw the numbers that JAX before 0.5 draws.
 
   Returns:
-    bool [E, C], no row empty.
+    bool [E, C]; each row has at least one class.
   """
   num_stages, num_classes = likely.shape
   drawn, numbers = [], []
@@ -102,18 +103,19 @@ def gaussian(
   Args:
     source: The images.
     num_stages: Number of stages.
-    steps_per_stage: Steps of an epoch in each stage (the paper's stream: 1000
-      batches in 200 stages of 5, one epoch). None: the schedule that the
-      released code runs: all images of the stage's classes make an epoch, and
-      a length of -1 a stage lets each class occur in half of the stages.
-    width: Standard deviation of a class's wave, in steps.
+    steps_per_stage: Steps of one epoch of a stage; 5 is the paper's stream of
+      1000 batches in 200 stages, with one epoch. None: what the released config
+      runs. There an epoch has all images of the stage's classes, and stages are
+      -1 steps apart, so each class occurs in half of the stages.
+    width: Standard deviation of the Gaussian around a class's peak, in steps.
     measure_every: Stages from one measurement to the next.
     schedule_seed: Draws the classes.
     legacy_threefry: As in `draw_classes`.
 
   Raises:
-    ValueError: Numbers below 1, a schedule too short for its classes, a class
-      without a test image, or a collection.
+    ValueError: A number below 1; a width that is not above 0, or that leaves a
+      stage without a likely class; a class without a test image; a collection
+      or a swap.
   """
   source = stage_lib.single(source)
   _check_numbers(
@@ -129,8 +131,8 @@ def gaussian(
   )
   if likely.max(axis=1).min() < 1e-3:
     raise ValueError(
-      f"scenario.width={width} leaves stages without a likely class; take "
-      "more, so that neighbouring peaks overlap."
+      f"scenario.width={width} leaves stages without a likely class; raise it, "
+      "so that neighbouring peaks overlap."
     )
   drawn = draw_classes(
     likely,
@@ -173,7 +175,7 @@ def _arrivals(
     source: The images.
     drawn: Classes of each stage, bool [E, C].
     measure_every: Stages from one measurement to the next.
-    steps: Steps of an epoch; None: as many as the images give.
+    steps: Steps of one epoch; None: as many as the images fill.
   """
   everything = tuple(range(source.num_classes))
   test = datasets.Subset.of(source.splits["test"])

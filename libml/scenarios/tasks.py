@@ -15,15 +15,15 @@ from libml.scenarios import stage as stage_lib
 def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
   """Returns the order in which classes arrive: natural, or drawn by a seed.
 
-  Seeds draw from numpy's legacy stream, which is frozen, because others do:
-  1993 gives the class order of PyCIL, PILOT and LibContinual.
+  Seeds draw from NumPy's legacy generator, as other code does: seed 1993 gives
+  the class order of PyCIL, PILOT and LibContinual.
 
   Args:
     num_classes: How many classes there are.
     seed: 0 to 2**32 - 1; None: natural order.
 
   Raises:
-    ValueError: Another seed.
+    ValueError: A seed out of range.
   """
   if seed is None:
     return tuple(range(num_classes))
@@ -65,11 +65,11 @@ def tested_on_all(
   seeds: Mapping[str, int | None],
   class_names: Sequence[str] = (),
 ) -> stage_lib.Scenario:
-  """Returns a scenario that measures each stage on all stages' tests so far.
+  """Returns a scenario that measures the test sets of all stages so far.
 
   Args:
-    arrivals: What each stage brings; their `test_sets` are set here.
-    tests: Each stage's own test.
+    arrivals: What each stage adds; their `test_sets` are set here.
+    tests: The test set of each stage's own images.
     num_classes: Columns of the head.
     description: As in Scenario.
     seeds: As in Scenario.
@@ -98,7 +98,7 @@ def class_incremental(
   reverse: bool = False,
   task_incremental: bool = False,
 ) -> stage_lib.Scenario:
-  """Classes arrive in tasks of equal size; all seen tasks are measured.
+  """Classes arrive in tasks of equal size; all tasks so far are measured.
 
   A class keeps its id, which is its column in the head, whatever the order.
 
@@ -166,11 +166,11 @@ def _check_divides(num_tasks: int, source: datasets.Source) -> None:
 def joined(
   source: datasets.Collection, *, task_incremental: bool = False
 ) -> stage_lib.Scenario:
-  """Data sets arrive one after the other, each with classes of its own.
+  """Data sets arrive one after the other, each with its own classes.
 
-  The classes of a part are numbered from where those of the part before end,
-  so an order other than the original's gives a class another column. Parts may
-  have any number of classes and images (5-datasets: Ebrahimi et al., 2020).
+  Class ids of a data set follow those of the data set before it, so the order
+  decides which column of the head a class has. Data sets may have any number of
+  classes and images (5-datasets: Ebrahimi et al., 2020).
 
   Args:
     source: The data sets, in order.

@@ -25,19 +25,19 @@ def attach(
 ) -> Scenario:
   """Adds the test set "verification" to a scenario's last stage.
 
-  Where something is measured before the first stage, it is measured there, too.
-  It stands beside the matrix and the summaries, not in them.
+  It is also measured before the first stage, if the scenario measures anything
+  there. The matrix and the summaries leave it out.
 
   Args:
-    scenario: Its last stage has test sets of its own.
+    scenario: Whose last stage is to measure the pairs.
     pairs: List of pairs (libml/datasets/pairs.py); None: no verification.
     root: Folder of the images.
     folds: As in `pairs.read`.
 
   Raises:
     FileNotFoundError: No such list, or images that do not exist.
-    ValueError: A list without a folder or the reverse, an image that cannot be
-      decoded, or what `pairs.read` raises.
+    ValueError: Only one of `pairs` and `root` is given, an image cannot be
+      decoded, or `pairs.read` refuses the list.
   """
   if (pairs is None) != (root is None):
     missing = "root, the folder of the images" if pairs else "pairs, their list"
