@@ -304,6 +304,14 @@ def test_bad_arguments_are_named(name, arg, message):
     load(name, arg)
 
 
+def test_own_classes_to_forget_are_one_request():
+  assert load("custom_gs_lora", "forget=cat+dog").scenario.requests == (
+    ("cat", "dog"),
+  )
+  # A run of none is refused: no class is forgotten by default.
+  assert load("custom_gs_lora").scenario.requests == ()
+
+
 # From a config to objects.
 
 
