@@ -28,26 +28,29 @@ from models import export
 from models import lora
 
 STAGES = ("none", "last", "all")
-# Training images of a class that probes and attacks see, at most.
+# Most training images of a class that probes and attacks use.
 MOST_A_CLASS = 100
-# The models that are always there.
+# The models that every audit has.
 _BOTH = ("before", "after")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Audits:
-  """What is asked, and when.
+  """The audits of a run, and after which stages they come.
 
   Attributes:
-    first: The parameters before the first stage, on the host or the mesh; the
-      loop gives a state's buffers away, so they must be a copy.
-    stages: After which stages: "none", "last", "all".
-    shots: Images of each forgotten class that it is taught again with.
-    max_steps: Of teaching.
-    lr: Of teaching.
+    first: Parameters before the first stage, on the host or the mesh. They must
+      be a copy, because training steps donate the buffers of a state.
+    stages: After which stages to audit: "none", "last", "all".
+    shots: Training images of each forgotten class in relearning.
+    max_steps: Most steps of relearning.
+    lr: Learning rate of relearning.
     retrained: Parameters of a model trained on all images but those of classes
       that some stage forgets; None: there is none.
-    seed: Draws images and folds.
+    seed: Of the draws of images and folds.
+
+  Raises:
+    ValueError: A field out of range.
   """
 
   first: Any = None
@@ -70,7 +73,7 @@ class Audits:
       raise ValueError(f"audit.lr={self.lr} must be above 0.")
 
   def check(self, scenario: scenarios.Scenario) -> None:
-    """Raises ValueError where none of the stages to ask after has forgotten."""
+    """Raises ValueError if no stage to audit forgets classes."""
     stages = scenario.stages
     if self.stages != "none" and not any(
       self.due(stage, len(stages)) for stage in stages
@@ -81,7 +84,7 @@ class Audits:
       )
 
   def due(self, stage: scenarios.Stage, total: int) -> bool:
-    """Whether a stage of `total` is one to ask after: some class is gone."""
+    """Whether to audit after a stage, one of `total`, that forgets classes."""
     last = stage.index + 1 == total
     asked = self.stages == "all" or (self.stages == "last" and last)
     return asked and bool(stage.classes.get("forget"))
@@ -97,19 +100,19 @@ class Audits:
     again: bool,
     **options: Any,
   ) -> Callable[..., dict[str, Any]]:
-    """Returns (state, stage, data) -> what a finished stage's model knows.
+    """Returns a function, (state, stage, data) -> findings on a finished stage.
 
     Args:
-      run: Its method and scenario.
-      params: Those before the first stage.
-      mesh: Where they lie.
+      run: The run, for its method and scenario.
+      params: Parameters before the first stage, on the mesh.
+      mesh: Of the devices.
       retrained: Workdir of a finished run of the method "retrain"; None: there
         is none.
-      again: Whether to ask after the last stage where `stages` is "none".
+      again: Whether to audit the last stage even if `stages` is "none".
       **options: The other fields.
 
     Raises:
-      ValueError: Of `check`, or the retrained run forgot other classes.
+      ValueError: As `check`, or the retrained run forgot other classes.
     """
     method, scenario = run.method, run.scenario
     if again and options["stages"] == "none":
@@ -136,11 +139,12 @@ class Audits:
     method: Any,
     scenario: scenarios.Scenario,
   ) -> dict[str, Any]:
-    """Returns `run`'s findings on a finished stage; {} where it is not due."""
+    """Returns what `run` finds after a stage; {} if no audit is due there."""
     if not self.due(stage, len(scenario.stages)):
       return {}
     last = stage.index + 1 == len(scenario.stages)
-    # A retrained model is there for the last stage; earlier ones kept more.
+    # The retrained model lacks all forgotten classes: it is compared only with
+    # the last stage's model, because earlier ones had not yet forgotten them.
     asked = self if last else dataclasses.replace(self, retrained=None)
     return asked.run(
       method=method,
@@ -163,23 +167,24 @@ class Audits:
     data: stage_data.StageData,
     earlier: Sequence[scenarios.Stage] = (),
   ) -> dict[str, Any]:
-    """Returns what each audit finds, as JSON can hold it.
+    """Returns the findings of all audits as plain data, which JSON can hold.
 
-    audit_table.MEANINGS says what it means. All processes must ask; nothing
-    given is changed.
+    audit_table.MEANINGS explains them. All processes must call this; it changes
+    none of its arguments.
 
     Args:
       method: Of the run.
-      params: On the mesh.
+      params: Parameters after the stage, on the mesh.
       memory: Of the method.
-      stage: The finished one.
-      test_sets: The scenario's `before`: the test images.
+      stage: The finished stage.
+      test_sets: The scenario's `before`, which has all test images.
       data: Of the stage.
-      earlier: The stages before it, whose classes are forgotten, too.
+      earlier: The stages before it; their classes are forgotten, too.
 
     Raises:
-      ValueError: First or retrained parameters of another network, or of
-        another number of classes.
+      ValueError: The first or the retrained parameters are those of another
+        network or have another number of classes, or the retrained ones hold a
+        weight of the first ones.
       stage_data.Stopped: The process was asked to stop.
     """
     models = self._models(params, method)
@@ -231,7 +236,7 @@ class Audits:
     *,
     classes: tuple[Sequence[int], ...],
   ) -> relearning.Relearning:
-    """Returns how each model is taught: forgotten, retained, known classes."""
+    """Returns the relearning of each model; classes: gone, retained, known."""
     tests = images["forget_test"]
     most = min(relearning.MOST_TESTED, len(tests))
     train = relearning.lesson(
@@ -253,7 +258,7 @@ class Audits:
     )
 
   def _models(self, params: Any, method: Any) -> dict[str, Any]:
-    """Returns the models to ask, the first one first."""
+    """Returns name -> parameters of the models to audit; "before" is first."""
     _check_alike(self.first, params, "first", method.model.class_heads)
     models = {"before": self.first, "after": params}
     if self.retrained is not None:
@@ -268,7 +273,7 @@ def _images(
   earlier: Sequence[scenarios.Stage],
   seed: int,
 ) -> dict[str, datasets.Subset]:
-  """Returns the training images at hand and the test images, by what goes."""
+  """Returns role -> images: "forget" and "retain", and their test images."""
   stages = (*earlier, stage)
   gone = {c for s in stages for c in s.classes.get("forget", ())}
   kept = set(stage.classes["retain"]) - gone
@@ -281,7 +286,7 @@ def _images(
   for subset in tests:  # test sets may share images
     pool += subset.without(pool)
   forget = datasets.Subset(())
-  for part in stages:  # several stages may forget the same images
+  for part in stages:  # stages may forget the same images
     if "forget" in part.train:
       forget += part.train["forget"].without(forget)
   return {
@@ -323,7 +328,7 @@ def _distance(found, known):
 def _check_alike(
   tree: Any, params: Any, what: str, heads: Sequence[str]
 ) -> None:
-  """Raises ValueError where parameters are those of another network."""
+  """Raises ValueError if parameters are those of another network."""
   theirs, ours = (
     {name: leaf.shape for name, leaf in trees.flatten(t).items()}
     for t in (tree, params)
@@ -346,10 +351,10 @@ def _check_alike(
 
 
 def _check_apart(first: Any, retrained: Any) -> None:
-  """Raises ValueError where a retrained model goes back to the first one."""
+  """Raises ValueError if a retrained model shares a weight with the first."""
   ours = trees.flatten(first)
   for name, leaf in trees.flatten(retrained).items():
-    # What starts as a constant may be the same in both.
+    # Vectors may be equal: many start as the same constant.
     if leaf.ndim > 1 and np.array_equal(leaf, ours[name]):
       raise ValueError(
         f"The retrained model has the first model's weights in {name}, so it "
@@ -359,7 +364,7 @@ def _check_apart(first: Any, retrained: Any) -> None:
 
 
 def _complete(tree: Any, params: Any, method: Any) -> Any:
-  """Returns parameters with what a method adds; adapters add nothing."""
+  """Returns parameters with the leaves that they lack; adapters are zeros."""
   flat = trees.flatten(tree)
   added = {}
   for name, leaf in trees.flatten(params).items():
@@ -373,7 +378,7 @@ def _complete(tree: Any, params: Any, method: Any) -> Any:
 
 
 def _placed(tree: Any, like: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Puts parameters where those of the run lie."""
+  """Returns parameters with the shardings of `like`."""
   pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
   if all(getattr(x, "sharding", None) == p.sharding for x, p in pairs):
     return tree

@@ -1,4 +1,4 @@
-"""How far a model is from another one: from a retrained, and from the first."""
+"""Distances of a model from a retrained one, and from the first one."""
 
 import math
 from collections.abc import Mapping
@@ -11,12 +11,18 @@ from libml.audit import predictions
 
 Found = Mapping[str, np.ndarray]
 
-# Below this a probability counts as this, or one prediction decided the mean.
+# Smaller probabilities count as this one, or one prediction would decide the
+# mean.
 _SMALLEST = 1e-12
 
 
 def kl(target: np.ndarray, prediction: np.ndarray) -> float:
-  """Returns the mean KL(target || prediction), in nats, of [N, C]."""
+  """Returns the mean KL(target || prediction) in nats.
+
+  Args:
+    target: Probabilities, [N, C].
+    prediction: Probabilities, [N, C].
+  """
   p, q = (np.maximum(x, _SMALLEST) for x in (target, prediction))
   return float(np.mean(np.sum(target * (np.log(p) - np.log(q)), axis=1)))
 
@@ -35,12 +41,13 @@ def to_retrained(
 
   Args:
     model: Predictions on "forget", "retain", "forget_test" and "retain_test".
-    retrained: The same of the other model.
+    retrained: Those of the model that never saw what was forgotten.
     known: Classes that a prediction may name.
 
   Returns:
-    "gaps" by role, model less retrained; "average_gap"; "tug_of_war", 1 at
-    best; "kl", KL(retrained || model) on the test images by role.
+    "gaps", role -> accuracy of the model minus that of the retrained one;
+    "average_gap"; "tug_of_war", at best 1; "kl", role -> KL(retrained || model)
+    on the test images, in nats.
   """
   gaps = {
     role: predictions.accuracy(model[role], known)

@@ -7,19 +7,19 @@ import numpy as np
 
 from libml.audit import probing
 
-# Below this a probability counts as this, as in Song and Mittal's code.
+# Smaller probabilities count as this one, as in Song and Mittal's code.
 _SMALLEST = 1e-30
 _FOLDS = 5
-# Columns of `scores`: name, and the sign that makes members' larger.
+# Columns of `scores`: name, and the sign with which members score higher.
 _SCORES = tuple(
   enumerate({"confidence": 1, "entropy": -1, "modified_entropy": -1}.items())
 )
-# Of the normal distribution, for an interval of 95 %.
+# 97.5 % quantile of the normal distribution, for an interval of 95 %.
 _QUANTILE = 1.959963984540054
 
 
 def scores(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """Returns what an attacker reads of each prediction, [N, 3].
+  """Returns three scores of each prediction for an attacker, [N, 3].
 
   With p the prediction and y the true class: log p_y, the entropy of p, and the
   modified entropy of Song and Mittal, "Systematic Evaluation of Privacy Risks
@@ -48,20 +48,24 @@ def auc(
 ) -> dict[str, float]:
   """Returns the area under the ROC curve, and its 95 % interval.
 
-  Scores of different folds come from different fits, so they are compared
-  inside each fold alone, and the area is the folds' mean: all folds' scores in
-  one list would have less than 0.5 where there is nothing to find. With f the
-  share of its fold's others that a member exceeds (ties half), and g the share
-  of members that exceed one of the others, the variance is var(f) / M +
+  Scores of different folds come from different fits, so they are compared only
+  within a fold, and the area is the mean over folds. In one list of all folds
+  the area would be below 0.5 if members look like others. With f the
+  share of its fold's others that a member exceeds (ties count half), and g the
+  share of members that exceed one of the others, the variance is var(f) / M +
   var(g) / N about each fold's own area (DeLong et al., Biometrics 1988; LeDell
   et al., Electronic Journal of Statistics 2015). The fits of K folds share
-  images, so it is taken 1 + K / (K - 1) times (Nadeau and Bengio, Machine
-  Learning 2003). The interval ends at 0 and 1.
+  images, so the variance is multiplied by 1 + K / (K - 1) (Nadeau and Bengio,
+  Machine Learning 2003). The interval is clipped to [0, 1].
 
   Args:
     score: [N], larger for what looks like a member.
     member: bool [N].
-    fold: int [N], each with both kinds; None: all are one.
+    fold: int [N], the fold of each image; a fold needs members and others.
+      None: one fold.
+
+  Returns:
+    "auc", and the interval's ends "low" and "high".
   """
   from scipy import stats  # comes with scikit-learn
 
@@ -93,11 +97,11 @@ def auc(
 def attack(
   members: np.ndarray, others: np.ndarray, *, seed: int
 ) -> dict[str, Any] | None:
-  """Returns how well members are told from others.
+  """Returns how well members can be told from others.
 
-  A logistic regression on all scores is fitted on four fifths and asked of the
-  fifth, five times, so no image is both fitted and asked. Each score's own AUC
-  needs no fit; there members are those that the model is surer of.
+  Cross-validation: five times a logistic regression on the three scores is
+  fitted on four fifths of the images and applied to the other fifth. Each
+  score's own AUC needs no fit; it expects the model to be surer of members.
 
   Args:
     members: From `scores`, [M, 3].
@@ -107,7 +111,7 @@ def attack(
   Returns:
     "auc" with "low" and "high", as `auc` has them; "confidence", "entropy" and
     "modified_entropy", AUCs; "members" and "others", the numbers of images.
-    None with less than two of a kind.
+    None with fewer than two members or two others.
   """
   from sklearn import model_selection
 
@@ -121,9 +125,9 @@ def attack(
   )
   asked, fold = np.zeros(len(y)), np.zeros(len(y), int)
   for number, (fitted, held_out) in enumerate(folds.split(x, y)):
-    # Of three columns this solver needs a few steps, lbfgs dozens.
-    probe = probing.fit(x[fitted], y[fitted], solver="newton-cholesky")
-    asked[held_out] = probe.decision_function(x[held_out])
+    # On three columns this solver needs a few steps, lbfgs dozens.
+    model = probing.fit(x[fitted], y[fitted], solver="newton-cholesky")
+    asked[held_out] = model.decision_function(x[held_out])
     fold[held_out] = number
   return {
     **auc(asked, y, fold),
@@ -145,9 +149,9 @@ def membership(
 
   Returns:
     "test": forgotten training images against test images of the same classes;
-    "held_out": against test images of classes that are kept; "kept": training
-    against test images of those, the control: what an attacker finds where
-    nothing was to be forgotten.
+    "held_out": against test images of retained classes; "kept": the control,
+    training against test images of retained classes, which shows what an
+    attacker finds where nothing was to be forgotten.
   """
   sides = {
     "test": ("forget", "forget_test"),

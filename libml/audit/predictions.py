@@ -1,4 +1,4 @@
-"""What a model says of images: features and logits, on the host."""
+"""Predictions of a model: features and logits of images, on the host."""
 
 import functools
 import operator
@@ -32,7 +32,8 @@ def ask(
 ) -> dict[str, jax.Array]:
   """Returns "features" [B, D] and "logits" [B, C] of one batch.
 
-  The model sees no targets: a margin would be put on the true class.
+  Targets are removed from the batch first; otherwise a head with a margin would
+  put it on the true class.
   """
   targets = method.problem.targets
 
@@ -58,12 +59,13 @@ def collect(
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns "features" [N, D], "logits" [N, C] and "label" [N] of images.
 
-  What is not a number is 0, so a network that broke down knows nothing.
+  NaN becomes 0, so a network that has diverged counts as one that knows
+  nothing.
 
   Args:
     method: Of the run.
     data: Reads images.
-    images: By role, as the result.
+    images: Role -> images; the result has the same roles.
     params: On the mesh.
     memory: Of the method.
 
@@ -109,7 +111,12 @@ def probabilities(logits: np.ndarray, known: Sequence[int]) -> np.ndarray:
 
 
 def accuracy(found: Mapping[str, np.ndarray], known: Sequence[int]) -> float:
-  """Returns the share of images whose largest logit, of `known`, is theirs."""
+  """Returns the accuracy in [0, 1] of the largest logit among some columns.
+
+  Args:
+    found: "logits" [N, C] and "label" [N].
+    known: Columns.
+  """
   columns = np.asarray(known)
   named = columns[np.argmax(found["logits"][:, columns], axis=1)]
   return float(np.mean(named == found["label"]))

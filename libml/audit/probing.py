@@ -1,4 +1,4 @@
-"""Linear probes: what is left in the features when the head is made anew."""
+"""Linear probes: what a new classifier finds in frozen features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 Found = Mapping[str, np.ndarray]
 
-# Below this distance of floor and ceiling a probe cannot tell what is left.
+# If the first model's accuracy exceeds the floor by less, `left` is undefined.
 _LEAST = 0.05
 
 
@@ -32,10 +32,10 @@ def fit(features: np.ndarray, label: np.ndarray, **options: Any) -> Any:
 
 
 def head(found: Mapping[str, Found]) -> dict[str, float]:
-  """Makes the head anew over all classes, backbone frozen.
+  """Fits a new head over all classes on frozen features.
 
-  The recovery test of the GS-LoRA code (backbone_forget_main.py), solved to the
-  end in place of some steps from the old head.
+  This is the recovery test of the GS-LoRA code (backbone_forget_main.py), but
+  fitted to convergence; there the old head takes some steps.
 
   Args:
     found: Predictions on the training images ("forget", "retain") and the test
@@ -53,13 +53,13 @@ def head(found: Mapping[str, Found]) -> dict[str, float]:
 
 
 def fresh(found: Mapping[str, Found]) -> dict[str, float] | None:
-  """Tells the forgotten classes apart by a classifier of their own.
+  """Fits a classifier of the forgotten classes alone on frozen features.
 
   Args:
     found: As in `head`.
 
   Returns:
-    Accuracy on their test images, "forget"; None where there is one class.
+    "forget": accuracy on their test images; None for a single class.
   """
   if len(np.unique(found["forget"]["label"])) < 2:
     return None
@@ -75,15 +75,16 @@ def _accuracy(probe: Any, found: Found) -> float:
 
 
 def left(before: float, after: float, floor: float) -> float | None:
-  """Returns how much of what can be forgotten is still there: 1 all, 0 none.
+  """Returns how much of the accuracy above the floor is left: 1 all, 0 none.
 
-  (after - floor) / (before - floor). None where floor and ceiling are too near
-  to tell.
+  (after - floor) / (before - floor); None if the first model's accuracy is
+  hardly above the floor.
 
   Args:
     before: Accuracy of the first model's probe.
-    after: That of the model in question.
-    floor: That of a model that never saw the classes, or of a guess.
+    after: Accuracy of the audited model's probe.
+    floor: Accuracy of the probe of a model that never saw the classes, or that
+      of chance.
   """
   if before - floor < _LEAST:
     return None
@@ -93,14 +94,14 @@ def left(before: float, after: float, floor: float) -> float | None:
 def linear_probe(
   models: Mapping[str, Mapping[str, Found]],
 ) -> dict[str, Any]:
-  """Returns what probes find in each model, and what is left of it.
+  """Returns the accuracy of each model's probes, and how much is left.
 
   Args:
     models: "before", "after", perhaps "retrained" -> predictions as in `head`.
 
   Returns:
-    "head" and "fresh", each {model: {role: accuracy}, "left": see `left`}; the
-    floor is the retrained model's accuracy, or a guess's where there is none.
+    "head" and "fresh", each {model: {role: accuracy}, "floor": the retrained
+    model's accuracy or, without one, that of chance, "left": see `left`}.
     "fresh" is None for a single class.
   """
   first = models["before"]

@@ -18,16 +18,16 @@ from libml.devices import sharding
 from libml.pipeline import stage_data
 from libml.problems import losses
 
-# Share of the first model's accuracy at which a class counts as back.
+# Share of the first model's accuracy at which its classes count as relearned.
 SHARE = 0.9
-# Less of it than this, and the steps have broken the network.
+# If the first model regains a smaller share, the steps have broken the network.
 LEAST = 0.5
-# Test images whose accuracy is followed, at most.
+# Most test images on which accuracy is measured during relearning.
 MOST_TESTED = 500
 
-# Adapters rest, so that all methods' models have the same weights to learn by.
+# Adapters are not trained: models of all methods relearn with the same weights.
 _RESTS = r".*/lora_[ab]"
-# Number of the round, part of the seed of its batches: no method has so many.
+# Seeds the batches, as the number of a round; no method has so many rounds.
 _ROUND = 1_000_000
 
 
@@ -49,13 +49,16 @@ def few(subset: datasets.Subset, count: int, seed: int) -> datasets.Subset:
 def lesson(
   forgotten: datasets.Subset, kept: datasets.Subset, shots: int, seed: int
 ) -> dict[str, datasets.Subset]:
-  """Returns the images to learn from: as many to keep as forgotten ones.
+  """Returns the images of relearning: as many retained as forgotten ones.
 
   Args:
-    forgotten: Training images at hand of what was forgotten.
-    kept: Those of what is kept.
-    shots: Images of each forgotten class, at most.
-    seed: Draws them.
+    forgotten: Training images of forgotten classes.
+    kept: Training images of retained classes.
+    shots: Most images of each forgotten class.
+    seed: Of the draw.
+
+  Returns:
+    "forgotten" and "kept".
   """
   gone = few(forgotten, shots, seed)
   classes = len(np.unique(kept.labels))
@@ -67,17 +70,17 @@ def lesson(
 def neutral(
   params: Any, heads: Sequence[str], goes: np.ndarray, stays: np.ndarray
 ) -> Any:
-  """Returns the parameters with the heads' columns of some classes forgotten.
+  """Returns parameters whose heads know nothing of some classes.
 
-  They become the mean of the columns of other ones. A head that only hides a
-  class may do so by a column that no number of steps brings back; what is asked
-  is what the features still hold.
+  The heads' columns of these classes become the mean of the columns of others.
+  Relearning asks what the features still hold; without this, a head could hide
+  a class by a column that no number of steps brings back.
 
   Args:
-    params: All parameters; the heads' end with the axis of classes.
-    heads: Branches of the heads.
-    goes: bool [C].
-    stays: bool [C].
+    params: All parameters; the last axis of the heads' leaves is classes.
+    heads: Names of the heads in the parameter tree.
+    goes: bool [C], classes whose columns are replaced.
+    stays: bool [C], classes whose columns are averaged.
   """
 
   def column(name, leaf):
@@ -94,17 +97,18 @@ def neutral(
 def within_reach(
   curve: Sequence[Sequence[float]], accuracy: float
 ) -> tuple[float | None, int | None]:
-  """Returns (target, steps) by what the first model itself comes back to.
+  """Returns (target, steps) from the first model's own relearning.
 
-  So few images may not bring back what all of them taught, not even to a
-  network that forgot nothing.
+  A few images may not restore the full accuracy, not even in a network that
+  forgot nothing. Then the target is SHARE of the best accuracy that the first
+  model regains, and steps are those that it needs.
 
   Args:
     curve: Of the first model: [[steps, accuracy], ...].
-    accuracy: What it had before its head forgot.
+    accuracy: The first model's, before its head was made to forget.
 
   Returns:
-    (None, None) where it does not come back at all.
+    (None, None) if it regains less than LEAST of its accuracy.
   """
   best = max(found for _, found in curve)
   if best < LEAST * accuracy:
@@ -115,18 +119,18 @@ def within_reach(
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Relearning:
-  """How a model is taught again what it forgot, the same for every model.
+  """Trains models again on what they forgot, each in the same way.
 
   Attributes:
-    method: Of the run; its model and problem count.
-    data: Train has the lesson's roles.
+    method: Of the run; its model and its problem's loss are used.
+    data: Its training images have the roles of `lesson`.
     tests: Test images of the forgotten classes.
     num_classes: C, columns of the head.
     forgotten: Class ids.
     retained: Class ids.
     known: Class ids that a prediction may name.
-    lr: Of Adam.
-    max_steps: Then it gives up.
+    lr: Learning rate of Adam.
+    max_steps: Most steps.
   """
 
   method: Any
@@ -144,18 +148,19 @@ class Relearning:
   ) -> dict[str, Any]:
     """Fine-tunes a copy of all weights until the forgotten classes are back.
 
-    Batches hold the lesson's images, both kinds mixed. Accuracy is measured
-    after each of the first 20 steps, then after each tenth more, so a count is
-    exact to a tenth.
+    Each batch mixes forgotten and retained images. Accuracy is measured after
+    each of the first 20 steps, and then each time the number of steps has grown
+    by a tenth, so the result is exact to a tenth.
 
     Args:
       params: On the mesh; they stay as they are.
       memory: Of the method.
-      target: Accuracy at which they are back; None: no accuracy is enough.
+      target: Accuracy at which they count as relearned; None: all steps are
+        taken.
 
     Returns:
-      "steps" until then, None if not within max_steps; "curve": [steps,
-      accuracy] as measured.
+      "steps" to the target, None if max_steps do not reach it; "curve":
+      [[steps, accuracy], ...].
 
     Raises:
       stage_data.Stopped: The process was asked to stop.
@@ -212,7 +217,8 @@ class Relearning:
     )(params, *masks)
 
   def _step(self, tx):
-    method = self.method  # not self, which is another object in each stage
+    # The closure must not hold self, which is another object in each stage.
+    method = self.method
 
     def loss(params, batch, known):
       outputs = method.apply(params, batch)
