@@ -1,4 +1,4 @@
-"""What a model says of itself, so that generic code needs no names of parts."""
+"""How a model names its parts, so that generic code needs no such names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from models import layouts
 
 
 class Anatomy:
-  """Base of the linen modules; each overrides what it has.
+  """Base class of the linen modules; a model overrides what it has.
 
-  A branch is the path of a module: keys of the tree of parameters with "/"
-  between, as "encoder/block_3".
+  A branch is the path of a module in the tree of parameters, its keys joined by
+  "/", such as "encoder/block_3".
   """
 
   def example_input(self, batch_size: int = 1) -> dict[str, Any]:
-    """Returns a batch of zeros, as the model's call takes it."""
+    """Returns a batch of zeros that the model's call accepts."""
     raise NotImplementedError
 
   @property
@@ -27,12 +27,12 @@ class Anatomy:
 
   @property
   def backbone(self) -> tuple[str, ...]:
-    """Branches at the top of the tree that make the features."""
+    """Top-level branches that compute the features."""
     return ()
 
   @property
   def stem(self) -> tuple[str, ...]:
-    """Branches of what comes before the first block."""
+    """Branches of the layers before the first block."""
     return ()
 
   @property
@@ -52,7 +52,7 @@ class Anatomy:
 
   @property
   def adaptable(self) -> Mapping[str, str]:
-    """Kind -> pattern of the dense layers that adapters are made for.
+    """Kind -> pattern of the dense layers that can have LoRA adapters.
 
     "attention": projections of the attention's input (LoRA-Sub, InfLoRA);
     "mlp": both layers of the MLP (GS-LoRA).
@@ -61,12 +61,12 @@ class Anatomy:
 
   @property
   def torch_layout(self) -> layouts.Layout:
-    """Names and layouts that an export has for torch."""
+    """Layout of the weights in an export for torch."""
     raise NotImplementedError
 
   @property
   def lora_scale(self) -> float:
-    """Factor of the adapters; 1 without them."""
+    """Factor of A B in the adapters; 1 for a model without adapters."""
     return getattr(getattr(self, "dense", None), "scale", 1.0)
 
   def short(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What modules inside a model put out."""
+"""Outputs of modules inside a model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def capture(
   branches: Collection[str],
   **how: Any,
 ) -> tuple[Any, dict[str, Any]]:
-  """Returns a model's outputs, and what some of its modules put out.
+  """Returns a model's outputs, and those of some modules inside it.
 
   Args:
     model: A linen module.
     params: Its parameters.
-    inputs: As its call takes them.
-    branches: Of the modules; each is called once.
+    inputs: Input of the model's call.
+    branches: Branches of these modules; the model must call each of them once.
     **how: Further arguments of model.apply.
 
   Returns:
-    The outputs, and {branch: output of its module} in the order given.
+    The outputs, and {branch: output of its module} in the given order.
   """
   outputs, seen = model.apply(
     {"params": params},

@@ -37,7 +37,7 @@ def empty(
 
   Args:
     layers: E, the number of prompted layers.
-    pool_size: M, the components a layer, of all tasks.
+    pool_size: M, number of components of a layer, for all tasks.
     length: L, the rows of a prompt: half keys, half values.
     width: D.
     dtype: Type of the parameters.
@@ -52,12 +52,12 @@ def empty(
 def draw(
   components: Components, rng: jax.Array, count: int
 ) -> dict[str, jax.Array]:
-  """Returns `count` standard normal vectors a layer for each kind.
+  """Returns `count` standard normal vectors for each layer and kind.
 
   Args:
-    components: Gives names and shapes.
-    rng: Typed key; each kind's draw has its own, by its name.
-    count: n, the components of a task.
+    components: Names and shapes are read.
+    rng: Typed key; each kind's name is folded into it.
+    count: n, number of components that a task adds.
 
   Returns:
     {"prompt" [E, n, L D], "key" [E, n, D], "attention" [E, n, D]}.
@@ -81,7 +81,7 @@ def begin(
     start: int32[], the task's first row; may be traced.
 
   Returns:
-    The components, whose rows start to start + n - 1 are new.
+    The components; rows start to start + n - 1 are new.
   """
   fill = jax.vmap(orthogonalize, in_axes=(0, 0, None))
   found = {}
@@ -95,13 +95,14 @@ def begin(
 def orthogonalize(
   rows: jax.Array, draws: jax.Array, start: jax.Array
 ) -> jax.Array:
-  """Returns rows [M, K] with n of them drawn by classical Gram-Schmidt.
+  """Returns rows [M, K], n of them replaced by classical Gram-Schmidt.
 
   Row i = start, start + 1, ... becomes u_i = v - sum_{j<i} <v, u_j> / |u_j|^2
-  u_j of its draw v; at the end the new rows get unit length. Earlier rows that
-  training moved are not orthogonal to each other, so that new ones are only
-  nearly orthogonal to them, as in the released code. That draws again where
-  |u|^2 is below 1e-8, which n <= M <= K normal draws do not come near.
+  u_j, v its draw; at the end the new rows are scaled to unit length. Training
+  has moved the earlier rows, which are no longer orthogonal to each other, so
+  the new ones are only nearly orthogonal to them, as in the released code. The
+  released code draws again where |u|^2 < 1e-8; that is left out, because n <= M
+  <= K normal draws do not come near that value.
 
   Args:
     rows: Those from `start` on are replaced or set to 0.
@@ -142,7 +143,7 @@ def mix(components: Components, query: jax.Array, used: jax.Array) -> jax.Array:
   Args:
     components: Of E layers.
     query: [B, D].
-    used: bool[M], the components that are there.
+    used: bool[M], the components of the tasks so far.
   """
   f32 = {name: leaf.astype(jnp.float32) for name, leaf in components.items()}
   query, attention = query.astype(jnp.float32), f32["attention"]
@@ -186,7 +187,7 @@ def penalty(components: Components, used: jax.Array) -> jax.Array:
 
   Args:
     components: Of E layers.
-    used: bool[M], the components that are there.
+    used: bool[M], the components of the tasks so far.
   """
   pairs = (used[:, None] & used[None, :])[None]
   total = jnp.zeros((), jnp.float32)

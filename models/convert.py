@@ -1,9 +1,9 @@
-"""A torch checkpoint to .safetensors, without running what it may hold.
+"""Converts a torch checkpoint to .safetensors, without running its code.
 
   python -m models.convert IN.pth OUT.safetensors
 
-A .pth file is a pickle, and unpickling runs the code inside. torch can read the
-tensors and nothing else (weights_only=True), from version 2.6 on safely. The
+A .pth file is a pickle, and unpickling runs the code inside. With
+weights_only=True torch reads tensors only, safely from version 2.6 on. The
 names stay as they are; pretrained.load knows those of timm, Hugging Face and
 the Face Transformer.
 """
@@ -32,7 +32,7 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> int:
   Args:
     source: A file that torch.save wrote: tensors by name, or a dictionary with
       these under "state_dict", "model" or "model_state_dict".
-    target: Where; must end in .safetensors.
+    target: File to write; must end in .safetensors.
 
   Returns:
     The number of tensors.
@@ -46,7 +46,7 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> int:
   if target.suffix != ".safetensors":
     raise ValueError(f"Cannot write {target}: it must end in .safetensors.")
   if not source.is_file():
-    raise FileNotFoundError(f"No file {source}.")
+    raise FileNotFoundError(f"There is no file {source}.")
   weights = _read(source)
   for nest in _NESTS:
     if isinstance(weights.get(nest), dict):
@@ -57,20 +57,21 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> int:
   )
   if strange or not weights:
     raise ValueError(
-      f"{source} holds no tensors by name, but {strange or 'nothing'}: save the"
-      " model's state_dict() alone."
+      f"{source} must hold tensors by name, but holds {strange or 'nothing'}:"
+      " save only the model's state_dict()."
     )
   pretrained.save(target, {k: _numpy(v) for k, v in weights.items()})
   return len(weights)
 
 
 def _read(source: pathlib.Path) -> dict[str, Any]:
-  """Reads a checkpoint with torch, weights alone."""
+  """Reads a checkpoint with torch, tensors only."""
   try:
     import torch  # pyrefly: ignore[missing-import]
   except ImportError as error:
     raise ImportError(
-      f"Reading {source} safely needs torch, once and anywhere: {_INSTALL}"
+      f"Reading {source} safely needs torch, which can be on another machine:"
+      f" {_INSTALL}"
     ) from error
   version = tuple(int(n) for n in torch.__version__.split(".")[:2])
   if version < (2, 6):
@@ -84,19 +85,19 @@ def _read(source: pathlib.Path) -> dict[str, Any]:
   except Exception as error:
     raise ValueError(
       f"{source} holds more than tensors, or is damaged"
-      f" ({type(error).__name__}), and nothing else is loaded: where you trust"
-      " it, save the model's state_dict() alone."
+      f" ({type(error).__name__}); only tensors are loaded. If you trust the"
+      " file, load it in torch and save only the model's state_dict()."
     ) from error
   if not isinstance(weights, dict):
     raise ValueError(
-      f"{source} holds a {type(weights).__name__}: save the model's"
-      " state_dict()."
+      f"{source} holds a {type(weights).__name__} instead of tensors by name:"
+      " save the model's state_dict()."
     )
   return weights
 
 
 def _numpy(tensor: Any) -> np.ndarray:
-  """Returns a tensor's values; bfloat16, which numpy has not, as float32."""
+  """Returns a tensor as a NumPy array; bfloat16 becomes float32."""
   tensor = tensor.detach()
   if str(tensor.dtype) == "torch.bfloat16":
     tensor = tensor.float()

@@ -1,4 +1,4 @@
-"""A transformer's encoder: patches and positions to tokens, and the blocks."""
+"""Encoder of a transformer: patch embedding, positions and blocks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PatchEmbedding(nn.Module):
   Attributes:
     width: D.
     patch_size: Side of a patch.
-    stride: From one patch to the next; None: the side.
-    padding: Zeros around the image.
+    stride: Distance between neighbouring patches in pixels; None: patch_size.
+    padding: Zeros around the image, in pixels on each side.
     uniform: Whether the parameters start as in `layers.uniform_init`.
     dtype: Compute type.
     param_dtype: Type of the parameters.
@@ -85,13 +85,13 @@ def slide(
 ) -> jax.Array:
   """Returns the patches under a window that slides over the padded image.
 
-  What does not fill a stride at the far edges is left out.
+  Pixels at the right and bottom edges that no whole window covers are left out.
 
   Args:
     image: [B, S, S, 3].
-    side: Of the window.
-    stride: From one patch to the next.
-    padding: Zeros around the image.
+    side: Side of the window in pixels.
+    stride: Distance between neighbouring windows in pixels.
+    padding: Zeros around the image, in pixels on each side.
 
   Returns:
     [B, N, side, side, 3], row by row.
@@ -113,7 +113,7 @@ class PositionEmbedding(nn.Module):
   """Learned position embedding, added to the tokens.
 
   Attributes:
-    std: Standard deviation of the first values.
+    std: Standard deviation of the initial values.
     param_dtype: Type of the parameters.
   """
 
@@ -136,9 +136,9 @@ class Encoder(nn.Module):
     depth: Number of blocks.
     block: Builds one block from its name.
     dropout: Rate after the position embedding.
-    epsilon: Of the final norm.
-    position_std: Standard deviation of the first position embeddings.
-    dtype: Of the result.
+    epsilon: Added to the variance in the final norm.
+    position_std: Standard deviation of the initial position embeddings.
+    dtype: Type of the result.
     param_dtype: Type of the parameters.
   """
 
@@ -186,7 +186,7 @@ class Encoder(nn.Module):
 
 
 class EncoderAnatomy(anatomy.Anatomy):
-  """Of patch embedding, class token, an Encoder named Transformer, and a head.
+  """Anatomy of models with an Encoder named "Transformer" and one head.
 
   Attributes:
     image_size: S, the side of an image.
@@ -218,7 +218,7 @@ class EncoderAnatomy(anatomy.Anatomy):
 
   @property
   def blocks(self) -> tuple[str, ...]:
-    """The encoder's."""
+    """The encoder's blocks."""
     return tuple(f"Transformer/encoderblock_{i}" for i in range(self.depth))
 
   @property
@@ -237,7 +237,7 @@ class EncoderAnatomy(anatomy.Anatomy):
 
   @property
   def adaptable(self) -> dict[str, str]:
-    """As LoRA-Sub and InfLoRA, and as GS-LoRA have it."""
+    """Key and value projections; both layers of the MLP."""
     return {
       "attention": r".*/(key|value)",
       "mlp": r".*/MlpBlock_0/Dense_[01]",

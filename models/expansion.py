@@ -1,8 +1,8 @@
-"""A pretrained head with columns for classes that it does not know yet.
+"""Adds columns for new classes to a pretrained head.
 
 Xing et al., "Knowledge Swapping via Learning and Unlearning", ICML 2025: old
-columns as they are, new ones drawn, so that a frozen head learns them through
-the features alone.
+columns are kept and new ones drawn. The head stays frozen, so that only the
+features learn the new classes.
 """
 
 import math
@@ -24,36 +24,36 @@ def expand(
   seed: int,
   source: pathlib.Path,
 ) -> layouts.Flat:
-  """Returns weights whose head has further columns at its end.
+  """Returns the weights with new columns at the end of the head.
 
-  New columns are uniform in +-sqrt(6 / (D + count)), Glorot and Bengio's for a
-  layer of their own size; their biases are 0.
+  New columns are uniform in +-sqrt(6 / (D + count)), the Glorot-uniform
+  initialization of a layer [D, count]; their biases are 0.
 
   Args:
-    found: The file's leaves by name, the head's kernel [D, K] among them.
-    expected: The model's, [D, K + count], as anything with a shape.
-    count: New columns.
+    found: The file's leaves by name, with the head's kernel [D, K].
+    expected: The model's leaves by name, its head's kernel [D, K + count], as
+      anything with a shape.
+    count: Number of new columns.
     head: Branch of the head.
-    seed: Draws them.
+    seed: Seed of the new columns.
     source: The file, for errors.
 
   Raises:
-    ValueError: A file without a head, or of another number of classes.
+    ValueError: The file has no head, or its head another number of classes.
   """
   kernel = f"{head}/kernel"
   if kernel not in found:
     raise ValueError(
-      f"{source} has no head, and {count} classes are to be added to one: take "
-      "a file of a whole classifier."
+      f"{source} has no head to which {count} new classes could be added: use "
+      "a file that contains a classifier's head."
     )
   width, known = found[kernel].shape
   wanted = expected[kernel].shape[-1] - count
   if known != wanted:
     raise ValueError(
-      f"The head of {source} has {known} classes, and the data say that it "
-      f"knows {wanted}, to which {count} new ones come; set dataset.known="
-      f"{known} where data are folders, or take weights of these {wanted} "
-      "classes."
+      f"The head of {source} has {known} classes, but by the data it should "
+      f"know {wanted}, besides {count} new ones; set dataset.known={known} if "
+      f"the data are folders, or use weights with {wanted} classes."
     )
   bound = math.sqrt(6 / (width + count))
   rng = np.random.Generator(np.random.Philox(seed))

@@ -1,13 +1,13 @@
-"""A model ready for use elsewhere: weights, settings and classes in a folder.
+"""Export of a model: a folder with its weights, settings and classes.
 
   params.npz         official layout, adapters merged
   model.safetensors  timm's layout, or the published one of a Face Transformer;
-                     not there where a method added leaves, such as prompts
-  config.json        what builds the model again, here and in timm
-  classes.json       class ids and names, and what each request forgot
+                     missing where a method added leaves, such as prompts
+  config.json        settings that build the model again, here and in timm
+  classes.json       class ids and names, and the classes each request forgot
 
-`read` loads it here, and where timm can express the model
-`timm.create_model("local-dir:FOLDER", pretrained=True)` does there.
+`read` loads an export. If timm can express the model,
+`timm.create_model("local-dir:FOLDER", pretrained=True)` loads it, too.
 """
 
 from __future__ import annotations
@@ -41,23 +41,22 @@ def write(
   classes: Sequence[str] | None = None,
   forgotten: Mapping[int, Sequence[int]] | None = None,
 ) -> None:
-  """Writes an export, all of it or nothing; an older one is replaced.
+  """Writes an export atomically; an older export in the folder is replaced.
 
   The same arguments give the same bytes.
 
   Args:
-    folder: Where; its parent is made if need be.
-    model: The module that the parameters are of.
-    params: On the host, with or without adapters; those that are there are
-      merged.
-    config: Of the run, as plain data: "model" and "preprocess" are read.
-    classes: Name of each class id, [C]; None: the ids stand for themselves.
+    folder: Folder of the export; missing parents are created.
+    model: The module of the parameters.
+    params: Parameters on the host; adapters among them are merged.
+    config: Config of the run, as plain data: "model" and "preprocess" are read.
+    classes: Name of each class id, [C]; None: the ids serve as names.
     forgotten: Request, from 0 -> ids of the classes that it forgot.
 
   Raises:
-    FileExistsError: The folder holds something else than an export.
-    ValueError: Another number of names than the model has classes, or a
-      forgotten class that it has not.
+    FileExistsError: The folder holds files that are not an export's.
+    ValueError: The number of names is not the model's number of classes, or a
+      forgotten class is not one of the model's.
   """
   names = _names(model.num_classes, classes, forgotten or {})
   params, _ = lora.split(lora.merge(params, model.lora_scale))
@@ -66,7 +65,7 @@ def write(
   folder = pathlib.Path(folder).resolve()
   _check_replaceable(folder)
   part = folder.with_name(f".{folder.name}.part")
-  shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+  shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
   part.mkdir(parents=True)
   try:
     pretrained.save(part / "params.npz", params)
@@ -90,9 +89,9 @@ def read(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
   """Returns the model of an export and its parameters.
 
   Raises:
-    FileNotFoundError: No such folder, or a file of it is missing.
-    ValueError: Leaves that are not the model's, such as prompts; the message
-      lists them.
+    FileNotFoundError: The folder or one of its files is missing.
+    ValueError: There are leaves that are not the model's, such as prompts; the
+      message lists them.
   """
   model, path = build(folder), pathlib.Path(folder) / "params.npz"
   return model, pretrained.load(path, _template(model), head="keep")
@@ -103,15 +102,16 @@ def retrained(
   template: Any,
   forgotten: Mapping[int, Sequence[int]],
 ) -> Any:
-  """Returns the parameters of a run that never saw what others forgot.
+  """Returns the parameters of a run of "retrain", for audits to compare with.
 
   Args:
     workdir: Of a finished run of the method "retrain".
     template: Shapes of the parameters.
-    forgotten: Request -> class ids that it must have been asked to forget.
+    forgotten: Request -> ids of the classes that the run must have forgotten.
 
   Raises:
-    ValueError: There is no export, or of a run that forgot other classes.
+    ValueError: The run has no export, saw a sample of the images only, or
+      forgot other classes.
   """
   folder = pathlib.Path(workdir) / "export"
   if not (folder / "params.npz").is_file():
@@ -124,8 +124,8 @@ def retrained(
   sample = {key: asked["scenario"].get(key) for key in ("ratio", "shots")}
   if sample["ratio"] not in (None, 1.0) or sample["shots"] is not None:
     raise ValueError(
-      f"audit.retrained={str(workdir)!r} saw a sample of the images, {sample}; "
-      "retrain on all of them, with scenario.ratio=1.0."
+      f"audit.retrained={str(workdir)!r} saw only a sample of the images, "
+      f"{sample}; retrain on all of them, with scenario.ratio=1.0."
     )
   told = json.loads((folder / "classes.json").read_text())["forgotten"]
   ours = {
@@ -133,8 +133,8 @@ def retrained(
   }
   if told != ours:
     raise ValueError(
-      f"audit.retrained={str(workdir)!r} forgot {told}, and this run forgets "
-      f"{ours}, by request; retrain in the same scenario."
+      f"audit.retrained={str(workdir)!r} forgot the classes {told} by request, "
+      f"but this run forgets {ours}; retrain in the same scenario."
     )
   return pretrained.load(folder / "params.npz", template, head="keep")
 
@@ -147,7 +147,8 @@ def save_torch(
   That is timm's for a ViT and the published one for a Face Transformer.
 
   Raises:
-    ValueError: Leaves that are not the model's, such as adapters or prompts.
+    ValueError: There are leaves that are not the model's, such as adapters or
+      prompts.
   """
   pretrained.save_torch(path, params, model.torch_layout)
 
@@ -157,16 +158,16 @@ def settings(
   config: Mapping[str, Any],
   classes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """Returns what stands in config.json.
+  """Returns the content of config.json.
 
   Args:
-    model: As in `write`, also the others.
-    config: "model" and "preprocess" are read.
-    classes: timm's label_names.
+    model: The module.
+    config: Config of the run: "model" and "preprocess" are read.
+    classes: Name of each class id, for timm's label_names.
 
   Returns:
-    "model", a row of MODELS with its options; "preprocess"; and what timm
-    builds the same model from, or "not_in_timm": the fields in its way.
+    "model", a row of MODELS with its options; "preprocess"; and timm's config
+    of the model, or "not_in_timm": the fields that timm cannot express.
   """
   ours = {
     "model": {
@@ -190,17 +191,17 @@ def _names(
   classes: Sequence[str] | None,
   forgotten: Mapping[int, Sequence[int]],
 ) -> dict[str, Any]:
-  """Returns what stands in classes.json."""
+  """Returns the content of classes.json; raises ValueError as `write` does."""
   if classes is not None and len(classes) != num_classes:
     raise ValueError(
-      f"{len(classes)} class names for a model of {num_classes} classes; give "
-      "one name an id, also for classes that were forgotten."
+      f"There are {len(classes)} class names for a model of {num_classes} "
+      "classes; give one name for each id, forgotten classes included."
     )
   outside = sorted({c for ids in forgotten.values() for c in ids})
   outside = [c for c in outside if not 0 <= c < num_classes]
   if outside:
     raise ValueError(
-      f"Forgotten classes {outside} of a model of {num_classes} classes; ids "
+      f"The forgotten classes {outside} are not among the model's, whose ids "
       f"are 0 to {num_classes - 1}."
     )
   return {
@@ -223,15 +224,15 @@ def _template(model: nn.Module) -> Any:
 
 
 def _check_replaceable(folder: pathlib.Path) -> None:
-  """Raises FileExistsError for what is not ours to replace."""
+  """Raises FileExistsError if the folder holds files that are no export's."""
   if folder.is_dir():
     others = sorted({path.name for path in folder.iterdir()} - set(FILES))
   else:
     others = [folder.name] if folder.exists() else []
   if others:
     raise FileExistsError(
-      f"{folder} holds other things than an export ({', '.join(others[:3])}); "
-      "take a new folder, or remove them."
+      f"{folder} holds files that are not part of an export "
+      f"({', '.join(others[:3])}); use a new folder, or remove them."
     )
 
 
@@ -240,7 +241,7 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def _put(part: pathlib.Path, folder: pathlib.Path) -> None:
-  """Renames a folder; a full one cannot be written over, so it steps aside."""
+  """Renames `part` to `folder`; an existing folder is moved away first."""
   old = folder.with_name(f".{folder.name}.old")
   shutil.rmtree(old, ignore_errors=True)
   if folder.exists():

@@ -49,7 +49,7 @@ VARIANTS = {
   "P8S8_18": _sizes(18),
   "P12S8_6": _sizes(6, patch_size=12, padding=4),
   "P12S8_12": _sizes(12, patch_size=12, padding=4),
-  # Ours: for runs of seconds on images of a few pixels.
+  # Not published: for runs of a few seconds on images of a few pixels.
   "smoke": _sizes(4, patch_size=4, stride=4, width=16, mlp_dim=32, num_heads=2),
 }
 
@@ -57,17 +57,17 @@ VARIANTS = {
 class FaceViT(encoder.EncoderAnatomy, nn.Module):
   """Face Transformer (Zhong and Deng, 2021), as GS-LoRA uses it.
 
-  A pre-norm ViT that differs from ViT in: the products of the attention are
-  scaled by 1 / sqrt(D), not by that of a head's width; query, key and value
-  have no bias; patches may overlap; norms add 1e-5; parameters start as torch's
-  layers do. The parameters have ViT's names, the head's kernel is [D, C].
-  Images are RGB in [0, 1], neither centred nor scaled otherwise.
+  It differs from models/vit.py as follows: attention scores are scaled by 1 /
+  sqrt(D) instead of 1 / sqrt(K); query, key and value have no bias; patches may
+  overlap; norms add 1e-5 to the variance; initial parameters are drawn like
+  torch's. The parameters have ViT's names; the head's kernel is [D, C]. Images
+  are RGB in [0, 1] without further normalization.
 
   Attributes:
     num_classes: C, the columns of the head.
     patch_size: Side of the square patches.
-    stride: From one patch to the next; divides image_size.
-    padding: Zeros around the image.
+    stride: Distance between neighbouring patches in pixels; divides image_size.
+    padding: Zeros around the image, in pixels on each side.
     width: D.
     depth: Number of blocks.
     mlp_dim: Hidden width of the blocks' MLPs.
@@ -76,11 +76,11 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     image_size: Side of the square images.
     dropout: Rate in the blocks and after the position embedding.
     head: Row of heads.HEADS.
-    scale: Of the head; None: the row's.
-    margin: Of the head; None: the row's.
+    scale: Scale of the head's logits; None: the row's default.
+    margin: Margin of the head; None: the row's default.
     dtype: Compute type; norms, softmax, features and head stay float32.
     param_dtype: Type of the parameters.
-    dense: Class of the blocks' dense layers, as nn.DenseGeneral or a
+    dense: Class of the blocks' dense layers, such as nn.DenseGeneral or a
       lora.Lora.
 
   Raises:
@@ -110,14 +110,14 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     if self.image_size % self.stride or self.image_size < self.stride:
       below = self.image_size // self.stride * self.stride
       raise ValueError(
-        f"image_size={self.image_size} is no multiple of stride={self.stride}:"
-        f" resize the images to {below or self.stride} or"
-        f" {below + self.stride}."
+        f"image_size={self.image_size} is not a multiple of"
+        f" stride={self.stride}: resize the images to"
+        f" {below or self.stride} or {below + self.stride}."
       )
     if self.head_dim is None and self.width % self.num_heads:
       raise ValueError(
-        f"width={self.width} is no multiple of num_heads={self.num_heads}:"
-        " choose a number of heads that divides it, or give head_dim."
+        f"width={self.width} is not a multiple of num_heads={self.num_heads}:"
+        " choose a number of heads that divides the width, or set head_dim."
       )
     if self.head_dim is not None and self.head_dim < 1:
       raise ValueError(
@@ -193,7 +193,7 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
 
   @property
   def torch_layout(self) -> layouts.Layout:
-    """That of the published weights."""
+    """The layout of the published weights."""
     return layouts.FACE
 
   @property
@@ -209,14 +209,14 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
 
     Args:
       inputs: "image" [B, S, S, 3]; "label" int32 [B], which a head with a
-        margin needs in training and puts the margin on wherever it is given.
-        Other entries are ignored.
+        margin needs in training; wherever a label is given, the margin is
+        applied to its logit. Other entries are ignored.
       train: Whether dropout is active (then apply needs rngs "dropout").
 
     Returns:
-      "features" [B, D], the class token after the last norm; and what the head
-      gives: "logits" [B, C], and perhaps "readings", {"_no_margin": logits
-      [B, C]}, and "loss" [B]. All float32.
+      "features" [B, D], the class token after the last norm; and the head's
+      outputs: "logits" [B, C]; "readings", {"_no_margin": logits [B, C]}, of a
+      head with a margin; "loss" [B] of a head with its own loss. All float32.
 
     Raises:
       ValueError: If a head with a margin gets no label in training or labels
@@ -225,7 +225,7 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     """
     if inputs.get("prompts"):
       raise ValueError(
-        "The Face Transformer takes no prompts: set model.name='vit', or take"
+        "The Face Transformer takes no prompts: set model.name='vit', or use"
         " another method."
       )
     x = self.encode(inputs["image"], rows=slice(1), train=train)
@@ -242,7 +242,7 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     *,
     train: bool = False,
   ) -> dict[str, Any]:
-    """Maps features [B, D] to what the head gives; see `__call__`."""
+    """Maps features [B, D] to the head's outputs; see `__call__`."""
     return self.classifier(features, label, train=train)
 
   def encode(
@@ -250,8 +250,8 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
   ) -> jax.Array:
     """Maps image [B, S, S, 3] to tokens [B, 1 + N, D], float32.
 
-    Of these only `rows` are returned, and made in the last layer: the class
-    token, N patches.
+    The tokens are the class token and N patches. The last layer computes and
+    returns only those in `rows`.
     """
     x = self.embed(image)
     cls = jnp.broadcast_to(self.cls, (x.shape[0], 1, self.width))
@@ -263,9 +263,9 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     expected = (self.image_size, self.image_size, 3)
     if image.ndim != 4 or image.shape[1:] != expected:
       raise ValueError(
-        f"Images are {image.shape}, this model takes (batch,"
-        f" {self.image_size}, {self.image_size}, 3): resize them, or build the"
-        " model with another image_size."
+        f"Images have shape {image.shape}, but this model takes (batch,"
+        f" {self.image_size}, {self.image_size}, 3): resize the images, or set"
+        " model.image_size."
       )
     return self.embedding(image)
 

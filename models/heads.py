@@ -1,9 +1,9 @@
 """Heads of face recognition: from an embedding to logits with a margin.
 
-All but the plain softmax head compare directions: with e the embedding and w_j
-a class's column, both at unit length, cos_j = e w_j, and a logit is a scale s
-times that. A margin makes the true class's logit smaller, in training and
-wherever else a label is given, as the published accuracies are measured.
+All heads except softmax compute cosines: with the embedding e and the column
+w_j of class j at unit length, cos_j = e w_j, and the logit is s cos_j, s the
+scale. A margin lowers the true class's logit wherever a label is given: in
+training, and in evaluation, as for the published accuracies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Head(nn.Module):
-  """What the heads share: C columns, and how a label is given.
+  """Base class of the heads.
 
   Attributes:
     num_classes: C.
@@ -49,9 +49,9 @@ class Head(nn.Module):
       train: Whether this is a training step.
 
     Returns:
-      "logits" [B, C]; "readings", {"_no_margin": logits [B, C]}, where a margin
-      can be in the logits; "loss" [B] of heads with one of their own, where the
-      label is given. All of the type of x.
+      "logits" [B, C]; "readings", {"_no_margin": logits [B, C]}, of heads with
+      a margin; "loss" [B] of heads with their own loss, if the label is given.
+      All of the type of x.
 
     Raises:
       ValueError: If the head needs the label and gets none in training, or
@@ -59,24 +59,24 @@ class Head(nn.Module):
     """
     if self.needs_label and label is None and train:
       raise ValueError(
-        f"The head {type(self).__name__} trains with the label of each image"
-        ' and got none: give inputs["label"], int32 [batch], or take'
+        f"The head {type(self).__name__} needs the label of each image in"
+        ' training and got none: give inputs["label"], int32 [batch], or set'
         ' model.head="softmax".'
       )
     if self.needs_label and label is not None and label.ndim != 1:
       raise ValueError(
-        f"Labels are {label.shape}, and the head {type(self).__name__} takes"
-        " one class id an image: turn off mixup, cutmix and label smoothing"
-        ' (config.mixing), or take model.head="softmax".'
+        f"Labels have shape {label.shape}, but the head {type(self).__name__}"
+        " takes one class id for each image: turn off mixup, cutmix and label"
+        ' smoothing (config.mixing), or set model.head="softmax".'
       )
     return self.classify(x, label)
 
   def classify(self, x: jax.Array, label: jax.Array | None) -> dict[str, Any]:
-    """Does what __call__ says, label checked."""
+    """Computes the outputs of `__call__`, which has checked the label."""
     raise NotImplementedError
 
   def kernel(self, x: jax.Array) -> jax.Array:
-    """Declares the columns [D, C], of the type of x."""
+    """Declares and returns the columns [D, C], in the type of x."""
     return self.param(
       "kernel",
       nn.initializers.xavier_uniform(),
@@ -118,7 +118,7 @@ class Margin(Head):
   margin: float = 0.0
 
   def penalize(self, cosine: jax.Array) -> jax.Array:
-    """Returns the cosine with the margin taken off, of the same shape."""
+    """Returns the cosines [B, C] with the margin applied."""
     raise NotImplementedError
 
   @nn.compact
@@ -145,12 +145,10 @@ class CosFace(Margin):
 class ArcFace(Margin):
   """Logits s cos(angle_j + m [j = y]) (Deng et al., CVPR 2019).
 
-  Where the angle and the margin together pass pi, the cosine less m sin m
-  takes the place.
+  Where the angle plus m exceeds pi, cos - m sin m is used instead.
 
   Attributes:
-    easy_margin: Whether the margin is left out for angles above a right one
-      instead.
+    easy_margin: Whether, instead of that, angles above pi / 2 get no margin.
   """
 
   margin: float = 0.5
@@ -158,7 +156,7 @@ class ArcFace(Margin):
 
   def penalize(self, cosine):
     """Returns cos(angle + m)."""
-    # A cosine may pass 1 by rounding, and the root's gradient at 0 is endless.
+    # Rounding may give a cosine above 1; the root's gradient at 0 is infinite.
     sine = jnp.sqrt(jnp.maximum(1 - cosine**2, 1e-12))
     turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
     if self.easy_margin:
@@ -170,18 +168,18 @@ class ArcFace(Margin):
 class SFace(Head):
   """Sigmoid-weighted cosines (Zhong et al., IEEE TIP 2021).
 
-  With angles t_j, logits s cos_j without margin, and a loss of its own,
+  With angles t_j and logits s cos_j without margin, the head has its own loss
 
     -p s cos_y + sum over j != y of q_j s cos_j,
     p = 1 / (1 + exp(-k (t_y - inner))),  q_j = 1 / (1 + exp(k (t_j - outer)))
 
-  where p and q are constants for the gradient.
+  where p and q get no gradient.
 
   Attributes:
     scale: s.
     slope: k.
-    inner: Angle at which an image is pulled half as hard to its class.
-    outer: Angle at which it is pushed half as hard from another.
+    inner: Angle to the true class, in radians, at which p is 1 / 2.
+    outer: Angle to another class, in radians, at which q is 1 / 2.
   """
 
   scale: float = 64.0
@@ -223,21 +221,21 @@ def needs_label(row: str) -> bool:
 def check(
   row: str, *, scale: float | None = None, margin: float | None = None
 ) -> None:
-  """Raises ValueError for what `build` does not take."""
+  """Raises ValueError for arguments that `build` does not accept."""
   if row not in HEADS:
     raise ValueError(f"Unknown head {row!r}; known: {sorted(HEADS)}.")
   module = HEADS[row](num_classes=1, parent=None)
   for option, value in (("scale", scale), ("margin", margin)):
     if value is not None and not hasattr(module, option):
       raise ValueError(
-        f"{option}={value}, and the head {row!r} has none: set model.{option}"
-        "=None."
+        f"model.{option}={value}, but the head {row!r} has no {option}: set"
+        f" model.{option}=None."
       )
   if scale is not None and not 0 < scale < math.inf:
-    raise ValueError(f"scale={scale} of a head must be a number above 0.")
+    raise ValueError(f"model.scale={scale} must be a finite number above 0.")
   if margin is not None and not 0 <= margin < math.pi / 2:
     raise ValueError(
-      f"margin={margin} of a head must be at least 0 and below pi / 2."
+      f"model.margin={margin} must be at least 0 and below pi / 2."
     )
 
 
@@ -252,13 +250,13 @@ def build(
 
   Args:
     row: Its name.
-    scale: Takes the place of the row's; None: the row's.
-    margin: Takes the place of the row's; None: the row's.
+    scale: Scale of the logits; None: the row's default.
+    margin: Margin; None: the row's default.
     **options: Further fields of the head; num_classes is always needed.
 
   Raises:
-    ValueError: An unknown name, a scale or margin that the head has not, or one
-      that is out of range.
+    ValueError: An unknown name, a scale or margin that the head does not have,
+      or one that is out of range.
   """
   check(row, scale=scale, margin=margin)
   given = {"scale": scale, "margin": margin}

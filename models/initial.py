@@ -1,4 +1,4 @@
-"""The first parameters of a model: of a file, or drawn."""
+"""Initial parameters of a model: read from a file, or drawn."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from models import pretrained
 def load(
   model: nn.Module, path: str | os.PathLike[str], *, seed: int, **head: Any
 ) -> dict[str, Any]:
-  """Returns a file's parameters on the host; adapters are drawn.
+  """Returns a file's parameters, on the host; LoRA adapters are drawn.
 
   Args:
     model: The module.
     path: A .npz or .safetensors file.
-    seed: Draws adapters, and new columns of the head.
+    seed: Seed of the adapters and of new columns of the head.
     **head: As in pretrained.load: head, rows, new.
 
   Raises:

@@ -1,7 +1,7 @@
-"""Operations of a transformer with gradients of their own.
+"""Transformer operations with hand-written gradients.
 
-They say what is kept for the backward pass (little: memory that a step takes
-anew costs time) and in which type and layout a processor multiplies.
+The gradients decide which arrays are kept for the backward pass (few, because
+allocating memory in each step takes time) and the type and layout of products.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GELU_CUBIC = 0.044715
 
 
 def _wide(x):
-  # float32; float64 stays, where a test turned it on.
+  # To float32; float64 stays as it is (tests enable it).
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -31,12 +31,13 @@ def dot_general(
   preferred_element_type: DTypeLike | None = None,
   **options: Any,
 ) -> jax.Array:
-  """Multiplies like jax.lax.dot_general, which it is but for bfloat16 on CPU.
+  """Multiplies like jax.lax.dot_general, but faster for bfloat16 on CPU.
 
-  XLA's CPU backend has fast bfloat16 products, forward and backward, for those
-  with a float32 result only. For layers: lhs [..., K], rhs [K, ...], no batch
-  dimensions; K may be several axes. All else, batched products above all, goes
-  the plain way: with a float32 result it compiles and dies at run time.
+  XLA's CPU backend multiplies bfloat16 fast only where the result is float32.
+  So bfloat16 products of dense layers on CPU, lhs [..., K] and rhs [K, ...] (K
+  may be several axes) without batch dimensions, are computed in float32 and
+  rounded, forward and backward. All others call jax.lax.dot_general: a batched
+  product with a float32 result compiles, but fails at run time.
   """
   (lhs_axes, rhs_axes), batch = dimension_numbers
   axes = tuple(int(axis) for axis in lhs_axes)
@@ -78,7 +79,7 @@ def _dot_backward(axes, saved, g):
   lead = tuple(range(x.ndim - len(axes)))
   outputs = tuple(range(len(lead), g.ndim)), tuple(range(len(axes), w.ndim))
   dx = _dot32(g, w, outputs)
-  # x on the left: else XLA transposes the result into what it cannot run.
+  # Keep x on the left; else XLA transposes the product to one it cannot run.
   dw = _dot32(x, g, (lead, lead))
   return dx.astype(x.dtype), dw.astype(w.dtype)
 
@@ -90,7 +91,7 @@ _dot.defvjp(_dot_forward, _dot_backward)
 def gelu(x: jax.Array, approximate: bool) -> jax.Array:
   """Gaussian error linear unit (Hendrycks and Gimpel, 2016).
 
-  Computes in float32 and keeps x alone for the backward pass.
+  Computes in float32 and keeps only x for the backward pass.
 
   Args:
     x: Any shape.
@@ -143,7 +144,7 @@ def layer_norm(
     scale: [D].
     bias: [D].
     epsilon: Added to the variance.
-    dtype: Of the result.
+    dtype: Type of the result.
 
   Returns:
     [..., D].
@@ -196,7 +197,7 @@ def attention(
     query: [B, T, H, K].
     key: [B, S, H, K].
     value: [B, S, H, K].
-    scale: Of the products; None: 1 / sqrt(K).
+    scale: Factor of the scores; None: 1 / sqrt(K).
 
   Returns:
     [B, T, H, K], of the type of query; the softmax is float32.
@@ -210,7 +211,7 @@ def attention(
 def attention_weights(
   query: jax.Array, key: jax.Array, scale: float | None = None
 ) -> jax.Array:
-  """Returns how much [B, H, T, S] each query takes of each key."""
+  """Returns the attention weights [B, H, T, S] of queries on keys."""
   scaled = query * _scale(query, scale)
   scores = jnp.einsum("bthk,bshk->bhts", scaled, key)
   weights = jax.nn.softmax(_wide(scores))
@@ -222,8 +223,8 @@ def _scale(query, scale):
 
 
 def _heads_first(x):
-  # Each head's matrix in one piece: both products then run as they stand,
-  # where XLA would turn the second one's factors and its result around.
+  # Make each head's matrix contiguous. Otherwise XLA transposes the factors
+  # and the result of the second product.
   return _wide(x.transpose(0, 2, 1, 3))
 
 

@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 
 from models import kernels
 
-# Builds a dense layer from nn.DenseGeneral's arguments: the class itself, or
-# e.g. a partial of a low-rank adapted one.
+# Builds a dense layer from nn.DenseGeneral's arguments: the class itself, or a
+# lora.Lora.
 Dense = Callable[..., Callable[[jax.Array], jax.Array]]
 
 ALL = slice(None)
@@ -39,7 +39,7 @@ class LayerNorm(nn.Module):
 
   Attributes:
     epsilon: Added to the variance.
-    dtype: Of the result.
+    dtype: Type of the result.
     param_dtype: Type of the parameters.
   """
 
@@ -71,7 +71,7 @@ class Attention(nn.Module):
     num_heads: H.
     head_dim: K, the width of a head; None: D / H, and H must divide D.
     dropout: Rate on the attention weights.
-    scale: Of the products before the softmax; None: 1 / sqrt(K).
+    scale: Factor of the scores before the softmax; None: 1 / sqrt(K).
     qkv_bias: Whether query, key and value have a bias.
     uniform: Whether the parameters start as in `uniform_init`.
     dtype: Compute type; the softmax is float32 whatever it is.
@@ -98,20 +98,20 @@ class Attention(nn.Module):
     rows: slice = ALL,
     train: bool = False,
   ) -> jax.Array:
-    """Returns what each token gathers from all tokens.
+    """Attends from each token to the prefix and all tokens.
 
     Args:
       x: [B, T, D] tokens.
-      prefix: [2, B, L, H, K] keys and values put before those of the tokens,
-        as they are: no projection, bias or scale touches them.
-      rows: Tokens whose result is wanted.
+      prefix: [2, B, L, H, K] keys and values, put before those of the tokens
+        without projection or bias.
+      rows: Tokens whose result is returned.
       train: Whether dropout is active.
 
     Returns:
-      [B, T, D] or fewer rows: with a prefix no more than without.
+      [B, T, D], or only the rows asked for; a prefix adds no rows.
 
     Raises:
-      ValueError: If the prefix is of other heads.
+      ValueError: If the prefix has another number or width of heads.
     """
     width = x.shape[-1]
     heads = (self.num_heads, self.head_dim or width // self.num_heads)
@@ -134,9 +134,9 @@ class Attention(nn.Module):
     if prefix is not None:
       if prefix.shape[-2:] != heads:
         raise ValueError(
-          f"The prefix is {prefix.shape} and ends in {prefix.shape[-2:]}, the"
-          f" heads and their width; this attention has {heads}: make prompts of"
-          " its size."
+          f"The prefix has shape {prefix.shape}, which must end in {heads}, the"
+          " number of heads and their width: build the prompts with the model's"
+          " width and num_heads."
         )
       prefix = prefix.astype(key.dtype)
       key = jnp.concatenate([prefix[0], key], axis=1)  # [B, L + T, H, K]
@@ -154,7 +154,7 @@ class Mlp(nn.Module):
   """Two dense layers with a GELU between them.
 
   Attributes:
-    hidden: Width of the layer between.
+    hidden: Width of the first layer's output.
     dropout: Rate after each dense layer.
     gelu: "tanh" (official ViT) or "erf" (DeiT and timm).
     uniform: Whether the parameters start as in `uniform_init`.
@@ -207,8 +207,8 @@ class EncoderBlock(nn.Module):
     dropout: Rate after the attention and in the MLP.
     attention_dropout: Rate on the attention weights.
     gelu: "tanh" or "erf".
-    epsilon: Of both norms.
-    scale: Of the products in the attention; None: 1 / sqrt(K).
+    epsilon: Added to the variance in both norms.
+    scale: Factor of the attention's scores; None: 1 / sqrt(K).
     qkv_bias: Whether query, key and value have a bias.
     uniform: Whether dense layers start as in `uniform_init`.
     dtype: Compute type.

@@ -1,8 +1,8 @@
-"""Names and layouts of weights in other frameworks; the only ones here.
+"""Names and layouts of weights in other frameworks; no other file knows them.
 
-Each layout is a table of torch names; both ways follow from it. A dense kernel
-is [out, in] in torch, a convolution [out, in, rows, columns], and the heads of
-an attention are joined in one axis.
+Each layout is a table of torch names, which is used in both directions. In
+torch a dense kernel is [out, in], a convolution's is [out, in, rows, columns],
+and the heads of an attention share one axis.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ _BLOCK = "Transformer/encoderblock_{}"
 _ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
 _PARTS = ("query", "key", "value")
 
-# Before Linen, Flax numbered the modules of a block together.
+# Name before Linen -> name now: Flax then numbered a block's modules in one
+# sequence, now it numbers those of each class.
 _PRE_LINEN = {
   "LayerNorm_2": "LayerNorm_1",
   "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
   "MlpBlock_3": "MlpBlock_0",
 }
 
-# Faces: patches above this side are those of a window that slides by 8.
+# Face Transformers with larger patches cut them with an overlapping window.
 _WHOLE_PATCH = 8
 
 
@@ -40,9 +41,9 @@ class Layout:
   """Torch's names of a ViT's parameters.
 
   Attributes:
-    tensors: Their name -> ours.
-    modules: Their module -> ours, "{}" for the number of a block; one that ends
-      in "query", "key" or "value" stands for a part of `fused`.
+    tensors: Name of a tensor in torch -> our name.
+    modules: Name of a module in torch -> ours, "{}" for the number of a block;
+      one that ends in "query", "key" or "value" stands for a part of `fused`.
     fused: The module that computes query, key and value; "": there is none.
     flat_patches: Whether the patch embedding is a dense layer.
   """
@@ -147,16 +148,17 @@ def _from_torchvision(name: str) -> str:
 def to_linen(
   found: Flat, expected: Mapping[str, Any], *, source: object, adapters: str
 ) -> Flat:
-  """Puts arrays under our names and in our layout; unknown names stay.
+  """Returns arrays under our names and in our layout; unknown names are kept.
 
   Args:
     found: Arrays under the file's names.
-    expected: Leaves of the model by name.
+    expected: Leaves of the model by name, as anything with a shape.
     source: The file, for errors.
     adapters: "merged" or "apart", see pretrained.load.
 
   Raises:
-    ValueError: If two names stand for one leaf, or an adapter has no partner.
+    ValueError: If two names stand for one leaf, or an adapter lacks its weight
+      or its second matrix.
   """
   # torch's DataParallel puts "module." before every name.
   found = {
@@ -181,7 +183,8 @@ def to_linen(
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
     raise ValueError(
-      f"{source} holds these leaves under two names each: {twice}. Keep one."
+      f"{source} holds these leaves under two names each: {twice}. Remove one"
+      " of the two names."
     )
   return dict(pairs)
 
@@ -194,7 +197,7 @@ def from_linen(flat: Flat, layout: Layout) -> Flat:
     layout: TIMM or FACE.
 
   Raises:
-    ValueError: If the layout has no place for a leaf.
+    ValueError: If the layout has no name for a leaf.
   """
   table = {ours: theirs for theirs, ours in layout.names().items()}
   strange, found = [], {}
@@ -218,14 +221,14 @@ def from_linen(flat: Flat, layout: Layout) -> Flat:
     found[theirs] = array
   if strange:
     raise ValueError(
-      f"This layout has no place for {sorted(strange)}: merge adapters first"
-      " (lora.merge, lora.split), and leave a method's own parameters out."
+      f"Torch's layout has no names for {sorted(strange)}: merge adapters first"
+      " (lora.merge, lora.split), and leave out parameters of the method."
     )
   return _fuse(found, layout)
 
 
 def _fuse(found: Flat, layout: Layout) -> Flat:
-  """Joins query, key and value, where the layout has them in one."""
+  """Joins query, key and value where the layout has one module for them."""
   fused = dict(found)
   stem = layout.fused.removesuffix("qkv").removesuffix("to_")
   for name in found:
@@ -237,7 +240,7 @@ def _fuse(found: Flat, layout: Layout) -> Flat:
 
 
 def _split(found: Flat, layout: Layout) -> Flat:
-  """Parts a joint projection [3 D, ...] into query, key and value."""
+  """Splits a joint projection [3 D, ...] into query, key and value."""
   split = {}
   stem = layout.fused.removesuffix("qkv").removesuffix("to_")
   for name, array in found.items():
@@ -256,7 +259,7 @@ def _split(found: Flat, layout: Layout) -> Flat:
 def _from_torch(
   found: Flat, expected: Mapping[str, Any], layout: Layout
 ) -> list[tuple[str, np.ndarray]]:
-  """Renames by table and turns torch's layouts into Linen's."""
+  """Returns (our name, array in Linen's layout) for each array of torch."""
   table = layout.names()
   pairs = []
   for name, array in _split(found, layout).items():
@@ -315,7 +318,10 @@ def _without_adapters(found: Flat, source: object, adapters: str) -> Flat:
     weight = plain.get(f"{module}.weight")
     b = found.get(f"{module}.lora_B")
     if weight is None or b is None:
-      raise ValueError(f"{source} has {name} without a weight or lora_B.")
+      raise ValueError(
+        f"{source} has {name}, but not its weight or its lora_B: use a complete"
+        " checkpoint."
+      )
     rank = b.shape[1]
     # A projection with several adapters stacks them in both matrices.
     change = [

@@ -6,8 +6,8 @@ LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR
   y = x W + b + (alpha / R) (x A) B
 
 with `lora_a` A [D_in, R] and `lora_b` B [R, D_out] beside the `kernel` W and
-`bias` b that it would have anyway, so pretrained trees load as they are. No
-layer ever changes W: to merge is a function from one tree to another.
+`bias` b of the plain layer, so pretrained trees load as they are. No layer
+changes W; `merge` is a function of the tree of parameters.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ Params = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-  """Which dense layers get an adapter of which size; a ViT's `dense` field.
+  """The dense layers with adapters, and their size; a ViT's `dense` field.
 
   Attributes:
     layers: Regular expression over whole module paths, such as
       r".*/(key|value)".
-    rank: R, from 1 to the smaller width of a layer.
+    rank: R, from 1 to the smaller of a layer's input and output widths.
     alpha: Numerator of the scale; None: the scale is 1.
 
   Raises:
-    ValueError: On construction, for a rank below 1, an alpha that is no scale,
-      or a broken expression.
+    ValueError: On construction, for a rank below 1, an alpha that is not above
+      0, or an invalid regular expression.
   """
 
   layers: str
@@ -55,22 +55,23 @@ class Lora:
   alpha: float | None = None
 
   def __post_init__(self):
-    """Checks what can be checked without a model."""
+    """Checks the fields."""
     if self.rank < 1:
       raise ValueError(
-        f"rank={self.rank} of LoRA must be at least 1; for a model without "
+        f"model.lora.rank={self.rank} must be at least 1; for a model without "
         "adapters set model.lora=None."
       )
     if self.alpha is not None and not 0 < self.alpha < math.inf:
       raise ValueError(
-        f"alpha={self.alpha} of LoRA must be a number above 0, or None for a "
-        "scale of 1."
+        f"model.lora.alpha={self.alpha} must be a finite number above 0, or "
+        "None for a scale of 1."
       )
     try:
       re.compile(self.layers)
     except re.error as error:
       raise ValueError(
-        f"layers={self.layers!r} of LoRA is no regular expression: {error}."
+        f"model.lora.layers={self.layers!r} must be a regular expression over "
+        f"module paths, such as '.*/(key|value)': {error}."
       ) from None
 
   @property
@@ -83,10 +84,10 @@ class Lora:
     return LoraDense(features, lora=self, **options)
 
   def check(self, params: Params, blocks: Sequence[str]) -> None:
-    """Raises ValueError for parameters without an adapter; lists the layers.
+    """Raises ValueError if no layer has an adapter; the error lists layers.
 
     Args:
-      params: Of the model.
+      params: Parameters of the model.
       blocks: Branches of its blocks.
     """
     if jax.tree.leaves(split(params)[1]):
@@ -98,16 +99,16 @@ class Lora:
       if block and leaf == "kernel":
         modules.add(re.sub(r"_\d+", "_*", block) + layer.removeprefix(block))
     raise ValueError(
-      f"layers={self.layers!r} of LoRA matches no dense layer; there are "
-      f"{', '.join(sorted(modules))}."
+      f"model.lora.layers={self.layers!r} matches no dense layer; the layers "
+      f"are {', '.join(sorted(modules))}."
     )
 
 
 class LoraDense(nn.DenseGeneral):
-  """nn.DenseGeneral with an adapter, if its path is one of those asked for.
+  """nn.DenseGeneral, with an adapter if its path matches `lora.layers`.
 
   Attributes:
-    lora: Which layers, and the adapter's size.
+    lora: The layers with adapters, and their size.
   """
 
   lora: Any = None
@@ -117,7 +118,7 @@ class LoraDense(nn.DenseGeneral):
     """Maps inputs [..., *D_in] to [..., *D_out]; see nn.DenseGeneral.
 
     Raises:
-      ValueError: A rank above the layer's smaller width.
+      ValueError: The rank exceeds the smaller of D_in and D_out.
     """
     y = super().__call__(inputs)
     path = "/".join(self.path)
@@ -130,8 +131,8 @@ class LoraDense(nn.DenseGeneral):
     width, out, rank = x.shape[-1], math.prod(features), self.lora.rank
     if rank > min(width, out):
       raise ValueError(
-        f"rank={rank} of LoRA is above the width of {path}, which maps {width}"
-        f" to {out}; take 1 to {min(width, out)}."
+        f"model.lora.rank={rank} is too large for {path}, which maps {width} "
+        f"values to {out}; set it to 1 to {min(width, out)}."
       )
     lora_a = self.param(
       "lora_a", _draw_a, (width, rank), self.param_dtype
@@ -171,12 +172,12 @@ def split(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def join(base: Params, adapters: Params) -> dict[str, Any]:
-  """Returns one tree of what `split` parted; adapters win over base's own."""
+  """Returns one tree of both: undoes `split`; adapters replace base's own."""
   return trees.unflatten({**trees.flatten(base), **trees.flatten(adapters)})
 
 
 def check_trained(trainable: Params) -> None:
-  """Raises ValueError for adapters of which the optimizer trains none.
+  """Raises ValueError if the model has adapters and the optimizer trains none.
 
   Args:
     trainable: Booleans, of the parameters' structure.
@@ -185,7 +186,7 @@ def check_trained(trainable: Params) -> None:
   trained = [on for name, on in flat.items() if name.endswith("/lora_b")]
   if trained and not any(trained):
     raise ValueError(
-      "The model has LoRA adapters, and the optimizer trains none; put a group "
+      "The model has LoRA adapters, but the optimizer trains none; put a group "
       "with the pattern '.*/lora_[ab]' and settings before the others in "
       "optimizer.groups, or set model.lora=None."
     )
@@ -198,7 +199,7 @@ def restart(
   slope: float = KAIMING_SLOPE,
   lora_b: str = "zeros",
 ) -> dict[str, Any]:
-  """Returns freshly drawn adapters; every leaf's draw has its own key.
+  """Returns newly drawn adapters; every leaf has a key of its own.
 
   A is uniform in +-sqrt(6 / ((1 + slope^2) D_in)): +-1 / sqrt(D_in) with the
   default slope sqrt(5) (loralib, LoRA-Sub), +-0.343 / sqrt(D_in) with sqrt(50)
@@ -207,12 +208,12 @@ def restart(
   Args:
     adapters: From `split`; arrays or their shapes.
     rng: Typed key.
-    slope: Of the Kaiming-uniform draw.
+    slope: Slope of the Kaiming-uniform draw.
     lora_b: "zeros", or "sparse": one element of each row of B is drawn from
       N(0, 0.01^2) (LoRA-Sub's first code), so that A has a gradient at once.
 
   Raises:
-    ValueError: Another lora_b.
+    ValueError: lora_b is neither.
   """
   check_start(lora_b)
   fresh = {}
@@ -228,7 +229,7 @@ def restart(
 
 
 def check_start(lora_b: str) -> None:
-  """Raises ValueError for a value of B that `restart` does not know."""
+  """Raises ValueError unless lora_b is "zeros" or "sparse"."""
   if lora_b not in ("zeros", "sparse"):
     raise ValueError(f"lora_b={lora_b!r} must be 'zeros' or 'sparse'.")
 
@@ -237,7 +238,7 @@ def products(adapters: Params, scale: float) -> Iterator[tuple[str, Any]]:
   """Yields each kernel's name and scale A B [D_in, D_out], in A's type.
 
   Args:
-    adapters: May hold other parameters beside; NumPy's arrays stay NumPy's.
+    adapters: May hold other parameters, too; NumPy arrays give NumPy arrays.
     scale: Factor of A B.
   """
   flat = trees.flatten(adapters)
@@ -263,27 +264,29 @@ def deltas(params: Params, scale: float) -> dict[str, Any]:
 def subtract(
   params: Params, changes: Params, times: float = 1.0
 ) -> dict[str, Any]:
-  """Returns the tree with kernels W - times * change; others as they are.
+  """Returns the tree with kernels W - times * change; other leaves as they are.
 
   Args:
     params: All parameters.
-    changes: Kernels under some of their names, such as `deltas` returns.
-    times: How often; -1 adds.
+    changes: Changes under the names of their kernels, as `deltas` returns them.
+    times: Factor of the changes; -1 adds them.
   """
   flat = trees.flatten(params)
   for name, change in trees.flatten(changes).items():
-    # What is not changed keeps its bits: -0. + 0. would be +0.
+    # Keep the bits of W where the change is 0: -0. + 0. would give +0.
     kept, moved = flat[name], flat[name] - times * change
     flat[name] = jnp.where(change == 0, kept, moved)
   return trees.unflatten(flat)
 
 
 def merge(params: Params, scale: float) -> dict[str, Any]:
-  """Returns a tree of the same function: W + scale A B, and B = 0.
+  """Returns the tree with adapters merged: kernels W + scale A B, and B = 0.
+
+  The model computes the same function with it.
 
   Args:
     params: All parameters.
-    scale: As in `Lora`.
+    scale: Factor of A B.
   """
   merged = subtract(params, deltas(params, scale), times=-1)
   return trees.map_named(

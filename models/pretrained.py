@@ -1,9 +1,9 @@
-"""Weights on disk to a model's tree and back.
+"""Reads weights from a file into a model's tree, and writes them.
 
-Read: the official .npz files (names from before and after Linen), safetensors
-in timm's and in Hugging Face's ViT layout, the published Face Transformers
-after `python -m models.convert`, and what the functions below wrote. Nothing is
-ever unpickled.
+Files that can be read: the official .npz files (with names from before and
+after Linen), .safetensors in timm's or Hugging Face's ViT layout, the published
+Face Transformers after `python -m models.convert`, and all files that the
+functions below write. No pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load(
   seed: int = 0,
   adapters: Literal["merged", "apart"] = "merged",
 ) -> dict[str, Any]:
-  """Reads weights into a model's tree; all leaves must be there and fit.
+  """Reads weights into a model's tree; no leaf may be missing or left over.
 
   Position embeddings are resized to the template's grid.
 
@@ -48,15 +48,15 @@ def load(
       jax.eval_shape gives.
     head: "fresh": the file's head is dropped, with the pre_logits layer
       before it, and the tree's head is zero. "keep": the head is loaded.
-    rows: With head="keep", the classes of the file's head that become ours, in
-      our order: torch's rows, the columns of our kernel. None: all.
+    rows: With head="keep", the classes of the file's head that the model's
+      head gets, in this order. None: all.
     new: With head="keep", how many of the model's last classes the file's head
-      lacks; they are drawn, as in expansion.expand.
-    seed: Draws them.
-    adapters: What a published Face Transformer's weights are to the LoRA
-      beside them. "merged": they hold it already, and lora_A and lora_B are
-      dropped: so are the files of GS-LoRA's tasks, written in evaluation mode,
-      and nothing in a file tells the two apart. "apart": written in training
+      lacks; their columns are drawn, as in expansion.expand.
+    seed: Seed of these columns.
+    adapters: Whether the weights of a published Face Transformer contain its
+      LoRA adapters; the file does not say. "merged": they do, as in the files
+      of GS-LoRA's tasks, which are saved in evaluation mode; lora_A and lora_B
+      are dropped. "apart": they do not, because the file was saved in training
       mode; B A / rank is added.
 
   Returns:
@@ -64,10 +64,10 @@ def load(
 
   Raises:
     FileNotFoundError: If there is no such file.
-    ValueError: If the file is of another kind; any leaf is missing, extra or
-      of another shape, and the message lists all of them; rows name no class
-      of the file; or the head would be fresh and is one of cosines, which
-      cannot start from zero.
+    ValueError: If the file has another format; a leaf is missing, left over or
+      of another shape (the message lists all of them); rows are not classes of
+      the file; or head="fresh" for a head of cosines, which cannot start from
+      zero.
   """
   if head not in ("fresh", "keep"):
     raise ValueError(f'Unknown head {head!r}; known: "fresh", "keep".')
@@ -100,14 +100,14 @@ def load(
 def _with_fresh_head(
   path: pathlib.Path, found: Flat, expected: Mapping[str, Any]
 ) -> Flat:
-  """Puts zeros in the place of the file's head."""
+  """Returns the leaves with zeros instead of the file's head."""
   dropped = ("head/", "pre_logits")
   found = {k: v for k, v in found.items() if not k.startswith(dropped)}
   if "head/kernel" in expected and "head/bias" not in expected:
     raise ValueError(
-      f"{path} is to be loaded with a fresh head, which is zero, and this"
-      " model's head compares directions, of which zero has none: keep the"
-      ' file\'s head (head="keep"), or take model.head="softmax".'
+      f'{path} cannot be loaded with head="fresh": a fresh head is zero, and'
+      " this model's head computes cosines, which need nonzero columns. Keep"
+      ' the file\'s head (head="keep"), or set model.head="softmax".'
     )
   for name, leaf in expected.items():
     if name.startswith("head/"):
@@ -124,17 +124,17 @@ def _pick(
   head: str,
   new: int,
 ) -> Flat:
-  """Returns the leaves of the file's head with the chosen classes alone."""
+  """Returns the leaves of the file's head with the chosen classes only."""
   picked = [name for name in ("head/kernel", "head/bias") if name in found]
   if head != "keep":
     raise ValueError(
-      f"rows={list(rows)} choose classes of the file's head, and head={head!r}"
-      ' drops it: set head="keep".'
+      f"rows={list(rows)} choose classes of the file's head, but head={head!r}"
+      ' drops that head: set head="keep".'
     )
   if "head/kernel" not in found:
     raise ValueError(
-      f"{path} has no head, so rows={list(rows)} name nothing: take a file of"
-      ' a whole classifier, or head="fresh".'
+      f"{path} has no head from which rows={list(rows)} could be taken: use a"
+      ' file that contains a classifier\'s head, or head="fresh".'
     )
   count = found["head/kernel"].shape[-1]
   outside = sorted({row for row in rows if not 0 <= row < count})
@@ -147,7 +147,7 @@ def _pick(
   if len(rows) != classes:
     raise ValueError(
       f"{len(rows)} rows of the head of {path} were chosen for a model of"
-      f" {classes} classes: choose one for each class."
+      f" {classes} classes: choose one row for each class."
     )
   return {name: found[name][..., list(rows)] for name in picked}
 
@@ -158,26 +158,27 @@ def save_torch(
   """Writes a plain model as .safetensors under torch's names.
 
   Args:
-    path: Where; must end in .safetensors.
-    tree: The parameters, adapters merged and left out.
-    layout: Of the model: layouts.TIMM or layouts.FACE.
+    path: Target file; must end in .safetensors.
+    tree: The parameters, with adapters merged and removed.
+    layout: Layout of the model: layouts.TIMM or layouts.FACE.
 
   Raises:
-    ValueError: If the suffix is another one, or there is no place for a leaf.
+    ValueError: If the suffix is another one, or the layout has no name for a
+      leaf.
   """
   path = pathlib.Path(path)
   if path.suffix != ".safetensors":
-    raise ValueError(f"Cannot write {path}: torch's layouts are .safetensors.")
+    raise ValueError(f"Cannot write {path}: it must end in .safetensors.")
   flat = traverse_util.flatten_dict(tree, sep="/")
   flat = {name: np.asarray(array) for name, array in flat.items()}
   save(path, layouts.from_linen(flat, layout))
 
 
 def save(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
-  """Writes a tree under its own names, "/" between them, all or nothing.
+  """Writes a tree atomically; a leaf's name is its path, joined by "/".
 
   Args:
-    path: Where; the suffix .npz or .safetensors says what is written. In .npz,
+    path: Target file; its suffix, .npz or .safetensors, is the format. In .npz,
       which has no bfloat16, such leaves become float32.
     tree: Nested dictionaries of arrays.
 
@@ -186,9 +187,9 @@ def save(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
   """
   path = pathlib.Path(path)
   flat = traverse_util.flatten_dict(tree, sep="/")
-  # safetensors writes the buffer as it lies, so the order must be C.
+  # safetensors writes the raw buffer, which must therefore be in C order.
   flat = {k: np.asarray(v, order="C") for k, v in flat.items()}
-  # Beside the target: a rename is atomic within one file system only.
+  # Write beside the target: a rename is atomic within one file system only.
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
   try:
     if path.suffix == ".npz":
@@ -215,10 +216,10 @@ def checksum(path: str | os.PathLike[str]) -> str:
 
 
 def resize_positions(position: np.ndarray, num_tokens: int) -> np.ndarray:
-  """Resizes a square grid of position embeddings, linearly, ends aligned.
+  """Resizes a square grid of position embeddings linearly, corners aligned.
 
   New point i of n lies at i (g - 1) / (n - 1) of the old g. The class token's
-  embedding, the first, stays as it is. Grids that are not square come back
+  embedding, the first, stays as it is. Grids that are not square are returned
   unchanged.
 
   Args:
@@ -263,15 +264,15 @@ def _read(path: pathlib.Path) -> Flat:
       return dict(file)
   except (ValueError, TypeError, zipfile.BadZipFile) as error:
     raise ValueError(
-      f"{path} is no .npz file of plain arrays ({error}): fetch or save it"
-      " again."
+      f"{path} is not an .npz file of plain arrays ({error}): download or save"
+      " it again."
     ) from error
 
 
 def _check(
   path: pathlib.Path, found: Flat, expected: Mapping[str, Any]
 ) -> None:
-  """Raises one error that lists all leaves that do not fit."""
+  """Raises one ValueError that lists all leaves that do not fit."""
   lines = []
   for name in sorted(found.keys() | expected.keys()):
     here = found[name].shape if name in found else None
@@ -285,6 +286,6 @@ def _check(
   if lines:
     raise ValueError(
       "\n".join([f"{path} does not fit the model:", *lines])
-      + "\nBuild the model with the file's sizes, or take the file of this"
-      ' model; head="fresh" drops the file\'s head and pre_logits.'
+      + "\nBuild the model with the file's sizes, or use a file of this model;"
+      ' head="fresh" drops the file\'s head and pre_logits.'
     )

@@ -1,4 +1,4 @@
-"""Prompts of L2P and DualPrompt: parameters apart from the ViT they steer."""
+"""Prompts of L2P and DualPrompt, as a module beside the ViT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEY_INITS = {
 
 
 class Pool(nn.Module):
-  """Holds the parameters of a pool; key_shape None: no key parameter."""
+  """Parameters of a pool; without key_shape there is no key parameter."""
 
   shape: tuple[int, ...]
   key_shape: tuple[int, ...] | None
@@ -109,7 +109,7 @@ class Prompts(nn.Module, kw_only=True):
     self.g_layers = self._layers("g_layers", self.g_layers)
     if self.width % self.num_heads:
       raise ValueError(
-        f"width={self.width} is no multiple of num_heads={self.num_heads}:"
+        f"width={self.width} is not a multiple of num_heads={self.num_heads}:"
         " take both from the ViT."
       )
     for name, table in (("prompt_init", INITS), ("key_init", KEY_INITS)):
@@ -130,8 +130,8 @@ class Prompts(nn.Module, kw_only=True):
         )
       if self.e_prefix and not self.prompt_key:
         raise ValueError(
-          "prompt_key=False takes keys from prompt tokens, and e_prefix=True"
-          " has none: set prompt_key=True."
+          "prompt_key=False computes keys from prompt tokens, but e_prefix=True"
+          " has no tokens: set prompt_key=True."
         )
     if self.g_layers and self.g_length < 1:
       raise ValueError(
@@ -140,7 +140,7 @@ class Prompts(nn.Module, kw_only=True):
       )
     if self.reweight and not self.num_tokens:
       raise ValueError(
-        "reweight=True weights prompt tokens and there are none: set"
+        "reweight=True weights prompt tokens, but there are none: set"
         " e_prefix=False, or reweight=False."
       )
     super().__post_init__()
@@ -245,7 +245,7 @@ class Prompts(nn.Module, kw_only=True):
     vote_group: int | None,
     mask: jax.Array | None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns E, [E layers, 2, B, P, H, K] or [E layers, B, P, D], and why."""
+    """Returns E, [E layers, 2, B, P, H, K] or [E layers, B, P, D], and ids."""
     shape = (len(self.e_layers), self.pool_size, self.length, self.width)
     if self.e_prefix:
       kind, *rest = self._prefix_shape(self.length, self.e_same_key_value)
@@ -293,7 +293,7 @@ def transfer_block(
   prompts: bool,
   keys: bool,
 ) -> dict[str, Any]:
-  """Starts a task's own prompts from the previous task's.
+  """Copies the previous task's prompts to the rows of a task's own prompts.
 
   Copies rows [(task - 1) K, task K) of the pool to [task K, (task + 1) K). For
   task 0, and where the pool does not hold the rows, nothing changes.

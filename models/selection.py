@@ -1,4 +1,4 @@
-"""Which prompts of a pool an example gets: key match, vote, task block."""
+"""Selection of an example's prompts from a pool: by key, vote or task."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def majority_vote(
   Args:
     idx: int32[B, K], what each row chose.
     pool_size: M, the number of ids.
-    group: Rows that vote together; neighbours, B / group groups.
+    group: Number of neighbouring rows that vote together; divides B.
     mask: bool[B]; rows where it is False have no vote.
 
   Returns:
@@ -61,7 +61,7 @@ def majority_vote(
     allowed = [g for g in range(1, batch + 1) if batch % g == 0]
     raise ValueError(
       f"vote_group={group} does not divide the batch of {batch}: choose one of"
-      f" {allowed}, or None for no vote."
+      f" {allowed}, or turn the vote off with method.vote_group=0."
     )
   votes = jax.nn.one_hot(idx, pool_size, dtype=jnp.int32).sum(axis=1)  # [B, M]
   if mask is not None:

@@ -1,4 +1,4 @@
-"""What timm builds a ViT from: its config.json, and what it cannot express."""
+"""The config.json from which timm builds a ViT, and what it cannot express."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from flax import linen as nn
 
 from models import vit
 
-# (patch, width, mlp_dim, heads, depth) -> timm's name. Any other size is the
-# base model with other arguments, which timm's config holds in all cases.
+# (patch, width, mlp_dim, heads, depth) -> timm's name. Other sizes use the base
+# model's name; the config gives timm all sizes as arguments in any case.
 _NAMES = {
   (16, 192, 768, 3, 12): "vit_tiny_patch16_224",
   (16, 384, 1536, 6, 12): "vit_small_patch16_224",
@@ -26,7 +26,7 @@ _GELUS = {"tanh": "gelu_tanh", "erf": "gelu"}
 # Evaluation chain -> timm's crop mode; others only resize.
 CROPS = {"center_crop": "center", "reference": "squash"}
 
-# Ours averages the class token, too, and after the last norm.
+# Our "gap" averages all tokens, the class token included, after the last norm.
 _POOLS = {
   "token": {"global_pool": "token"},
   "gap": {"global_pool": "avg", "pool_include_prefix": True, "fc_norm": False},
@@ -61,7 +61,7 @@ def config(model: Any, preprocess: Mapping[str, Any]) -> dict[str, Any]:
   """
   size, width = model.image_size, model.width
   ratio = model.mlp_dim / width
-  if int(width * ratio) != model.mlp_dim:  # timm cuts the product
+  if int(width * ratio) != model.mlp_dim:  # timm truncates the product
     ratio = math.nextafter(ratio, math.inf)
   sizes = (model.patch_size, width, model.mlp_dim, model.num_heads, model.depth)
   return {
@@ -83,7 +83,7 @@ def config(model: Any, preprocess: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pretrained(model: Any, preprocess: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what timm knows of the weights and of their images."""
+  """Returns timm's pretrained_cfg: the head's size and the preprocessing."""
   size = model.image_size
   side = preprocess.get("resize") or size * 256 // 224
   crop = CROPS.get(preprocess["eval"])

@@ -1,4 +1,4 @@
-"""From the names in a config to the fields of a model."""
+"""Fields of a model from the keys of a config's model section."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def fields(
   lora: Mapping[str, Any] | None,
   **overrides: Any,
 ) -> dict[str, Any]:
-  """Returns the fields of a row, some of them replaced, adapters added.
+  """Returns the fields of a variant, with overrides and adapters.
 
   Args:
-    kind: What the variants are of, for the error.
+    kind: Kind of the model, for the error.
     variants: Name -> fields.
     variant: Name of a row; None if the overrides give all sizes.
     lora: Fields of lora.Lora; None: no adapters.
@@ -40,8 +40,8 @@ def fields(
     known = {field.name for field in dataclasses.fields(lora_lib.Lora)}
     if not {"layers", "rank"} <= set(lora) <= known:
       raise ValueError(
-        f"model.lora has {sorted(lora)}; it takes {sorted(known)}, and needs "
-        "layers and rank."
+        f"model.lora has the keys {sorted(lora)}; it takes {sorted(known)} and "
+        "needs layers and rank."
       )
     overrides["dense"] = lora_lib.Lora(**lora)
   return {**sizes, **overrides}

@@ -1,4 +1,4 @@
-"""Vision Transformer with places for prompts, under the official names."""
+"""Vision Transformer that takes prompts, with the official parameter names."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ VARIANTS = {
   "ViT-L_32": _sizes(32, 1024, 4096, num_heads=16, depth=24),
   "ViT-H_14": _sizes(14, 1280, 5120, num_heads=16, depth=32, dropout=0.1),
   "testing": _sizes(16, 10, 10, num_heads=2, depth=1, dropout=0.1),
-  # Ours: for images of a few pixels, and for runs of seconds.
+  # Not official: for images of a few pixels, and for runs of a few seconds.
   "small_images": _sizes(2, 64, 256, num_heads=4, depth=6),
   "smoke": _sizes(4, 16, 32, num_heads=2, depth=5),
 }
@@ -59,8 +59,8 @@ VARIANTS = {
 class ViT(encoder.EncoderAnatomy, nn.Module):
   """Vision Transformer for classification (Dosovitskiy et al., ICLR 2021).
 
-  The parameters have the names and layouts of the official .npz files (after
-  Linen). Prompts are inputs, not parameters: see models/prompts.py.
+  The parameters have the names and layouts of the official .npz files (those
+  for Flax Linen). Prompts are inputs, not parameters: see models/prompts.py.
 
   Attributes:
     num_classes: C, the columns of the head.
@@ -76,11 +76,12 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
     classifier: Which tokens the feature is the mean of: "token" the class
       token, "gap" all, "prompt" the prompts, "token+prompt" both of these.
     norm_pre_logits: Whether the head sees the feature at unit length.
-    temperature: The logits are divided by it.
-    block_epsilon: Of the norms in the blocks; the last norm's is 1e-6.
+    temperature: Divisor of the logits.
+    block_epsilon: Added to the variance in the blocks' norms; the last norm
+      adds 1e-6.
     dtype: Compute type; norms, softmax, features and head stay float32.
     param_dtype: Type of the parameters.
-    dense: Class of the blocks' dense layers, as nn.DenseGeneral or a
+    dense: Class of the blocks' dense layers, such as nn.DenseGeneral or a
       lora.Lora.
 
   Raises:
@@ -110,14 +111,14 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
     if self.image_size % self.patch_size:
       below = self.image_size // self.patch_size * self.patch_size
       raise ValueError(
-        f"image_size={self.image_size} is no multiple of"
+        f"image_size={self.image_size} is not a multiple of"
         f" patch_size={self.patch_size}: resize the images to"
         f" {below or self.patch_size} or {below + self.patch_size}."
       )
     if self.width % self.num_heads:
       raise ValueError(
-        f"width={self.width} is no multiple of num_heads={self.num_heads}:"
-        " choose a number of heads that divides it."
+        f"width={self.width} is not a multiple of num_heads={self.num_heads}:"
+        " choose a number of heads that divides the width."
       )
     if self.classifier not in CLASSIFIERS:
       raise ValueError(
@@ -176,7 +177,7 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
 
   @property
   def torch_layout(self) -> layouts.Layout:
-    """Timm's."""
+    """The layout of timm."""
     return layouts.TIMM
 
   @property
@@ -224,7 +225,7 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
   ) -> dict[str, jax.Array]:
     """Maps features [B, D] to "logits" [B, C]; the head alone.
 
-    Label and train are for heads that know them, which this one does not.
+    `label` and `train` are not used: this head has no margin.
     """
     del label, train
     x = features
@@ -244,15 +245,19 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
   ) -> jax.Array:
     """Maps image [B, S, S, 3] to tokens [B, P + 1 + N, D], float32.
 
-    Of these only `rows` are returned, and made in the last layer: P prompts,
-    the class token, N patches.
+    The tokens are P prompts, the class token and N patches. The last layer
+    computes and returns only those in `rows`.
+
+    Raises:
+      ValueError: There are prompts for a layer that the model does not have, or
+        images of another shape.
     """
     prompts = prompts or {}
     outside = sorted(set(prompts) - set(range(self.depth)))
     if outside:
       raise ValueError(
-        f"Prompts for layers {outside}, but the layers of this model are 0 to"
-        f" {self.depth - 1}: move the prompts."
+        f"There are prompts for layers {outside}, but the layers of this model"
+        f" are 0 to {self.depth - 1}: give prompts to these layers only."
       )
     x = self.embed(image)
     cls = jnp.broadcast_to(self.cls, (x.shape[0], 1, self.width))
@@ -262,19 +267,22 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
   def embed(self, image: jax.Array) -> jax.Array:
     """Maps image [B, S, S, 3] to patch embeddings [B, N, D], row by row.
 
-    They are what comes before the class token and the position embedding.
+    The class token and the position embedding are not added yet.
+
+    Raises:
+      ValueError: The images have another shape.
     """
     expected = (self.image_size, self.image_size, 3)
     if image.ndim != 4 or image.shape[1:] != expected:
       raise ValueError(
-        f"Images are {image.shape}, this model takes (batch,"
-        f" {self.image_size}, {self.image_size}, 3): resize them, or build the"
-        " model with another image_size."
+        f"Images have shape {image.shape}, but this model takes (batch,"
+        f" {self.image_size}, {self.image_size}, 3): resize the images, or set"
+        " model.image_size."
       )
     return self.embedding(image)
 
   def _rows(self, prompts: encoder.LayerPrompts) -> slice:
-    """Returns which tokens the feature is made of."""
+    """Returns the slice of tokens of which the feature is the mean."""
     num_prompts = sum(
       prompt["tokens"].shape[1]
       for prompt in prompts.values()
@@ -288,7 +296,7 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
       case "token+prompt":
         return slice(num_prompts + 1)
     if not num_prompts and self.is_initializing():
-      return slice(1)  # prompts are made apart; no parameter depends on them
+      return slice(1)  # no parameter of this module depends on prompts
     if not num_prompts:
       raise ValueError(
         'classifier="prompt" averages prompt tokens and got none: give'

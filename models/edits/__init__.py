@@ -1,15 +1,14 @@
-"""Edits of past requests: audited, undone, reordered.
+"""Edits of past requests: described, undone and reapplied.
 
-Request t leaves its adapters in WORKDIR/edits/stage_T.npz, and the model that
-is in service has the kernels
+Request t stores its adapters in WORKDIR/edits/stage_T.npz. After all requests
+the model has the kernels
 
   W = W_0 + sum_t s_t A_t B_t
 
-of which every term can be taken away again, whatever came after it; neither
-their order nor that of undoing matters. What a method trained beside its
-adapters, such as a head, stays.
+Every term can be subtracted again, in any order, whatever requests came later.
+Other parameters that a method trained, such as a head, are not undone.
 
-`python -m models.edits WORKDIR` shows them and takes them away.
+`python -m models.edits WORKDIR` shows a run's edits and undoes them.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ class Edit:
   """What one request did to the model.
 
   Attributes:
-    adapters: `lora_a` [D_in, R] and `lora_b` [R, D_out] beside each other under
-      the names of their layers, as lora.split gives them.
+    adapters: `lora_a` [D_in, R] and `lora_b` [R, D_out] under the names of
+      their layers, as lora.split returns them.
     scale: Factor of A B.
-    zero: Group of the group lasso -> whether all its entries are exactly 0;
-      empty where the method has none.
+    zero: Lasso group -> whether all its entries are exactly 0; empty if the
+      method has no lasso groups.
     classes: Ids of the classes that the request forgot.
   """
 
@@ -69,8 +68,8 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
       return dict(file)
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(
-      f"{path} is no .npz file of plain arrays ({error}): write it again with "
-      "the run that made it."
+      f"{path} is not an .npz file of plain arrays ({error}): repeat the run "
+      "that wrote it."
     ) from error
 
 
@@ -83,8 +82,8 @@ def read(path: str | os.PathLike[str]) -> Edit:
 
   Raises:
     FileNotFoundError: No such file.
-    ValueError: A file of something else, adapters that do not go together, or
-      a group that is said to be zero and is not.
+    ValueError: The file is not an edit, the lora_a and lora_b of a layer do not
+      fit together, or a lasso group marked as zero is not zero.
   """
   path = pathlib.Path(path)
   found = _arrays(path)
@@ -97,8 +96,8 @@ def read(path: str | os.PathLike[str]) -> Edit:
       lines.append(f"{layer}: lora_a {shapes[0]}, lora_b {shapes[1]}")
   if lines or not adapters:
     raise ValueError(
-      f"{path} is no edit: {'; '.join(lines) or 'it holds no adapters'}. Take "
-      "a stage_T.npz as a run wrote it to WORKDIR/edits."
+      f"{path} is not an edit: {'; '.join(lines) or 'it holds no adapters'}. "
+      "Use a stage_T.npz that a run wrote to WORKDIR/edits."
     )
   edit = Edit(
     adapters=trees.unflatten(adapters),
@@ -113,8 +112,9 @@ def read(path: str | os.PathLike[str]) -> Edit:
   for group, numbers in summary(edit)["groups"].items():
     if numbers["zero"] and numbers["change"]:
       raise ValueError(
-        f"{path} says that group {group!r} is zero, but it changes weights (by "
-        f"{numbers['change']:.3g}): the file was altered; take the run's own."
+        f"{path} marks lasso group {group!r} as zero, but the group changes "
+        f"weights (by {numbers['change']:.3g}): the file was altered. Use the "
+        "file that the run wrote."
       )
   return edit
 
@@ -127,8 +127,8 @@ def read_all(workdir: str | os.PathLike[str]) -> dict[int, Edit]:
   """Reads the edits of a run, by the number of their request, from 0.
 
   Raises:
-    FileNotFoundError: The run kept none.
-    ValueError: As `read`.
+    FileNotFoundError: The run has no edits.
+    ValueError: As for `read`.
   """
   folder = pathlib.Path(workdir) / "edits"
   numbers = {}
@@ -144,17 +144,18 @@ def read_all(workdir: str | os.PathLike[str]) -> dict[int, Edit]:
 
 
 def summary(edit: Edit) -> dict[str, Any]:
-  """Returns what an edit did, in plain numbers.
+  """Returns numbers that describe an edit.
 
-  A group's adapters are those whose names have the parts of its name, in their
-  order: a block's name stands for all of that block.
+  An adapter belongs to a lasso group if its name contains the parts of the
+  group's name in the same order; a block's name covers all of its adapters.
 
   Returns:
-    "classes"; "weights_changed", the entries of the kernels whose A B is not
-    all zero; "adapter_entries", the entries of A and B that are not zero;
-    "norm", the l2 norm of all scale A B; "groups", group -> "zero", "norm" of
-    its entries and "change" of scale A B in the layers that it has a part in,
-    both None where no adapter has the group's name.
+    "classes"; "weights_changed", the number of entries of the kernels whose A B
+    is not all zero; "adapter_entries", the number of nonzero entries of A and
+    B; "norm", the l2 norm of all scale A B; "groups", {lasso group: "zero";
+    "norm", the l2 norm of its entries; "change", that of scale A B in the
+    layers it belongs to}; norm and change are None for a group without
+    adapters.
   """
   flat = trees.flatten(edit.adapters)
   squares, changed = {}, 0
@@ -191,17 +192,17 @@ def apply(
 ) -> dict[str, Any]:
   """Returns the tree with kernels W + times * sum of scale A B.
 
-  The sum is float64 and rounded once, so the edits' order shows in nothing but
-  the last bit, if at all. A kernel that they leave alone is the very same
-  array, bit for bit.
+  The sum is computed in float64 and rounded once, so the order of the edits can
+  change the last bit at most. A kernel that no edit changes is returned as the
+  same array.
 
   Args:
-    params: All parameters, on the host; adapters in it stay as they are.
-    edits: Any of a run's.
-    times: -1 undoes them.
+    params: All parameters, on the host; adapters among them stay as they are.
+    edits: Some edits of the same run.
+    times: Factor of the sum; -1 undoes the edits.
 
   Raises:
-    ValueError: Edits of another model.
+    ValueError: The edits do not fit the parameters.
   """
   flat, edits = trees.flatten(params), list(edits)
   sums: dict[str, np.ndarray] = {}
@@ -216,7 +217,7 @@ def apply(
   if lines:
     raise ValueError(
       "\n".join(["The edits do not fit the model:", *sorted(lines)])
-      + "\nTake the weights and the edits of one run."
+      + "\nUse weights and edits of the same run."
     )
   for name, change in sums.items():
     kernel = flat[name]
@@ -228,23 +229,23 @@ def apply(
 def undo(
   workdir: str | os.PathLike[str], requests: Iterable[int]
 ) -> dict[str, Any]:
-  """Returns a run's exported parameters without what some requests did.
+  """Returns a run's exported parameters with some requests undone.
 
   Args:
     workdir: Of the run; its export and its edits are read.
-    requests: Their numbers, from 0.
+    requests: Numbers of the requests to undo, from 0.
 
   Raises:
-    FileNotFoundError: No edits, or no export.
-    ValueError: An unknown request, or files that do not go together.
+    FileNotFoundError: There are no edits, or no export.
+    ValueError: An unknown request, or edits that do not fit the export.
   """
   edits = read_all(workdir)
   requests = known(requests, edits)
   path = pathlib.Path(workdir) / "export" / "params.npz"
   if not path.exists():
     raise FileNotFoundError(
-      f"No {path}; run main.py on this workdir again with "
-      "--my_config.export=True, which trains nothing that is done."
+      f"There is no {path}; run main.py on this workdir again with "
+      "--my_config.export=True. Finished stages are not trained again."
     )
   return apply(
     trees.unflatten(_arrays(path)), [edits[n] for n in requests], times=-1
@@ -252,12 +253,12 @@ def undo(
 
 
 def known(requests: Iterable[int], edits: Mapping[int, Edit]) -> list[int]:
-  """Returns the numbers, sorted; ValueError names those that are not there."""
+  """Returns the numbers, sorted; raises ValueError for unknown requests."""
   requests = sorted(set(requests))
   unknown = [number for number in requests if number not in edits]
   if unknown:
     raise ValueError(
       f"Unknown requests {unknown}; this run has {sorted(edits)}. Give some of "
-      "these, with commas."
+      "these, separated by commas."
     )
   return requests

@@ -1,11 +1,11 @@
-"""What past requests did to a model, as tables; models without some of them.
+"""Shows what past requests changed in a model, and undoes requests.
 
 python -m models.edits WORKDIR
 python -m models.edits WORKDIR --without 1 --out FILE.npz
 python -m models.edits WORKDIR --only 0,2 --out FOLDER
 
 FILE.npz has the official layout, FILE.safetensors that of model.safetensors in
-an export, and FOLDER is an export (models/export.py) of its own.
+an export, and FOLDER becomes a new export (models/export.py).
 """
 
 import argparse
@@ -25,18 +25,18 @@ from models import edits as edits_lib
 from models import export
 from models import pretrained
 
-# A cell of a table names no more than these.
+# Number of classes that a cell of a table names at most.
 _MOST_CLASSES = 8
 
 
 def show(
   edits: Mapping[int, edits_lib.Edit], names: Sequence[str] | None = None
 ) -> list[table.Table]:
-  """Returns what there is to see: the requests, and their groups' norms.
+  """Returns a table of the requests, and one of their lasso groups' norms.
 
   Args:
     edits: Request -> edit.
-    names: Of the classes; None: their ids.
+    names: Names of the classes; None: their ids.
   """
   summaries = {
     number: edits_lib.summary(edit) for number, edit in edits.items()
@@ -67,7 +67,7 @@ def show(
 def _group_table(
   summaries: Mapping[int, Mapping[str, Any]], groups: Sequence[str]
 ) -> table.Table:
-  out = _table("Norm of each one's scale A B")
+  out = _table("Norm of scale A B by group and request")
   out.add_column("group", no_wrap=True)
   for number in summaries:
     out.add_column(str(number), justify="right", no_wrap=True)
@@ -109,7 +109,7 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part.strip()]
   except ValueError:
     raise argparse.ArgumentTypeError(
-      f"{text!r} must be numbers of requests, from 0, with commas: 0,2"
+      f"{text!r} must be numbers of requests, from 0, separated by commas: 0,2"
     ) from None
 
 
@@ -119,12 +119,22 @@ def _write(
   workdir: pathlib.Path,
   left: Mapping[int, edits_lib.Edit],
 ) -> None:
-  """Writes a file of either layout, or an export of its own."""
+  """Writes parameters as .npz or .safetensors, or as a new export.
+
+  Args:
+    out: Target file or folder.
+    params: Parameters after some requests were undone.
+    workdir: Of the run.
+    left: Request -> edit, of the requests that are not undone.
+
+  Raises:
+    ValueError: The target lies in the run's own export, or has another suffix.
+  """
   source = workdir / "export"
   if source.resolve() in (out.resolve(), *out.resolve().parents):
     raise ValueError(
-      f"--out {out} is the run's own export, from which requests are undone; "
-      "write elsewhere."
+      f"--out {out} lies in the run's own export, which must not be "
+      "overwritten; choose another target."
     )
   if out.suffix == ".npz":
     pretrained.save(out, params)
@@ -132,8 +142,8 @@ def _write(
     export.save_torch(out, export.build(source), params)
   elif out.suffix:
     raise ValueError(
-      f"--out {out} must end in .npz or .safetensors, or name a folder for a "
-      "whole export."
+      f"--out {out} must end in .npz or .safetensors, or be a folder for a "
+      "new export."
     )
   else:
     classes = json.loads((source / "classes.json").read_text())["classes"]
@@ -148,11 +158,13 @@ def _write(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Shows a run's edits, or writes its model with some of them."""
+  """Shows a run's edits, or writes its model with some of them undone."""
   parser = argparse.ArgumentParser(
     prog="python -m models.edits", description=__doc__.splitlines()[0]
   )
-  parser.add_argument("workdir", type=pathlib.Path, help="of a run that forgot")
+  parser.add_argument(
+    "workdir", type=pathlib.Path, help="workdir of a run that forgot classes"
+  )
   some = parser.add_mutually_exclusive_group()
   some.add_argument("--without", type=_numbers, help="requests to undo: 0,2")
   some.add_argument("--only", type=_numbers, help="requests to keep: 0,2")
@@ -162,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   options: Any = parser.parse_args(argv)
   chosen = options.without if options.only is None else options.only
   if (chosen is None) != (options.out is None):
-    parser.error("--out goes with --without or --only, and they with --out")
+    parser.error("--out needs --without or --only, and these need --out")
   try:
     edits = edits_lib.read_all(options.workdir)
     if chosen is None:
