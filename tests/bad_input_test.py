@@ -131,20 +131,20 @@ LORA_CASES = {
   "negative rank": ({"model__lora__rank": -2}, r"rank=-2 .*at least 1"),
   "rank above the width": (
     {"model__lora__rank": 17},
-    r"rank=17 .*encoderblock_0/.*/key, which maps 16 to 16; take 1 to 16",
+    r"lora.rank=17 .*encoderblock_0/.*/key, which maps 16 .* to 16; .* 1 to 16",
   ),
   "adapters of nothing": (
     {"model__lora__layers": r".*/(keys|values)"},
-    r"'\.\*/\(keys\|values\)' of LoRA matches no dense layer; there are "
+    r"lora.layers='\.\*/\(keys\|values\)' matches no .*layer; the layers are "
     + LAYERS_OF_A_VIT,
   ),
   "broken expression": (
     {"model__lora__layers": "(key"},
-    r"layers='\(key' of LoRA is no regular expression: missing \)",
+    r"lora.layers='\(key' must be a regular expression .*: missing \)",
   ),
   "unknown option of adapters": (
     {"model__lora": {"rnak": 2, "layers": ".*/key"}},
-    r"model.lora has \['layers', 'rnak'\]; .*'alpha', 'layers', 'rank'",
+    r"model.lora has .*\['layers', 'rnak'\]; .*'alpha', 'layers', 'rank'",
   ),
   "option too many of adapters": (
     {"model__lora": {**ADAPTERS, "slope": 1.0}},
@@ -176,7 +176,7 @@ LORA_CASES = {
     r"first_epochs=3 must be 1 to epochs=2, .* or None",
   ),
   "margin that is no number": ({"method__margin": float("nan")}, r"margin=nan"),
-  "scale 0": ({"model__lora__alpha": 0.0}, r"alpha=0.0 of LoRA .*above 0"),
+  "scale 0": ({"model__lora__alpha": 0.0}, r"lora.alpha=0.0 .*above 0"),
   "adapters under another name": (
     {
       "method": {"name": "finetune"},

@@ -292,9 +292,9 @@ def weights(path, classes, headless=False):
   [
     (
       {"classes": 5},
-      r"head of .*w.npz has 5 classes, and .* knows 4, .*dataset.known=5",
+      r"head of .*w.npz has 5 classes, but .* know 4, .*dataset.known=5",
     ),
-    ({"classes": 4, "headless": True}, "w.npz has no head, and 1 classes are"),
+    ({"classes": 4, "headless": True}, "w.npz has no head to which 1 new"),
   ],
 )
 def test_head_that_does_not_fit(tmp_path, options, message):

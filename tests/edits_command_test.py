@@ -83,13 +83,13 @@ def test_command_says_what_is_wrong(run, tmp_path, capsys):
       [workdir, "--only=1", "--out", f"{workdir}/export/params.npz"],
       "run's own export",
     ),
-    ([workdir, "--only=1", "--out", workdir], "holds other things than an"),
+    ([workdir, "--only=1", "--out", workdir], "files .* not part of an export"),
   ):
     with pytest.raises(SystemExit, match=message):
       command.main(arguments)
   for arguments, message in (
-    ([workdir, "--without=1"], "--out goes with --without or --only"),
-    ([workdir, *out], "--out goes with --without or --only"),
+    ([workdir, "--without=1"], "--out needs --without or --only"),
+    ([workdir, *out], "--out needs --without or --only"),
     ([workdir, "--without=one", *out], "'one' must be numbers of requests"),
     ([workdir, "--without=1", "--only=1", *out], "not allowed with"),
   ):

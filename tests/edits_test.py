@@ -211,14 +211,14 @@ def save(path, **leaves):
 
 A, B = f"{PLACE.format(0)}/lora_a", f"{PLACE.format(0)}/lora_b"
 BROKEN = {
-  "no scale": ({"scale": None}, "missing: scale. Take"),
+  "no scale": ({"scale": None}, "missing: scale. Use"),
   "no classes": ({"classes": None}, "missing: classes"),
   "half a pair": ({B: None}, r"lora_a \(16, 4\), lora_b None"),
   "two ranks": ({B: np.ones((3, 32))}, r"lora_a \(16, 4\), lora_b \(3, 32\)"),
   "nothing": ({A: None, B: None}, "it holds no adapters"),
   "wrong flag": (
     {f"zero/{BLOCK.format(0)}": np.bool_(True)},
-    r"group 'Transformer/encoderblock_0' is zero, but it changes weights",
+    r"group 'Transformer/encoderblock_0' as zero, but the group changes",
   ),
 }
 
@@ -234,7 +234,7 @@ def test_broken_edit_is_refused(tmp_path, leaves, message):
 def test_file_of_something_else_is_refused(tmp_path):
   path = tmp_path / "stage_0.npz"
   path.write_bytes(b"no zip")
-  with pytest.raises(ValueError, match="no .npz file of plain arrays"):
+  with pytest.raises(ValueError, match="not an .npz file of plain"):
     edits_lib.read(path)
   with pytest.raises(FileNotFoundError):
     edits_lib.read(tmp_path / "stage_1.npz")
@@ -261,5 +261,5 @@ def test_edits_of_another_model_are_refused(run):
     "The edits do not fit the model:",
     f"  {PLACE.format(1)}/kernel: edit (8, 8), model (16, 32)",
     f"  {PLACE.format(7)}/kernel: edit (16, 32), model None",
-    "Take the weights and the edits of one run.",
+    "Use weights and edits of the same run.",
   ]

@@ -276,12 +276,12 @@ def test_softmax_takes_any_label():
   "fields, message",
   [
     (dict(image_size=10), "image_size=10 .* stride=4.* 8 or 12"),
-    (dict(num_heads=3), "width=16 .* num_heads=3.* or give head_dim"),
+    (dict(num_heads=3), "width=16 .* num_heads=3.* or set head_dim"),
     (dict(head_dim=0), "head_dim=0 must be at least 1"),
     (dict(dtype="float31"), "Unknown dtype 'float31'"),
     (dict(head="face"), "Unknown head 'face'; known: .*'cosface'"),
     (dict(head="softmax", margin=0.3), "margin=0.3.* model.margin=None"),
-    (dict(head="sface", margin=0.3), "margin=0.3, and the head 'sface'"),
+    (dict(head="sface", margin=0.3), "margin=0.3, but the head 'sface'"),
     (dict(scale=0.0), "scale=0.0 .* above 0"),
     (dict(margin=2.0), "margin=2.0 .* below pi / 2"),
     (dict(lora={"rank": 2}), "needs layers and rank"),
@@ -300,7 +300,7 @@ def test_bad_variant_and_inputs():
     face_vit.build("P8S8", num_classes=2)
   model = smoke()
   variables = model.init(jax.random.key(0), BATCH)
-  with pytest.raises(ValueError, match=r"Images are \(4, 12, 8, 3\)"):
+  with pytest.raises(ValueError, match=r"Images have shape \(4, 12, 8, 3\)"):
     model.apply(variables, {"image": jnp.zeros((4, 12, 8, 3))})
   with pytest.raises(ValueError, match="takes no prompts"):
     prompts = {0: {"tokens": jnp.zeros((4, 1, 16))}}

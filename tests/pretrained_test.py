@@ -246,13 +246,11 @@ def test_new_columns_follow_the_chosen_rows(tmp_path, tree):
 
 def test_new_columns_need_the_head_of_the_known_ones(tmp_path, tree):
   path = write(tmp_path / "vit.npz", flatten(tree))
-  with pytest.raises(ValueError, match="has 3 classes, .* knows 4, .*known=3"):
+  with pytest.raises(ValueError, match="has 3 classes, .* know 4, .*known=3"):
     pretrained.load(path, template(num_classes=6), head="keep", new=2)
   del tree["head"]
   path = write(tmp_path / "bare.npz", flatten(tree))
-  with pytest.raises(
-    ValueError, match="no head, and 2 classes are to be added"
-  ):
+  with pytest.raises(ValueError, match="no head to which 2 new classes"):
     pretrained.load(path, template(num_classes=5), head="keep", new=2)
 
 
@@ -345,7 +343,7 @@ def test_pickles_in_npz_are_refused(tmp_path):
   np.savez(tmp_path / "a.npz", cls=np.array([bomb, 1], object))
   (tmp_path / "b.npz").write_bytes(pickle.dumps(bomb))
   for name in ("a.npz", "b.npz"):
-    with pytest.raises(ValueError, match="no .npz file of plain arrays"):
+    with pytest.raises(ValueError, match="not an .npz file of plain"):
       pretrained.load(tmp_path / name, template())
   assert not (tmp_path / "boom").exists()
 
