@@ -1,4 +1,4 @@
-"""What stands after the colon of --my_config."""
+"""Arguments of a config: the text after the colon of --my_config."""
 
 from typing import Any
 
@@ -8,14 +8,15 @@ from libml import registry
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-  """Reads "smoke,tasks=4": a bare name is True; "smoke" is always known.
+  """Parses arguments such as "smoke,tasks=4"; a name without value is True.
 
   Args:
-    arg: What follows the colon of --my_config; None: nothing.
-    **defaults: The names that a config file takes, with their defaults.
+    arg: The text after the colon of --my_config; None: no arguments.
+    **defaults: The arguments of a config file, with their defaults; "smoke" is
+      known in all files.
 
   Raises:
-    ValueError: An unknown name, or a value of another type.
+    ValueError: An unknown name, or a value of another type than the default.
   """
   known = {"smoke": False, **defaults}
   parsed = dict(known)
@@ -30,23 +31,27 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     kind = type(known[name])
     if kind is bool:
       if text.lower() not in ("", "true", "false"):
-        raise ValueError(f"{item!r}: {name} is either true or false.")
+        raise ValueError(
+          f"The config argument {item!r} must be true or false: write "
+          f"{name}, {name}=true or {name}=false."
+        )
       parsed[name] = text.lower() != "false"
     else:
       try:
         parsed[name] = kind(text)
       except ValueError:
         raise ValueError(
-          f"{item!r}: {name} takes a value of type {kind.__name__}."
+          f"The config argument {item!r} must have a value of type "
+          f"{kind.__name__}, such as {name}={known[name]}."
         ) from None
   return ml_collections.ConfigDict(parsed)
 
 
 def order_seed(order: str) -> int | None:
-  """Returns the seed of a class order: "natural" (None), or a number.
+  """Returns the seed of a class order; None for "natural", the given order.
 
   Raises:
-    ValueError: Anything else.
+    ValueError: `order` is neither "natural" nor a number.
   """
   if order == "natural":
     return None
@@ -64,7 +69,7 @@ def title(name: str, arg: ml_collections.ConfigDict, *variants: str) -> str:
   Args:
     name: Of the config file.
     arg: What `parse_arg` returned.
-    *variants: Names of arguments that tell runs apart, where they are on.
+    *variants: Arguments that are part of the name unless they are off.
   """
   on = [v if arg[v] is True else f"{v}={arg[v]}" for v in variants if arg[v]]
   return f"{name}:{','.join(on)}" if on else name

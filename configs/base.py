@@ -1,47 +1,47 @@
-"""Every key of every run, with its default."""
+"""All keys of a config that every run has, with their defaults."""
 
 import ml_collections
 from ml_collections import config_dict
 
 from configs import options
 
-# What trains a head alone, as optimizer.groups.
+# Parameter groups that separate the head from all other parameters.
 HEAD_GROUPS = (("head", r"head/.*"), ("backbone", r".*"))
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the defaults; a config file changes what differs."""
+  """Returns the defaults; a config file starts from them."""
   return ml_collections.ConfigDict(
     {
       # Names the run in tables and results.
       "name": "",
-      # Of data order, augmentation, dropout and fresh parameters.
+      # Seed of data order, augmentation, dropout and drawn parameters.
       "seed": 42,
       # Images of each stream in a step, over all devices of all processes.
       "batch_size": 128,
-      # Images in a step on each device along the batch. Where it is given,
-      # batch_size becomes this times their number, whatever it was.
+      # Images in a step on each device along the batch. If given, batch_size is
+      # replaced by this times the number of these devices.
       "per_device_batch_size": config_dict.placeholder(int),
       # Passes over a stage's data.
       "epochs": 5,
-      # Share of the training images that takes the place of the test images,
-      # class by class, to tune on; 0 tests on the test images.
+      # To tune: share of each class's training images that is held out and
+      # replaces the test images; 0: the test images are used.
       "holdout": 0.0,
-      # Draws that share, of the weights that `pretrain` makes, too.
+      # Seed of the held-out images, also in the run of `pretrain`.
       "holdout_seed": 42,
       # Pretrained weights, .npz or .safetensors.
       "init_checkpoint": config_dict.placeholder(str),
-      # The file's head: "fresh" drops it, "keep" goes on with it.
+      # The file's head: "fresh" replaces it by zeros, "keep" loads it.
       "init_head": "fresh",
-      # File with the names of the kept head's classes, one a line, in order;
-      # then the columns of the data's classes are picked by name.
+      # File with the class names of the kept head, one a line, in the order of
+      # its columns. The columns of the data's classes are picked by name.
       "init_head_names": config_dict.placeholder(str),
-      # Config whose run makes those weights on first use, kept in the cache.
+      # Config whose run makes the weights on first use and caches them.
       "pretrain": config_dict.placeholder(str),
       # Whether a run may start from random weights.
       "random_init": False,
-      # Whether the model's final weights are written to the workdir's folder
-      # export, adapters merged. What a method keeps in memory is not in it.
+      # Whether the final weights are written to WORKDIR/export, with adapters
+      # merged and without the method's memory, such as prototypes.
       "export": False,
       # Row of SCENARIOS, and its options.
       "scenario": {
@@ -50,23 +50,25 @@ def get_config() -> ml_collections.ConfigDict:
         # Seed of the class order; None: natural order.
         "order_seed": config_dict.placeholder(int),
         "reverse": False,
-        # Whether a prediction may name the classes of its task only.
+        # Whether predictions on a task's test images are limited to the classes
+        # of that task.
         "task_incremental": False,
       },
       # Row of DATASETS, and its options.
       "dataset": {"name": "synthetic"},
-      # Pairs of faces that are measured at the end: file of pairs, folder of
-      # the images, folds (libml/problems/verification.py); None: none.
+      # Face verification at the end (libml/problems/verification.py): file of
+      # pairs, folder of the images, number of folds; None: no verification.
       "verification": {
         "pairs": config_dict.placeholder(str),
         "root": config_dict.placeholder(str),
         "folds": 10,
       },
-      # What a model still knows of what it forgot, after "none", the "last" or
-      # "all" requests.
+      # Audits of what a model still knows of forgotten classes, after "none",
+      # the "last" or "all" requests.
       "audit": {
         "stages": "none",
-        # Images a class to learn it again from, steps at most, and the rate.
+        # To relearn forgotten classes: images of each class, largest number of
+        # steps, learning rate.
         "shots": 16,
         "max_steps": 100,
         "lr": 1e-3,
@@ -74,7 +76,8 @@ def get_config() -> ml_collections.ConfigDict:
         "retrained": config_dict.placeholder(str),
         "seed": 0,
       },
-      # Fields of Preprocess; the size is the model's.
+      # Fields of Preprocess (libml/images/preprocess.py); the image size is the
+      # model's.
       "preprocess": {
         "train": "random_resized_crop",
         "eval": "center_crop",
@@ -86,23 +89,25 @@ def get_config() -> ml_collections.ConfigDict:
         "aspect": (0.75, 1.33),
         "padding": 4,
         "antialias": False,
-        # (operations, magnitude in 0 to 10) of RandAugment; None: off.
+        # RandAugment: (number of operations, magnitude 0 to 10); None: off.
         "randaugment": config_dict.placeholder(tuple),
-        # Brightness, contrast, saturation (0 to 1), hue (to 0.5); None: off.
+        # Strengths of brightness, contrast, saturation (0 to 1 each) and hue (0
+        # to 0.5); None: off.
         "color_jitter": config_dict.placeholder(tuple),
-        # Probability of a grey image.
+        # Probability of turning an image grey.
         "grayscale": 0.0,
-        # Probability of erasing a box, its part of the image, and what
-        # overwrites it: "noise" or "mean".
+        # Probability of erasing a box, range of its share of the image, and its
+        # new content: "noise" or "mean".
         "erase": 0.0,
         "erase_area": (0.02, 0.33),
         "erase_fill": "noise",
       },
-      # Beta parameters; 0: off. Both above 0: each image takes one of them.
+      # Parameters of mixup's and cutmix's Beta distributions; 0: off. If both
+      # are above 0, each image gets one of the two.
       "mixing": {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0},
       # Row of PROBLEMS.
       "problem": {"name": "classification"},
-      # Row of MODELS, and its options; the classes come from the data.
+      # Row of MODELS, and its options; num_classes comes from the data.
       "model": {
         "name": "vit",
         "variant": "ViT-B_16",
@@ -111,12 +116,12 @@ def get_config() -> ml_collections.ConfigDict:
         "classifier": "token",
         "norm_pre_logits": False,
         "temperature": 1.0,
-        # Of the norms in the blocks.
+        # Added to the variance in the blocks' norms.
         "block_epsilon": 1e-6,
-        # Low-rank adapters: {"layers": pattern of module paths, "rank",
-        # "alpha"}; None: none.
+        # LoRA adapters: {"layers": pattern of module paths, "rank", "alpha"};
+        # None: no adapters.
         "lora": None,
-        # Of the computation; parameters stay float32.
+        # Type of the computation; parameters stay float32.
         "dtype": "float32",
       },
       # Exemplars of earlier stages: the fields of Rehearsal
@@ -133,28 +138,29 @@ def get_config() -> ml_collections.ConfigDict:
       # Row of METHODS, and its options.
       "method": options.method("finetune"),
       "optimizer": {
-        # (name, pattern) in order; each name has its settings below. The
-        # settings None freeze a group.
+        # Parameter groups: (name, pattern of parameters); the first match
+        # counts. Each name has its settings below; None freezes the group.
         "groups": HEAD_GROUPS,
-        # Learning rates are for this many images a step; None: as they stand.
+        # Batch size for which learning rates are given; they are scaled to
+        # batch_size. None: not scaled.
         "lr_batch_size": config_dict.placeholder(int),
-        # Largest norm of a gradient; inf: any.
+        # Largest norm of the gradient; inf: no clipping.
         "clip_norm": 1.0,
-        # "trainable", or "all": the norm of frozen gradients counts, too.
+        # Parameters whose gradients enter that norm: "trainable" or "all".
         "clip_scope": "trainable",
-        # 0.5 * l2 * sum of squares of all matrices, as a gradient.
+        # Adds the gradient of 0.5 * l2 * (sum of squares of all matrices).
         "l2": 0.0,
         "head": {"name": "adam", "lr": 1e-3},
         "backbone": None,
       },
-      # Devices along the batch (-1: all that are left) and the model.
+      # Devices along the batch (-1: all others) and along the model.
       "mesh": {"data": -1, "model": 1},
-      # (pattern, "replicate" | "fsdp" | "fsdp:BYTES" | axis names) for the
-      # state's leaves; fsdp cuts those of 4 MiB, or of BYTES, and more.
+      # (pattern, "replicate" | "fsdp" | "fsdp:BYTES" | axis names) for leaves
+      # of the state; fsdp shards leaves of at least 4 MiB, or BYTES.
       "sharding": ((r".*", "replicate"),),
       # Steps between points of the training curves.
       "log_every": 20,
-      # Inside a stage; each stage's end is a checkpoint anyway.
+      # Checkpoints inside a stage; the end of a stage always writes one.
       "checkpoint": {"every_steps": 500, "keep": 2},
     }
   )

@@ -1,7 +1,7 @@
-"""The baselines of forgetting: their options and optimizers.
+"""Baselines of forgetting: their options and optimizers.
 
-The values are those of the GS-LoRA authors' scripts for four requests on faces,
-where their code has the method; the others' are ours.
+For methods in the GS-LoRA code, the values are those of its authors' scripts
+for four requests on faces; for the others they are our own.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ BASELINES = tuple(
   if issubclass(row, unlearning.Unlearning)
 )
 
-# What the released code does differently.
+# Options with which a method behaves like the released code.
 PARITY = {
   "ewc": {"weigh_on": "retain_all"},
   "mas": {"weigh_on": "retain_all"},
@@ -28,13 +28,13 @@ PARITY = {
   "lirf": {"by_position": True, "deposit": 0.05},
 }
 
-# Options that name parts of the network, which methods do not know.
+# Options that name parts of the ViT; a method does not know these names.
 PARTS = {"ssd": {"layers": r"(?!head/).*"}}
 
-# Methods with another peak rate than 1e-4.
+# Peak learning rates of the methods that do not use 1e-4.
 RATES = {"der": 1e-3, "der_plus": 1e-3, "fdr": 1e-3, "retrain": 3e-4}
 
-# The parameters below the cut of LIRF in a network of some blocks.
+# Parameters below LIRF's cut; {} is filled with the numbers of the blocks.
 _LOWER = r"embedding/.*|cls|Transformer/(posembed_input|encoderblock_({}))/.*"
 
 
@@ -47,19 +47,19 @@ def adapt(
   blocks: int = 12,
   **changes: Any,
 ) -> None:
-  """Gives a config a baseline and its optimizer.
+  """Sets a baseline and its optimizer in a config.
 
   Args:
-    config: Changed in place; it has the scenario.
-    arg: With method, one of BASELINES, and perhaps parity: as the released code
-      has it.
-    lr: Peak rate; None: the scripts'.
-    min_lr: Lowest rate; None: a tenth of the peak.
-    blocks: Of the network.
-    **changes: Of the method's options.
+    config: Changed in place; its scenario must be set.
+    arg: "method", one of BASELINES; "parity" (optional), the released code's
+      behaviour.
+    lr: Peak learning rate; None: that of the scripts.
+    min_lr: Lowest learning rate; None: a tenth of the peak.
+    blocks: Number of the network's blocks.
+    **changes: Changed options of the method.
 
   Raises:
-    ValueError: Another method.
+    ValueError: The method is not in BASELINES.
   """
   name, parity = arg.method, arg.get("parity", False)
   if name not in BASELINES:
@@ -83,7 +83,7 @@ def adapt(
 
 
 def whole(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
-  """Trains all but the head with AdamW; biases and norms do not decay."""
+  """Trains all but the head with AdamW, without decay of biases and norms."""
   del blocks
   config.optimizer.groups = (
     ("head", r"head/.*"),
@@ -97,7 +97,7 @@ def whole(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
 
 
 def scrub(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
-  """Trains all but the head with Adam and coupled decay, in two steps."""
+  """Trains all but the head with Adam, L2 decay and a rate that drops once."""
   del blocks
   settings = common.adam(lr, schedule="late_drop", min_lr=0.1 * lr, l2=5e-4)
   config.optimizer.head = None
@@ -105,7 +105,7 @@ def scrub(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
 
 
 def lower(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
-  """Trains the lower half, and the deposit where there is one to train."""
+  """Trains the lower half and, unless as in the released code, the deposit."""
   whole(config, lr, blocks)
   low = _LOWER.format("|".join(map(str, range(blocks // 2))))
   vectors = {**config.optimizer.vectors}
@@ -126,7 +126,7 @@ def lower(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
 def everything(
   config: ml_collections.ConfigDict, lr: float, blocks: int
 ) -> None:
-  """Trains all weights, the head's, too, after a warm-up."""
+  """Trains all weights, the head included, with a warm-up."""
   whole(config, lr, blocks)
   config.optimizer.groups = config.optimizer.groups[1:]
   del config.optimizer["head"]
@@ -141,7 +141,7 @@ def nothing(config: ml_collections.ConfigDict, lr: float, blocks: int) -> None:
   config.optimizer.backbone = None
 
 
-# Method -> its optimizer, where it is not `whole`.
+# Method -> function that sets its optimizer, if that is not `whole`.
 KINDS = {
   "scrub": scrub,
   "scrub_s": scrub,

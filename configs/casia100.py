@@ -1,12 +1,12 @@
 """CASIA-100: its people, the order in which they are forgotten, its counts.
 
-The 100 people with the most images of CASIA-WebFace (Yi et al., 2014), aligned,
-112 x 112 (InsightFace's faces_webface_112x112). For each, 80 % of the images,
-drawn once and without a seed, are for training. Remakes have these counts, but
-other images in each half.
+It has the 100 people with the most images in CASIA-WebFace (Yi et al., 2014),
+aligned to 112 x 112 pixels (InsightFace's faces_webface_112x112). The authors
+drew 80 % of each person's images for training, without a seed. A new copy has
+the same counts, but other images in the two parts.
 """
 
-# Folder names in the order of strings; the position is the class id.
+# Folder names, sorted as strings; the position is the class id.
 IDENTITIES = (
   "1005", "1014", "1022", "1039", "1147", "1154", "1226", "1236", "1245",
   "1248", "1299", "1317", "1321", "138", "14", "1466", "1542", "1595", "1649",
@@ -21,8 +21,8 @@ IDENTITIES = (
   "956",
 )  # fmt: skip
 
-# Python's random.Random(1337).shuffle of 0 to 99. Requests are taken from the
-# end towards the front, so the first are kept longest.
+# 0 to 99, shuffled by Python's random.Random(1337). Requests forget from the
+# end towards the front, so the first classes are retained longest.
 ORDER = (
   83, 17, 10, 9, 89, 52, 7, 32, 37, 77, 61, 34, 78, 55, 56, 63, 69, 22, 75, 66,
   35, 72, 71, 23, 86, 38, 24, 5, 29, 30, 16, 11, 82, 19, 57, 14, 91, 27, 98, 53,
@@ -31,8 +31,8 @@ ORDER = (
   54, 13, 88, 84, 26, 50, 39, 96, 81, 49, 42, 21, 93, 74, 73, 46, 90, 68, 79,
 )  # fmt: skip
 
-# What the 100 people have together, and the test images of parts of the order,
-# which are the denominators of the published accuracies.
+# Images of all people, and test images of parts of ORDER, which are the
+# denominators of the published accuracies.
 EXPECTED = {
   "classes": IDENTITIES,
   "train_total": 35_713,

@@ -1,28 +1,29 @@
 """GS-LoRA on CASIA-100: four requests forget 20 people each.
 
-Zhao et al., CVPR 2024, and its extension of 2025, Table 3: 74.16 % of those
-still to be kept and 0.00 % of the forgotten are recognized after the first
-request (H 74.40), 72.45 and 0.00 after the fourth (H 73.76); the authors say
-that their scripts, whose values stand here, need not be those of the tables.
+Zhao et al., CVPR 2024, and its extension of 2025, table 3: after the first
+request 74.16 % of the people to retain and 0.00 % of the forgotten are
+recognized (H 74.40), after the fourth 72.45 % and 0.00 % (H 73.76). The values
+here are those of the authors' scripts, which by their own account may differ
+from those behind the tables.
 
   python main.py --my_config configs/casia100_gs_lora.py:folder=DIR \
       --workdir ./forget --my_config.init_checkpoint=./faces/export/params.npz
 
-DIR and weights are those of configs/casia100_pretrain.py, with the same
-":depth=", ":head=" and ":tune". Further:
+DIR, the weights, ":depth=", ":head=" and ":tune" are those of
+configs/casia100_pretrain.py. Further arguments:
 
-  ":plus"               GS-LoRA++ (Table 3)
-  ":single=10"          one request of the last 5, 10, 50 or 90 (Table 2)
-  ":shots=4"            4 images a person instead of 10 % (Tables 2 and 3)
-  ":missing"            no image of 5 of those to be kept (Table 5)
+  ":plus"               GS-LoRA++ (table 3)
+  ":single=10"          one request of the last 5, 10, 50 or 90 (table 2)
+  ":shots=4"            4 images a person instead of 10 % (tables 2 and 3)
+  ":missing"            no images of 5 of the people to retain (table 5)
   ":single=10,depth=12" or 18, ":single=10,attention": the ablations
-  ":parity"             what the released code does differently
+  ":parity"             as the released code does
 
-The default is the proximal step, with the weight 0.01 of the group lasso from
-epoch 20 on, which the authors have for one request; nothing was tuned for
-four. ":parity" has the lasso's subgradient in the loss, in continual runs at
-1e-4 from the start, a new sample for each request, smaller adapters from the
-second request on, and averaged weights measured where the scripts have them.
+By default the group lasso is a proximal step with weight 0.01 from epoch 20 on,
+the authors' values for one request; nothing was tuned for four. With ":parity"
+the group lasso is a term of the loss (in continual runs with weight 1e-4 from
+the start), each request draws a new sample, adapters start smaller from the
+second request on, and averaged weights are measured where the scripts do so.
 """
 
 from configs import base
@@ -32,8 +33,8 @@ from configs import common
 
 CONTINUAL = {"bound": 105.0, "alpha": 1e-4, "alpha_epoch": 0}
 SINGLE = {"bound": 110.0, "alpha": 0.01, "alpha_epoch": 20}
-# The values of the authors' scripts, and what GS-LoRA++ changes in them. Beta
-# and the weights of prototypes have one entry a request.
+# RUNS: values of the authors' scripts; PLUS: what GS-LoRA++ changes in them.
+# Beta and the weights of prototypes have one entry for each request.
 RUNS = {
   "continual": {**CONTINUAL, "beta": (0.2, 0.25, 0.25, 0.25)},
   "continual_shots": {**CONTINUAL, "beta": (0.3, 0.4, 0.28, 0.2)},
@@ -72,10 +73,10 @@ PLUS = {
 
 
 def published(arg):
-  """Returns the name of the run that the arguments mean.
+  """Returns the name of the published run that the arguments choose.
 
   Raises:
-    ValueError: Arguments that no published run has together.
+    ValueError: No published run has these arguments together.
   """
   variants = {
     "shots": arg.shots,
@@ -89,27 +90,27 @@ def published(arg):
     known = [name.replace("_", ",") for name in (PLUS if arg.plus else RUNS)]
     raise ValueError(
       f"No published run has {run.replace('_', ',')} "
-      f"{'with plus' if arg.plus else 'together'}; there are "
-      f"{'; '.join(known)}. Take one of them and change its values with "
-      "--my_config."
+      f"{'with plus' if arg.plus else 'together'}; the published runs are "
+      f"{'; '.join(known)}. Choose one of them and change its values with "
+      "--my_config.KEY=VALUE."
     )
   return run
 
 
 def adapt(config, arg, run, plus):
-  """Gives a config the forgetting, once model and scenario are there.
+  """Sets method and optimizer in a config that has model and scenario.
 
   Args:
     config: Changed in place.
-    arg: With plus and parity.
-    run: The scripts' options of the method.
-    plus: What GS-LoRA++ changes in them.
+    arg: "plus" and "parity".
+    run: Options of the method in the scripts.
+    plus: Options that GS-LoRA++ changes.
   """
   options = {**run, **plus} if arg.plus else dict(run)
   if not arg.parity:
     options["average_epoch"] = None
     if options["alpha_epoch"] < SINGLE["alpha_epoch"]:
-      # The lasso would shrink adapters that have not begun to learn.
+      # From the start, the lasso would shrink adapters before they learn.
       options["alpha"] = SINGLE["alpha"]
       options["alpha_epoch"] = SINGLE["alpha_epoch"]
   options["subgradient"] = arg.parity
@@ -132,8 +133,8 @@ def scenario(arg):
   """
   if arg.single not in (0, 5, 10, 50, 90):
     raise ValueError(
-      f"single={arg.single} must be 5, 10, 50 or 90, or left out: four "
-      "requests of 20. Other numbers are --my_config.scenario's."
+      f"single={arg.single} must be 5, 10, 50 or 90; without it there are four "
+      "requests of 20. Set other numbers with --my_config.scenario.KEY=VALUE."
     )
   config = base.get_config()
   config.batch_size = 4 if arg.shots else 48
@@ -151,7 +152,7 @@ def scenario(arg):
 
 
 def get_config(arg=None):
-  """Returns a published run, or our reading of it."""
+  """Returns a published run or, without ":parity", our version of it."""
   arg = common.parse_arg(
     arg,
     folder="casia100",

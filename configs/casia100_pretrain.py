@@ -1,18 +1,19 @@
-"""Face Transformer on CASIA-100: upstream of the forgetting of faces.
+"""Face Transformer on CASIA-100: the weights for runs that forget faces.
 
-Schedule and settings of GS-LoRA's authors (Zhao et al., CVPR 2024), whose
-network of 6 blocks recognizes about 74 % of the test images, with the margin:
+Schedule and settings are those of GS-LoRA's authors (Zhao et al., CVPR 2024),
+whose network of 6 blocks recognizes about 74 % of the test images, measured
+with the margin:
 
   python main.py --my_config configs/casia100_pretrain.py:folder=DIR \
       --workdir ./faces
 
 writes the weights to ./faces/export/params.npz. DIR holds train/PERSON/* and
 test/PERSON/*, 112 x 112; people and counts are checked (configs/casia100.py).
-":depth=12" and ":depth=18" are the larger networks, ":head=arcface",
-":head=sface" and ":head=softmax" other heads than CosFace. ":tune" tests on a
-fifth of the training images. ":pairs=FILE,root=FOLDER" measures the last
-weights on pairs of faces, too, as in LFW's pairs.txt
-(libml/datasets/pairs.py): FOLDER holds their images, 112 x 112.
+":depth=12" and ":depth=18" are the larger networks; ":head=arcface",
+":head=sface" and ":head=softmax" are heads other than CosFace. ":tune" tests on
+a fifth of the training images. ":pairs=FILE,root=FOLDER" also measures the
+final weights on pairs of faces: FILE is like LFW's pairs.txt
+(libml/datasets/pairs.py), FOLDER holds the images, 112 x 112.
 """
 
 from configs import base
@@ -25,10 +26,10 @@ SOFTMAX = (1920, 1.2e-3, 2e-5)
 
 
 def faces(config, arg):
-  """Gives a config the images and the network.
+  """Sets images and network in a config.
 
   Raises:
-    ValueError: Another depth or head than those that were trained.
+    ValueError: A depth or head that the authors did not train.
   """
   heads = ("cosface", "arcface", "sface", "softmax")
   if arg.depth not in SETTINGS or arg.head not in heads:
@@ -42,7 +43,7 @@ def faces(config, arg):
     "root": arg.folder,
     "expected": casia100.EXPECTED,
   }
-  # Only divided by 255, also in training.
+  # Pixels are only divided by 255, also in training.
   config.preprocess.train = "none"
   config.preprocess.eval = "native"
   config.model = {

@@ -8,9 +8,9 @@ Smith et al., CVPR 2023: avg_acc 86.25.
 The weights are AugReg's, fine-tuned on ImageNet-1k, storage.googleapis.com/
 vit_models/augreg/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--
 imagenet2012-steps_20k-lr_0.01-res_224.npz (timm's vit_base_patch16_224
-.augreg_in21k_ft_in1k). ":order=natural" keeps the order of classes, which is
-the authors' first seed; a number draws one by NumPy's permutation, which is
-not how the authors' further seeds do.
+.augreg_in21k_ft_in1k). ":order=natural", the default, keeps the order of the
+classes, as the authors' first seed does. A number is the seed of an order drawn
+by NumPy; it differs from the authors' orders with further seeds.
 """
 
 from configs import base
@@ -18,7 +18,7 @@ from configs import common
 
 
 def optimize(config, lr):
-  """Trains components and head with the released code's schedule, unclipped."""
+  """Trains components and head as the released code does, without clipping."""
   common.prompt_optimizer(config, lr, prompts=r"components/.*")
   for group in ("prompt", "head"):
     config.optimizer[group].schedule = "late_quarter_cosine"

@@ -5,7 +5,7 @@ Wang et al., ECCV 2022, table 1: avg_acc 86.51, forgetting 5.16.
   python main.py --my_config configs/cifar100_dualprompt.py \
       --workdir ./dualprompt --my_config.init_checkpoint=ViT-B_16.npz
 
-":paper" takes the paper's values where the released code differs.
+":paper" uses the paper's values where the released code's differ.
 """
 
 from configs import base

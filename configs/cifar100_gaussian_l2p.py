@@ -5,9 +5,9 @@ Wang et al., CVPR 2022, section 5.2; schedule of Shanahan et al., 2021.
   python main.py --my_config configs/cifar100_gaussian_l2p.py \
       --workdir ./gaussian --my_config.init_checkpoint=ViT-B_16.npz
 
-The stream is the paper's: 1000 batches, 5 a stage, of 4 to 19 classes.
-":shipped" is what the released config runs instead: stages of 29 to 66
-classes, 5 epochs over all of their images, 196,420 steps in all.
+The stream is the paper's: 1000 batches, 5 in each stage, and stages of 4 to 19
+classes. ":shipped" is the stream of the released config: stages of 29 to 66
+classes, 5 epochs over all their images, 196,420 steps in total.
 """
 
 from configs import base
@@ -17,8 +17,8 @@ from configs import common
 def get_config(arg=None):
   """Returns the paper's stream with the released code's model: 8 x 16 images.
 
-  Moments and prompts go on from stage to stage; the classes that a stage does
-  not have are masked in training, as in the released code.
+  The optimizer's moments and the prompts are kept from stage to stage. Training
+  masks the classes that a stage does not have, as in the released code.
   """
   arg = common.parse_arg(arg, shipped=False)
   config = base.get_config()
@@ -28,7 +28,7 @@ def get_config(arg=None):
   config.scenario = {
     "name": "gaussian",
     "num_stages": 200,
-    # Of an epoch; None: as many as the images of a stage's classes give.
+    # Steps of an epoch; None: one pass over the images of a stage's classes.
     "steps_per_stage": 5,
     "width": 50.0,
     "measure_every": 10,

@@ -5,9 +5,9 @@ Wang et al., CVPR 2022, table 1: avg_acc 83.83, forgetting 7.63.
   python main.py --my_config configs/cifar100_l2p.py --workdir ./l2p \
       --my_config.init_checkpoint=ViT-B_16.npz
 
-":paper" takes the paper's values where the released code differs.
-":rehearsal=replay" keeps 50 images a class (the paper: 86.31 / 5.83); for the
-original's other rehearsal flags see common.REHEARSAL.
+":paper" uses the paper's values where the released code's differ.
+":rehearsal=replay" keeps 50 images of each class (in the paper avg_acc 86.31,
+forgetting 5.83); configs/common.py, REHEARSAL, has the other settings.
 """
 
 from configs import base

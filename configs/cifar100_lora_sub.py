@@ -8,9 +8,9 @@ of 5: 88.69, 92.25. LibContinual's rerun: 89.50, 93.11; 88.29, 92.71.
 
 The weights are AugReg's, storage.googleapis.com/vit_models/augreg/
 B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz, not L2P's.
-":tasks=20" makes 20 tasks. ":order=natural" keeps the order of classes, which
-is the authors'; LibContinual's is ":order=1993", the default: any seed draws
-one.
+":tasks=20" makes 20 tasks. ":order=natural" keeps the order of the classes, as
+the authors do; a number is the seed of a drawn order, by default LibContinual's
+1993.
 """
 
 from configs import base
@@ -18,7 +18,14 @@ from configs import common
 
 
 def adapt(config, arg, *, rank, head_lr):
-  """Gives a config what all runs of the paper share."""
+  """Sets what all runs of the paper share.
+
+  Args:
+    config: Changed in place.
+    arg: "tasks" and "order".
+    rank: Of the adapters.
+    head_lr: Learning rate of the head.
+  """
   config.batch_size = 128
   config.scenario.num_tasks = arg.tasks
   config.scenario.order_seed = common.order_seed(arg.order)
@@ -30,7 +37,7 @@ def adapt(config, arg, *, rank, head_lr):
 
 
 def get_config(arg=None):
-  """Returns the released settings, prototypes from plain images."""
+  """Returns the released settings, but prototypes from plain test images."""
   arg = common.parse_arg(arg, tasks=10, order="1993")
   config = base.get_config()
   config.name = "cifar100_lora_sub"

@@ -1,10 +1,10 @@
-"""What else forgets CIFAR-10 classes, beside configs/cifar10_deit_gs_lora.py.
+"""Baselines of forgetting on CIFAR-10; compare with cifar10_deit_gs_lora.py.
 
   python main.py --my_config configs/cifar10_deit_baselines.py:method=ewc \
       --workdir ./ewc
 
-":method=" is a row of configs/baselines.py; ":shots=4", ":missing", ":data=",
-":size=" and ":tune" are those of configs/cifar10_deit_gs_lora.py.
+":method=" is one of BASELINES in configs/baselines.py; ":shots=4", ":missing",
+":data=", ":size=" and ":tune" are those of configs/cifar10_deit_gs_lora.py.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from configs import cifar10_deit_gs_lora
 from configs import cifar10_deit_l2p
 from configs import common
 
-# Where the authors' values for faces are not taken. The rate is theirs for
-# ImageNet, the others are those of configs/digits_baselines.py, and nothing was
-# tuned here.
+# Values that differ from the authors' for faces: the rates are theirs for
+# ImageNet, the others those of configs/digits_baselines.py. Nothing was tuned
+# on this data set.
 SETTINGS: dict[str, dict[str, Any]] = {
   "der": {"lr": 1e-4},
   "der_plus": {"lr": 1e-4},

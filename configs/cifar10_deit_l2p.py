@@ -2,21 +2,21 @@
 
   python main.py --my_config configs/cifar10_deit_l2p.py --workdir ./l2p
 
-Takes 500 + 100 images a class and the weights from files under ":data=DIR".
-":size=" sets the image size: at 112 the position embeddings are resized and a
-run takes a quarter of the time that 224 does. ":tune" tests on a part of the
-training images.
+Reads 500 training and 100 test images of each class, and the weights, from
+files under ":data=DIR". ":size=" sets the image size: at 112, the default, the
+position embeddings are resized, and a run takes a quarter of the time of 224.
+":tune" tests on a fifth of the training images.
 """
 
 from configs import base
 from configs import common
 
-# What the files lie under, where a config argument does not say.
+# Default folder of the files.
 DATA = "../shared/data"
 
 
 def deit(config, arg):
-  """Gives a config DeiT-Tiny, and how it is trained."""
+  """Sets DeiT-Tiny and its training in a config."""
   config.batch_size = 16
   config.epochs = 1
   config.holdout = 0.2 if arg.tune else 0.0
@@ -33,7 +33,7 @@ def deit(config, arg):
 
 
 def stream(config, arg):
-  """Gives a config the images, their tasks and DeiT-Tiny."""
+  """Sets images, tasks and DeiT-Tiny in a config."""
   deit(config, arg)
   config.scenario.num_tasks = 5
   config.dataset = {

@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config(arg=None):
-  """Returns the same stream as configs/cifar10_deit_l2p.py."""
+  """Returns LoRA-Sub-DRS on the tasks of configs/cifar10_deit_l2p.py."""
   arg = common.parse_arg(arg, tune=False, data=cifar10_deit_l2p.DATA, size=112)
   config = base.get_config()
   config.name = "cifar10_deit_lora_sub"

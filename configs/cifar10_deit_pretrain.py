@@ -1,4 +1,4 @@
-"""DeiT-Tiny with a head for CIFAR-10: what the runs that forget start from.
+"""DeiT-Tiny fine-tuned on CIFAR-10: the weights for runs that forget classes.
 
   python main.py --my_config configs/cifar10_deit_pretrain.py --workdir ./deit
 

@@ -1,4 +1,4 @@
-"""Reference points beside configs/cifar10_deit_l2p.py.
+"""Reference methods to compare with configs/cifar10_deit_l2p.py.
 
   python main.py --my_config configs/cifar10_deit_reference.py:method=joint \
       --workdir ./joint
@@ -11,7 +11,7 @@ from configs import base
 from configs import cifar10_deit_l2p
 from configs import common
 
-# Those of DeiT-Tiny, on other images, too.
+# Learning rates for DeiT-Tiny; configs/five_deit_reference.py uses them, too.
 RATES = {
   "head_lr": 0.01,
   "body_lr": 1e-4,
@@ -20,7 +20,7 @@ RATES = {
 
 
 def get_config(arg=None):
-  """Returns the same stream as configs/cifar10_deit_l2p.py."""
+  """Returns a reference method on the tasks of configs/cifar10_deit_l2p.py."""
   arg = common.parse_arg(
     arg, method="finetune", tune=False, data=cifar10_deit_l2p.DATA, size=112
   )

@@ -1,4 +1,4 @@
-"""Parts that config files share."""
+"""Sections and settings that config files share."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ from configs.options import scenario as scenario
 from configs.smoke import smoke as smoke
 from libml import registry
 
-# The channel statistics with which most ImageNet weights were trained.
+# Mean and standard deviation of the channels for most ImageNet weights.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Of the parameters that L2P and DualPrompt add.
+# Pattern of the parameters that L2P and DualPrompt add.
 PROMPTS = r"prompt_pool/.*|prefix|reweight"
 LORA_GROUPS = (("lora", r".*/lora_[ab]"), *HEAD_GROUPS)
 
 
 def tfds(name: str) -> dict[str, Any]:
-  """Returns a TFDS source; data_dir None is TFDS's own folder."""
+  """Returns a TFDS source; data_dir None is TFDS's default folder."""
   return {"name": name, "data_dir": config_dict.placeholder(str)}
 
 
 def tfds_collection(*names: str) -> dict[str, Any]:
-  """Returns TFDS sources in order; the data_dir of one is that of all."""
+  """Returns several TFDS sources in order, which share their data_dir."""
   data_dir = config_dict.placeholder(str)
   return {
     "name": "collection",
@@ -41,19 +41,19 @@ def tfds_collection(*names: str) -> dict[str, Any]:
 
 
 def forgetting(**changes: Any) -> dict[str, Any]:
-  """Returns the options of requests to forget: four, of 20 classes each."""
+  """Returns the forgetting scenario, by default 4 requests of 20 classes."""
   sizes = {"num_requests": 4, "classes_per_request": 20}
   return scenario("forgetting", **{**sizes, **changes})
 
 
 def ffn_lora(rank: int = 8) -> dict[str, Any]:
-  """Returns GS-LoRA's adapters of scale 1 / rank on both layers of the MLPs."""
+  """Returns GS-LoRA's adapters, scale 1 / rank, on both layers of the MLPs."""
   layers = r".*/MlpBlock_0/Dense_[01]"
   return {"layers": layers, "rank": rank, "alpha": 1.0}
 
 
 def key_value_lora(rank: int) -> dict[str, Any]:
-  """Returns adapters of scale 1 on the keys and values of all blocks."""
+  """Returns adapters, scale 1, on the key and value layers of all blocks."""
   return {
     "layers": r".*/(key|value)",
     "rank": rank,
@@ -72,20 +72,20 @@ def adam(lr: float, **changes: Any) -> dict[str, Any]:
     "weight_decay": 0.0,
     "normalize_columns": False,
     "l2": 0.0,
-    # What a method's subspace confines: "update", "gradient", None: nothing.
+    # What is projected on the method's subspace: "update", "gradient" or None.
     "project": config_dict.placeholder(str),
   }
   return {**options, **changes}
 
 
 def sgd(lr: float, **changes: Any) -> dict[str, Any]:
-  """Returns the settings of SGD with Nesterov momentum for one group."""
+  """Returns SGD's settings, with Nesterov momentum, for one parameter group."""
   options = {**adam(lr), "name": "sgd", "momentum": 0.9, "nesterov": True}
   return {**options, **changes}
 
 
 def proximal_adam(lr: float, **changes: Any) -> dict[str, Any]:
-  """Returns the settings of AdamW with the group lasso's proximal step."""
+  """Returns AdamW's settings with the group lasso's proximal step."""
   options = {
     "name": "proximal_adam",
     "lr": lr,
@@ -100,7 +100,14 @@ def proximal_adam(lr: float, **changes: Any) -> dict[str, Any]:
 def gs_lora_optimizer(
   config: ml_collections.ConfigDict, lr: float, **changes: Any
 ) -> None:
-  """Trains the adapters alone, unclipped, by the method's kind of step."""
+  """Trains only adapters, without clipping; the method sets the kind of step.
+
+  Args:
+    config: Changed in place; with method.subgradient Adam takes the step,
+      without it the proximal step of the group lasso does.
+    lr: Learning rate.
+    **changes: Changed settings of the adapters' group.
+  """
   config.optimizer.groups = LORA_GROUPS
   settings = proximal_adam(lr, **changes)
   if config.method.subgradient:
@@ -112,14 +119,14 @@ def gs_lora_optimizer(
 
 
 def classifier(config: ml_collections.ConfigDict) -> None:
-  """Trains all classes at once and exports them, for runs that start there."""
+  """Trains all classes in one stage and exports the weights for other runs."""
   config.export = True
   config.scenario.num_tasks = 1
   config.method = method("finetune")
 
 
 def measure(config: ml_collections.ConfigDict) -> None:
-  """Trains nothing: measures the given weights in the config's scenario."""
+  """Trains nothing; measures the given weights in the config's scenario."""
   config.method = method("frozen")
   config.model.lora = None
   config.optimizer.groups = HEAD_GROUPS
@@ -130,11 +137,11 @@ def measure(config: ml_collections.ConfigDict) -> None:
 def prompt_optimizer(
   config: ml_collections.ConfigDict, lr: float, prompts: str = PROMPTS
 ) -> None:
-  """Trains prompts and head at one rate and freezes the rest.
+  """Trains prompts and head with one learning rate and freezes the rest.
 
   Args:
     config: Changed in place.
-    lr: The rate.
+    lr: The learning rate.
     prompts: Pattern of the parameters that the method adds.
   """
   config.optimizer.groups = (("prompt", prompts), *HEAD_GROUPS)
@@ -146,7 +153,7 @@ def prompt_optimizer(
 def lora_optimizer(
   config: ml_collections.ConfigDict, lr: float, head_lr: float
 ) -> None:
-  """Trains adapters and head with LoRA-Sub-DRS's optimizer, unclipped."""
+  """Trains adapters and head with LoRA-Sub-DRS's optimizer, no clipping."""
   config.optimizer.groups = LORA_GROUPS
   adam_hat = {"schedule": "late_quarter_cosine", "epsilon_hat": True}
   config.optimizer.lora = adam(lr, project="update", **adam_hat)
@@ -155,10 +162,10 @@ def lora_optimizer(
   config.optimizer.clip_norm = float("inf")
 
 
-# The original's rehearsal settings, under the names of what its flags do. It
-# ships none: images a class and review epochs are those of its paper's largest
-# buffer and its smallest possible review. "replay" is ours: an exemplar's loss
-# sees the classes up to its stage.
+# Rehearsal settings that the flags of the L2P code allow. It ships no config
+# with them: per_class is that of the paper's largest buffer, review_epochs the
+# smallest number that the code takes. "replay" is our own: the loss of an
+# exemplar sees the classes up to the current stage.
 REHEARSAL = {
   "none": {},
   "replay": {"per_class": 50},
@@ -191,10 +198,10 @@ REHEARSAL = {
 
 
 def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
-  """Turns on a row of REHEARSAL.
+  """Sets rehearsal as in a row of REHEARSAL.
 
   Raises:
-    ValueError: No such row.
+    ValueError: REHEARSAL has no such row.
   """
   if preset not in REHEARSAL:
     raise ValueError(
@@ -203,22 +210,21 @@ def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
   config.rehearsal.update(REHEARSAL[preset])
 
 
-# Reference points beside the prompt methods: the row of METHODS, what differs
-# from its defaults, and the learning rate of the backbone as a share of the
-# head's (0: frozen).
+# Reference methods for the prompt methods: row of METHODS, changed options, and
+# factor of `body_lr`, the backbone's learning rate (0: frozen).
 REFERENCES: dict[str, tuple[str, dict[str, Any], float]] = {
   "finetune": ("finetune", {}, 1.0),
   "head": ("finetune", {}, 0.0),
   "masked_head": ("finetune", {"mask_classes": True}, 0.0),
   "lora": ("finetune", {"mask_classes": True}, 0.0),
   "nearest_mean": ("nearest_mean", {}, 0.0),
-  # The paper projects to 10,000; these streams are small.
+  # The paper projects to 10,000; these data sets are small.
   "ranpac": ("ranpac", {"projection_dim": 2000}, 0.0),
   "inflora": ("inflora", {}, 0.0),
   "joint": ("joint", {}, 1.0),
 }
 
-# Those that train adapters, and which parameters of them.
+# Reference methods with adapters -> pattern of the parameters they train.
 ADAPTED = {"lora": r".*/lora_[ab]", "inflora": r".*/lora_b"}
 
 
@@ -230,20 +236,20 @@ def reference(
   body_lr: float,
   lora_lrs: dict[str, float],
 ) -> None:
-  """Turns a prompt method's config into one of the reference points.
+  """Turns a prompt method's config into that of a reference method.
 
   Args:
-    config: Changed in place; data, scenario and model stay.
+    config: Changed in place; data, scenario and model are kept.
     name: "finetune" (all weights, one task after the other), "head" (only
       the head), "masked_head" (the same, other tasks' classes masked in
       training), "lora" (the same with adapters), "nearest_mean", "ranpac",
       "inflora" or "joint" (all weights, all data so far).
     head_lr: Learning rate of the head.
-    body_lr: Learning rate of the backbone, where it is trained.
-    lora_lrs: Learning rate of adapters, for each method that has some.
+    body_lr: Learning rate of the backbone, if it is trained.
+    lora_lrs: Method with adapters -> their learning rate.
 
   Raises:
-    ValueError: Another method.
+    ValueError: REFERENCES has no such method.
   """
   if name not in REFERENCES:
     raise ValueError(
@@ -268,5 +274,5 @@ def reference(
 def finish(
   config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-  """Returns the config, shrunk if the argument says "smoke"."""
+  """Returns the config; with the argument "smoke" it is shrunk first."""
   return smoke(config) if arg.smoke else config

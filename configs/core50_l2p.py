@@ -6,10 +6,11 @@ Wang et al., CVPR 2022, table 3; a user's run of the released settings ends at
   python main.py --my_config configs/core50_l2p.py --workdir ./core50 \
       --my_config.init_checkpoint=ViT-B_16.npz
 
-The released code trains all weights, with SGD, and tests on randomly cropped
-images; that accuracy is reported beside the proper one ("augmented"). Its
-steps are counted from 99 % of each session, ours from all of it.
-":paper" freezes the backbone and takes the paper's values.
+The released code trains all weights with SGD and tests on randomly cropped
+images; that accuracy is reported as "augmented", beside the accuracy on test
+images without augmentation. It counts an epoch's steps from 99 % of a session's
+images, here all of them count. ":paper" freezes the backbone and uses the
+paper's values.
 """
 
 from configs import base

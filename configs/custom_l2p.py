@@ -15,7 +15,7 @@ the image size. ":tune" tests on a fifth of the training images.
 from configs import base
 from configs import common
 
-# Of the configs for your own images.
+# Arguments of the configs for your own images, with their defaults.
 ARGUMENTS = {
   "folder": "photos",
   "npz": "",
@@ -27,7 +27,7 @@ ARGUMENTS = {
 
 
 def network(config, arg):
-  """Gives a config the ViT that `deit`, `variant` and `size` describe."""
+  """Sets the ViT that `deit`, `variant` and `size` describe."""
   config.model.variant = arg.variant
   config.model.image_size = arg.size
   if arg.deit:
@@ -37,7 +37,7 @@ def network(config, arg):
 
 
 def images(config, arg):
-  """Gives a config the images and the network."""
+  """Sets the images and the network."""
   config.batch_size = 16
   config.holdout = 0.2 if arg.tune else 0.0
   config.dataset = {"name": "folder", "root": arg.folder}
@@ -47,7 +47,7 @@ def images(config, arg):
 
 
 def get_config(arg=None):
-  """Returns the original's CIFAR-100 prompts with a plain train chain."""
+  """Returns L2P with the released code's prompts for CIFAR-100."""
   arg = common.parse_arg(arg, tasks=5, **ARGUMENTS)
   config = base.get_config()
   config.name = "custom_l2p"

@@ -3,12 +3,13 @@
   python main.py --my_config configs/custom_swap.py:learn=new,forget=out \
       --workdir ./swap --my_config.init_checkpoint=ViT-B_16-224.npz
 
-":learn=DIR", ":forget=DIR" and ":retain=DIR" hold one folder of images a class,
-DIR/CLASS/*.jpg, a quarter of which is tested on, or DIR/train/CLASS/*.jpg and
-DIR/test/CLASS/*.jpg with ":divided". A class to forget or to retain is a column
-of the weights' head, by whose number its folder's name begins: 2_shark. With
-":names=FILE", the names of the head's classes one a line, folders have these
-names instead. ":known=" is the number of the head's columns.
+":learn=DIR", ":forget=DIR" and ":retain=DIR" hold a folder of images for each
+class, DIR/CLASS/*.jpg; a quarter of the images is used for testing. With
+":divided" they hold DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg. The folder
+of a class to forget or to retain begins with the number of the class's column
+in the weights' head, such as 2_shark. With ":names=FILE", a file with the names
+of the head's classes, one a line, folders have these names instead. ":known="
+is the number of the head's columns.
 
 ":deit" says that the weights are DeiT's or timm's of that kind (another GELU
 and normalization), ":variant=" which ViT they are; the other arguments are
@@ -22,7 +23,7 @@ from configs import swaps
 
 
 def get_config(arg=None):
-  """Returns a swap on three folders, of all their images."""
+  """Returns a swap that uses all images of three folders."""
   arg = common.parse_arg(
     arg,
     **swaps.ARGUMENTS,

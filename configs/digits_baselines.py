@@ -1,9 +1,9 @@
-"""What else forgets digits, beside configs/digits_gs_lora.py.
+"""Baselines of forgetting digits, to compare with configs/digits_gs_lora.py.
 
   python main.py --my_config configs/digits_baselines.py:method=ewc \
       --workdir ./ewc
 
-":method=" is a row of configs/baselines.py; ":shots=4", ":missing",
+":method=" is one of BASELINES in configs/baselines.py; ":shots=4", ":missing",
 ":requests=" and ":tune" are those of configs/digits_gs_lora.py.
 """
 
@@ -13,8 +13,8 @@ from configs import baselines
 from configs import common
 from configs import digits_gs_lora
 
-# Chosen on held-out digits, where the authors' values for faces do little or
-# too much: rates of 1e-4, 3e-4 and 1e-3, and what stands here.
+# Values that differ from the authors' for faces, which forget too little or too
+# much here. Chosen on held-out digits, the rates among 1e-4, 3e-4 and 1e-3.
 SETTINGS: dict[str, dict[str, Any]] = {
   "l2": {"lr": 3e-4},
   "mas": {"lr": 3e-4},

@@ -2,7 +2,7 @@
 
   python main.py --my_config configs/digits_dualprompt.py --workdir ./dual
 
-":tune" tests on a part of the training images.
+":tune" tests on a quarter of the training images.
 """
 
 from configs import base
@@ -11,7 +11,7 @@ from configs import digits_l2p
 
 
 def get_config(arg=None):
-  """Returns the same stream as configs/digits_l2p.py."""
+  """Returns DualPrompt on the tasks of configs/digits_l2p.py."""
   arg = common.parse_arg(arg, tune=False)
   config = base.get_config()
   config.name = "digits_dualprompt"

@@ -2,8 +2,8 @@
 
   python main.py --my_config configs/digits_l2p.py --workdir ./digits
 
-No download; the weights come from configs/glyphs_pretrain.py, made on first
-use. ":tune" tests on a part of the training images.
+Nothing is downloaded: configs/glyphs_pretrain.py makes the weights on first
+use. ":tune" tests on a quarter of the training images.
 """
 
 from configs import base
@@ -12,7 +12,7 @@ from configs import glyphs_pretrain
 
 
 def stream(config, arg):
-  """Gives a config the digits, their tasks and the pretrained model."""
+  """Sets the digits, their tasks and the pretrained model."""
   config.batch_size = 16
   config.epochs = 10
   config.holdout = 0.25 if arg.tune else 0.0
@@ -25,13 +25,13 @@ def stream(config, arg):
 
 
 def get_config(arg=None):
-  """Returns the demo's main run."""
+  """Returns L2P with the settings of the demo."""
   arg = common.parse_arg(arg, tune=False)
   config = base.get_config()
   config.name = "digits_l2p"
   stream(config, arg)
   config.model.classifier = "prompt"
-  # As the original does on 5-datasets: each task trains prompts of its own.
+  # As in the released code for 5-datasets, each task trains its own prompts.
   config.method = common.method(
     "l2p", length=5, top_k=2, prompt_mask=True, transfer_prompts=True
   )

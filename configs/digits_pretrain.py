@@ -1,9 +1,9 @@
-"""A classifier of all ten digits: what the digits runs that forget start from.
+"""A classifier of all ten digits: the weights for runs that forget digits.
 
   python main.py --my_config configs/digits_pretrain.py --workdir ./digits
 
 The ViT of configs/glyphs_pretrain.py, trained on the training digits.
-":known=8" knows the digits 0 to 7 alone.
+":known=8" trains on the digits 0 to 7 only.
 """
 
 from configs import base

@@ -1,10 +1,10 @@
-"""Reference points on the digits stream, beside configs/digits_l2p.py.
+"""Reference methods on digits, to compare with configs/digits_l2p.py.
 
   python main.py --my_config configs/digits_reference.py:method=joint \
       --workdir ./digits_joint
 
 ":method=" finetune, head, masked_head, lora, nearest_mean, ranpac, inflora or
-joint; ":tune" tests on a part of the training images.
+joint; ":tune" tests on a quarter of the training images.
 """
 
 from configs import base
@@ -13,7 +13,7 @@ from configs import digits_l2p
 
 
 def get_config(arg=None):
-  """Returns the same stream as configs/digits_l2p.py."""
+  """Returns a reference method on the tasks of configs/digits_l2p.py."""
   arg = common.parse_arg(arg, method="finetune", tune=False)
   config = base.get_config()
   digits_l2p.stream(config, arg)

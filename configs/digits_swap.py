@@ -2,11 +2,12 @@
 
   python main.py --my_config configs/digits_swap.py --workdir ./swap
 
-No download: a classifier of the digits 0 to 7 comes from
-configs/digits_pretrain.py, made on first use, and its head gets two columns.
-":order=" is a word of l (learn) and f (forget), or "joint"; what ":protect",
-":columns", ":proximal" and ":fold" turn on is in configs/swaps.py; ":tune"
-measures on held-out training images, by which the settings were chosen.
+Nothing is downloaded: configs/digits_pretrain.py makes a classifier of the
+digits 0 to 7 on first use, and its head gets two new columns. ":order=" is the
+order of the stages, l (learn) and f (forget), such as "lf", or "joint".
+":protect", ":columns", ":proximal" and ":fold" are described in
+configs/swaps.py. ":tune" measures on held-out training images, as for choosing
+the settings.
 """
 
 from configs import base
@@ -18,7 +19,7 @@ KNOWN = 8
 
 
 def get_config(arg=None):
-  """Returns a swap of two digits for two."""
+  """Returns a swap that learns two digits and forgets two."""
   arg = common.parse_arg(arg, **swaps.ARGUMENTS)
   config = base.get_config()
   config.name = swaps.title("digits_swap", arg)
@@ -37,8 +38,9 @@ def get_config(arg=None):
   config.preprocess.eval = "native"
   glyphs_pretrain.model(config)
   config.model.lora = common.ffn_lora()
-  # At the paper's alpha the adapters shrink to nothing before a classifier this
-  # sure of itself gives them a gradient, and nothing is forgotten first.
+  # With the paper's alpha the adapters shrink to zero before this classifier,
+  # whose loss is near 0, gives them a gradient; a first stage that forgets then
+  # forgets nothing.
   config.method = common.method(
     "swapping", bound=30.0, alpha=5e-4, retain_weight=1.0
   )

@@ -1,14 +1,14 @@
-"""LoRA-Sub-DRS on DomainNet as classes, 5 tasks of 69.
+"""LoRA-Sub-DRS on the classes of DomainNet, 5 tasks of 69 classes.
 
-Settings of the authors' first code (Liu and Chang, CVPR 2025). No figure of
-the method on DomainNet is published.
+Settings are those of the authors' first code (Liu and Chang, CVPR 2025). There
+are no published results of the method on DomainNet.
 
   python main.py --my_config configs/domainnet_lora_sub.py --workdir ./dn \
       --my_config.init_checkpoint=B_16-i21k-300ep.npz
 
-Takes five domains, as CODA-Prompt's lists do (Smith et al., 2023), in TFDS's
-split. ":folder=DIR,train_list=FILE,test_list=FILE" takes those lists' images,
-DIR/DOMAIN/CLASS/*.jpg. Weights and ":order=" as in
+Uses the five domains of CODA-Prompt's lists (Smith et al., 2023), in TFDS's
+split. ":folder=DIR,train_list=FILE,test_list=FILE" uses these lists and the
+images DIR/DOMAIN/CLASS/*.jpg. Weights and ":order=" as in
 configs/cifar100_lora_sub.py.
 """
 
@@ -32,8 +32,9 @@ def get_config(arg=None):
   if arg.folder or arg.train_list or arg.test_list:
     if not (arg.folder and arg.train_list and arg.test_list):
       raise ValueError(
-        "domainnet_lora_sub takes folder, train_list and test_list together, "
-        "or none of them."
+        f"folder={arg.folder!r}, train_list={arg.train_list!r} and test_list="
+        f"{arg.test_list!r} must be given together; leave all three out to "
+        "read DomainNet from TFDS."
       )
     config.dataset = {
       "name": "folder",

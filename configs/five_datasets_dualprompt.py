@@ -5,10 +5,10 @@ Wang et al., ECCV 2022, supplement: avg_acc 88.08, forgetting 2.21.
   python main.py --my_config configs/five_datasets_dualprompt.py \
       --workdir ./five --my_config.init_checkpoint=ViT-B_16.npz
 
-Its settings were never released. Prompts, rate and batch are those of
-configs/cifar100_dualprompt.py, with one prompt a task as there; data, order
-and epochs those of configs/five_datasets_l2p.py. ":paper" takes the paper's
-values for CIFAR-100.
+The settings of this run were never released. Prompts, learning rate and batch
+size are those of configs/cifar100_dualprompt.py, with one prompt for each task;
+data, order and epochs are those of configs/five_datasets_l2p.py. ":paper" uses
+the paper's values for CIFAR-100.
 """
 
 from configs import base
@@ -17,7 +17,7 @@ from configs import five_datasets_l2p
 
 
 def get_config(arg=None):
-  """Returns the released CIFAR-100 settings on the released stream."""
+  """Returns the released settings for CIFAR-100 on 5-datasets."""
   arg = common.parse_arg(arg, paper=False)
   config = base.get_config()
   config.name = "five_datasets_dualprompt"

@@ -5,13 +5,13 @@ Wang et al., CVPR 2022, table 1: avg_acc 81.14, forgetting 4.64.
   python main.py --my_config configs/five_datasets_l2p.py --workdir ./five \
       --my_config.init_checkpoint=ViT-B_16.npz
 
-":paper" takes the paper's values where the released code differs. Another
-order, as in the PyTorch port, which starts with SVHN:
+":paper" uses the paper's values where the released code's differ. The PyTorch
+port has another order:
 
   --my_config.dataset.order="('svhn_cropped', 'mnist', 'cifar10', 'not_mnist',
       'fashion_mnist')"
 
---my_config.dataset.cifar10.data_dir=DIR is the folder of all five.
+--my_config.dataset.cifar10.data_dir=DIR sets the folder of all five data sets.
 """
 
 from configs import base
@@ -19,7 +19,7 @@ from configs import common
 
 
 def stream(config):
-  """Gives a config the five data sets, in the released code's order."""
+  """Sets the five data sets, in the released code's order."""
   config.scenario = {"name": "joined", "task_incremental": False}
   config.dataset = common.tfds_collection(
     "cifar10", "mnist", "svhn_cropped", "not_mnist", "fashion_mnist"

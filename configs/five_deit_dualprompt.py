@@ -11,7 +11,7 @@ from configs import five_deit_l2p
 
 
 def get_config(arg=None):
-  """Returns DualPrompt with one prompt a task."""
+  """Returns DualPrompt with one prompt for each task."""
   arg = five_deit_l2p.parse(arg)
   config = base.get_config()
   config.name = "five_deit_dualprompt"

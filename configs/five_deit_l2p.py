@@ -1,12 +1,13 @@
-"""L2P on a small stand-in for 5-datasets, with DeiT-Tiny.
+"""L2P with DeiT-Tiny on four small data sets instead of 5-datasets.
 
   python main.py --my_config configs/five_deit_l2p.py --workdir ./five_l2p
 
-CIFAR-10, MNIST, Omniglot in place of SVHN and notMNIST, Fashion-MNIST, from
-files under ":data=DIR", 5 epochs as in the original; 50 training and 50 test
-images a class at most, or ":per_class=". Omniglot gives 15 and 5 images each of
-10 characters, the first two of each alphabet. Epochs and images a class were
-chosen after test accuracies had been seen: README. ":size=" and ":tune" as in
+The data are CIFAR-10, MNIST, Omniglot (instead of SVHN and notMNIST) and
+Fashion-MNIST, from files under ":data=DIR"; training takes 5 epochs as in the
+released code. Each class has at most 50 training and 50 test images, or
+":per_class=". Omniglot has 15 and 5 images of each of 10 characters, the first
+two of each alphabet. The numbers of epochs and of images were chosen after test
+accuracies had been seen (docs/results.md). ":size=" and ":tune" as in
 configs/cifar10_deit_l2p.py.
 """
 
@@ -19,7 +20,7 @@ CHARACTERS = (0, 1, 24, 25, 46, 47, 70, 71, 110, 111)
 
 
 def parse(arg, **more):
-  """Reads what follows the colon."""
+  """Parses the arguments of the configs on these data sets."""
   data = cifar10_deit_l2p.DATA
   return common.parse_arg(
     arg, tune=False, data=data, size=112, per_class=50, **more
@@ -27,7 +28,7 @@ def parse(arg, **more):
 
 
 def stream(config, arg):
-  """Gives a config the four data sets and DeiT-Tiny."""
+  """Sets the four data sets and DeiT-Tiny."""
   cifar10_deit_l2p.deit(config, arg)
   config.epochs = 5
   config.scenario = {"name": "joined", "task_incremental": False}
@@ -51,7 +52,7 @@ def stream(config, arg):
 
 
 def get_config(arg=None):
-  """Returns L2P with the original's prompts for 5-datasets."""
+  """Returns L2P with the released code's prompts for 5-datasets."""
   arg = parse(arg)
   config = base.get_config()
   config.name = "five_deit_l2p"

@@ -1,4 +1,4 @@
-"""Reference points beside configs/five_deit_l2p.py.
+"""Reference methods to compare with configs/five_deit_l2p.py.
 
   python main.py --my_config configs/five_deit_reference.py:method=joint \
       --workdir ./joint
@@ -14,7 +14,7 @@ from configs import five_deit_l2p
 
 
 def get_config(arg=None):
-  """Returns the same stream as configs/five_deit_l2p.py."""
+  """Returns a reference method on the tasks of configs/five_deit_l2p.py."""
   arg = five_deit_l2p.parse(arg, method="finetune")
   config = base.get_config()
   five_deit_l2p.stream(config, arg)

@@ -1,8 +1,8 @@
-"""A small ViT on letters of matplotlib's fonts: upstream of the digits runs.
+"""A small ViT on letters of matplotlib's fonts: the weights for digits runs.
 
   python main.py --my_config configs/glyphs_pretrain.py --workdir ./glyphs
 
-Under 2 minutes on 2 cores; writes the weights to ./glyphs/export/params.npz.
+Takes under 2 minutes on 2 cores and writes ./glyphs/export/params.npz.
 """
 
 from configs import base
@@ -10,7 +10,7 @@ from configs import common
 
 
 def model(config):
-  """Gives a config the ViT that the letters train: 8x8 pixels, patches of 2."""
+  """Sets the small ViT: images of 8 x 8 pixels, patches of 2 x 2."""
   config.model.variant = "small_images"
   config.model.image_size = 8
 

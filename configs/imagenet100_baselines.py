@@ -1,16 +1,17 @@
-"""What else forgets ImageNet classes, beside configs/imagenet100_gs_lora.py.
+"""Baselines of forgetting on ImageNet100; compare with imagenet100_gs_lora.py.
 
   python main.py --workdir ./ewc \
       --my_config configs/imagenet100_baselines.py:folder=DIR,names=FILE \
       --my_config.init_checkpoint=ViT.safetensors
 
-":method=" is a row of configs/baselines.py (ewc); the other arguments are those
-of configs/imagenet100_gs_lora.py. Values are those of the GS-LoRA authors'
-scripts where their code has the method. They have no LIRF here; ours takes
-their values for faces. Their table 4 has what came out: after the first request
-EWC recognizes 78.55 % of those still to be kept and 0.10 % of the forgotten
-(H 82.69), after the fourth 89.50 and 2.00 (H 86.93). Their Retrain starts from
-pretrained attention, by mistake; ours from nothing.
+":method=" is one of BASELINES in configs/baselines.py, by default ewc; the
+other arguments are those of configs/imagenet100_gs_lora.py. For methods in the
+GS-LoRA code the values are those of its authors' scripts; LIRF, which they do
+not have on ImageNet, uses their values for faces. Published figures (table 4):
+after the first request EWC recognizes 78.55 % of the classes to retain and
+0.10 % of the forgotten (H 82.69), after the fourth 89.50 % and 2.00 %
+(H 86.93). By mistake the authors' Retrain starts from pretrained attention
+weights; here it starts from random weights.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from configs import casia100_baselines
 from configs import common
 from configs import imagenet100_gs_lora
 
-# What the scripts have differently from those for faces.
+# Options that differ from the scripts for faces.
 OPTIONS: dict[str, dict[str, Any]] = {
   "l2": {"strength": 0.05},
   "ewc": {"strength": 3.0},
@@ -30,13 +31,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
   "scrub": {"retain": 20.0},
   "scrub_s": {"retain": 10.0, "smoothing": 0.05},
 }
-# DER++'s is not known apart from DER's.
+# Peak learning rates; that of DER++ is not known, DER's is used.
 RATES = {"der": 1e-4, "der_plus": 1e-4}
 LOWEST = {"fdr": 1e-8}
 
 
 def get_config(arg=None):
-  """Returns the published run, or our reading of it."""
+  """Returns the published run or, without ":parity", our version of it."""
   arg = common.parse_arg(
     arg,
     method="ewc",

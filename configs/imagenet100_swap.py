@@ -6,16 +6,16 @@ Xing et al., "Knowledge Swapping via Learning and Unlearning", ICML 2025.
       --my_config configs/imagenet100_swap.py:folder=DIR,learn=cub \
       --my_config.init_checkpoint=ViT-B_16.safetensors
 
-DIR holds train/WNID/* and test/WNID/* of 100 classes, and the weights are a
-ViT-B/16 with a head of these, in the order of their names; what a head of 1000
-classes needs is in configs/imagenet100_gs_lora.py (":names=FILE"). ":learn=" is
-cub, pets, resisc45 or plantvillage, prepared by TensorFlow Datasets,
-":classes=10" learns 10 of its classes. Which classes the authors took is not
-published: ours to learn are drawn by a fixed seed, and those to forget are the
-last five of GS-LoRA's order.
+DIR holds train/WNID/* and test/WNID/* of 100 classes. The weights are a
+ViT-B/16 with a head of these classes, in the order of their names; for a head
+of 1000 classes see ":names=FILE" in configs/imagenet100_gs_lora.py. ":learn="
+is cub, pets, resisc45 or plantvillage, prepared by TensorFlow Datasets;
+":classes=10" learns 10 of its classes. The authors' classes are not published:
+those to learn are drawn with a fixed seed, those to forget are the last five of
+GS-LoRA's order.
 
-":parity" has the released code's head of 200 columns, most of which no class
-has. The other arguments are those of configs/digits_swap.py.
+":parity" uses the released code's head of 200 columns, most of which belong to
+no class. The other arguments are those of configs/digits_swap.py.
 """
 
 import random
@@ -39,20 +39,20 @@ def learned(name, count):
   """Returns the data set and the ids of the classes to learn.
 
   Raises:
-    ValueError: No such data set, or not as many classes.
+    ValueError: An unknown data set, or more classes than it has.
   """
   if name not in LEARN:
     raise ValueError(f"learn={name!r} must be one of {sorted(LEARN)}.")
   row, total = LEARN[name]
   if not 1 <= count <= total:
     raise ValueError(f"classes={count} of learn={name!r} must be 1 to {total}.")
-  # All are drawn, so that five of them are the first of ten.
+  # Draw all classes, so that the first five of ten are those of count 5.
   drawn = random.Random(1337).sample(range(total), total)
   return common.tfds(row), tuple(drawn[:count])
 
 
 def get_config(arg=None):
-  """Returns the published run, or our reading of it."""
+  """Returns the published run or, without ":parity", our version of it."""
   arg = common.parse_arg(
     arg,
     **swaps.ARGUMENTS,
@@ -79,7 +79,7 @@ def get_config(arg=None):
   )
   spare = HEAD - 100 - arg.classes if arg.parity else 0
   config.scenario = common.scenario("swapping", order=arg.order, spare=spare)
-  # The same for training as for testing, and no part is cut off.
+  # The same chain in training and in testing, without cropping.
   config.preprocess.train = "none"
   config.preprocess.eval = "reference"
   config.preprocess.resize = 224

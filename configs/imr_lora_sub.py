@@ -1,14 +1,14 @@
 """LoRA-Sub-DRS on Split ImageNet-R, 10 tasks of 20 classes.
 
 Liu and Chang, CVPR 2025, 5 seeds: avg_acc 74.74, curve_mean_acc 81.16; 20 tasks
-of 10: 74.80, 80.69. LibContinual's rerun: 75.05, 80.35; 73.62, 81.21. Each
-divided the images in a way of its own.
+of 10: 74.80, 80.69. LibContinual's rerun: 75.05, 80.35; 73.62, 81.21. The two
+divided the images differently.
 
   python main.py --my_config configs/imr_lora_sub.py --workdir ./imr \
       --my_config.init_checkpoint=B_16-i21k-300ep.npz
 
-":tasks=20" makes 20 tasks, ":tasks=5" 5. ":tune", ":train_list=FILE,
-test_list=FILE" as in configs/imr_dualprompt.py; weights and ":order=" as in
+":tasks=20" makes 20 tasks. ":tune" and ":train_list=FILE,test_list=FILE" as in
+configs/imr_dualprompt.py; weights and ":order=" as in
 configs/cifar100_lora_sub.py.
 """
 

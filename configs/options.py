@@ -1,4 +1,4 @@
-"""Sections of a config, from the signature of what takes their options."""
+"""Sections of a config, made from the class or function that takes them."""
 
 import types
 import typing
@@ -18,17 +18,18 @@ from methods import METHODS
 def method(name: str, **changes: Any) -> dict[str, Any]:
   """Returns the section of a method: a row of METHODS and all its options.
 
-  What is not changed has the default of the method's class. An option that is
-  None becomes a placeholder of its type, so that a flag can set it.
+  Options that are not in `changes` have the defaults of the method's class. An
+  option that is None becomes a placeholder of its type, so that a flag can set
+  it.
 
   Raises:
-    ValueError: An unknown method or option; the message names the nearest.
+    ValueError: An unknown method or option; the message names similar ones.
   """
   return _section("method", METHODS, name, changes=changes, given=GIVEN)
 
 
 def scenario(name: str, **changes: Any) -> dict[str, Any]:
-  """Returns the section of a scenario, as `method` that of a method."""
+  """Returns the section of a scenario: a row of SCENARIOS and its options."""
   return _section("scenario", SCENARIOS, name, changes=changes)
 
 
@@ -56,7 +57,7 @@ def _section(
 
 
 def _type(annotation: Any) -> type:
-  """Returns the type that a flag parses for `float | None` and the like."""
+  """Returns the type that a flag parses; for `float | None` it is float."""
   if isinstance(annotation, types.UnionType):
     kinds = typing.get_args(annotation)
     annotation = next(kind for kind in kinds if kind is not types.NoneType)

@@ -1,4 +1,4 @@
-"""Any config, shrunk to seconds."""
+"""Smoke runs: any config, shrunk to a run of seconds."""
 
 import ml_collections
 
@@ -8,7 +8,7 @@ from methods import METHODS
 SMOKE_DEPTH = 2
 
 _SYNTHETIC = {"name": "synthetic", "num_classes": 6, "per_class": 16, "size": 8}
-# Scenario -> (its largest options in a smoke run, data that it takes).
+# Scenario -> (largest values of its options in a smoke run, its data).
 _SMOKE = {
   "class_incremental": ({"num_tasks": 3}, _SYNTHETIC),
   "joined": (
@@ -47,7 +47,7 @@ _SMOKE = {
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Shrinks any config: tiny model, made-up images, three tasks, seconds."""
+  """Shrinks a config to a tiny model, synthetic images and three tasks."""
   config.batch_size = 8
   config.epochs = 1
   config.rehearsal.per_class = min(4, config.rehearsal.per_class)
@@ -88,12 +88,12 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if "warmup_epochs" in settings:
       settings.warmup_epochs = 0.0
     if settings.name.endswith("adam"):
-      # Else Adam makes full steps of the rounding noise of so few images, and
-      # one device and two end apart.
+      # With a smaller eps Adam turns rounding noise of so few images into full
+      # steps, and results depend on the number of devices.
       settings.eps = 1e-4
   config.log_every = 2
   config.checkpoint.every_steps = 3
   if not config.model.lora and config.scenario.name == "forgetting":
-    # All weights move: seconds to save.
+    # All weights are trained, so that saving takes seconds.
     config.checkpoint.every_steps = 10
   return config

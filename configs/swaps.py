@@ -1,4 +1,4 @@
-"""Parts that the configs which swap knowledge share."""
+"""Sections and settings that the configs of Knowledge Swapping share."""
 
 from typing import Any
 
@@ -16,7 +16,16 @@ def classes(
   retain: tuple[int | str, ...] | None = None,
   new: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Returns the data of a swap whose sets are lists of classes."""
+  """Returns the dataset section of a swap given by lists of classes.
+
+  Args:
+    known: Data of the classes that the model knows.
+    forget: Ids or names of known classes to forget.
+    learn: Classes of `new` to learn, or of `known` without `new`; None: all
+      classes of `new`.
+    retain: Known classes to retain; None: all that are not in another list.
+    new: Data of the classes to learn; None: they are in `known`.
+  """
   lists = {"learn": learn, "forget": forget, "retain": retain}
   options = {
     name: config_dict.placeholder(tuple) if ids is None else ids
@@ -29,7 +38,7 @@ def classes(
 def optimizer(
   config: ml_collections.ConfigDict, lr: float, **changes: Any
 ) -> None:
-  """Trains the adapters, and a head where the method moves columns of it."""
+  """Trains the adapters, and the head if the method trains columns of it."""
   common.gs_lora_optimizer(config, lr, **changes)
   if config.method.new_columns != r"(?!)":
     config.optimizer.head = common.adam(lr)
@@ -38,14 +47,15 @@ def optimizer(
 def options(
   config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
 ) -> None:
-  """Turns on what the paper has not.
+  """Turns on variants that the paper does not have.
 
   Args:
     config: Changed in place.
-    arg: "protect": what is forgotten stays in the loss of a later stage that
-      learns; "columns": the new classes' columns of the head are trained, too;
-      "proximal": blocks become exactly zero; "fold": each stage has adapters
-      of its own.
+    arg: "protect": a stage that learns keeps the loss on classes that an
+      earlier stage forgot; "columns": the head's columns of the new classes are
+      trained, too; "proximal": a proximal step makes the adapters of whole
+      blocks exactly zero; "fold": each stage folds the adapters into the
+      kernels and draws new ones.
   """
   config.method.protect = arg.protect
   config.method.subgradient = not arg.proximal
@@ -62,7 +72,7 @@ def title(name: str, arg: ml_collections.ConfigDict, *more: str) -> str:
 
 
 _VARIANTS = ("protect", "columns", "proximal", "fold")
-# Arguments that all of these configs take.
+# Arguments that all of these configs take, with their defaults.
 ARGUMENTS = {
   "order": "lf",
   **dict.fromkeys(_VARIANTS, False),

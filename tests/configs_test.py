@@ -302,7 +302,7 @@ def test_number_of_trained_parameters(name, classes, count):
   ("arg", "message"),
   [
     ("smok", "Unknown config argument 'smok'. Did you mean 'smoke'"),
-    ("paper=maybe", "paper is either true or false"),
+    ("paper=maybe", "'paper=maybe' must be true or false"),
   ],
 )
 def test_unknown_arguments_are_named(arg, message):
@@ -339,5 +339,5 @@ def test_imagenet_r_takes_split_lists():
   row = datasets.DATASETS[options.pop("name")]
   inspect.signature(row).bind(**options)  # raises for an unknown option
   assert options["train_split"] == "test"
-  with pytest.raises(ValueError, match="with lists, set holdout"):
+  with pytest.raises(ValueError, match="with lists, set --my_config.holdout"):
     load("imr_dualprompt", f"tune,{lists}")

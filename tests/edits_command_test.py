@@ -98,7 +98,7 @@ def test_command_says_what_is_wrong(run, tmp_path, capsys):
     assert message in capsys.readouterr().err
   (tmp_path / "edits").mkdir()
   shutil.copy(run[0] / "edits" / "stage_0.npz", tmp_path / "edits")
-  with pytest.raises(SystemExit, match="No .*params.npz; run main.py on this"):
+  with pytest.raises(SystemExit, match="no .*params.npz; run main.py on this"):
     command.main([str(tmp_path), "--without=0", *out])
   assert not (tmp_path / "x.npz").exists()
 
