@@ -9,8 +9,8 @@ of 5: 88.69, 92.25. LibContinual's rerun: 89.50, 93.11; 88.29, 92.71.
 The weights are AugReg's, storage.googleapis.com/vit_models/augreg/
 B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz, not L2P's.
 ":tasks=20" makes 20 tasks. ":order=natural" keeps the order of the classes, as
-the authors do; a number is the seed of a drawn order, by default LibContinual's
-1993.
+the authors do; a number is the seed of a drawn order, by default that of
+LibContinual, ":order=1993".
 """
 
 from configs import base

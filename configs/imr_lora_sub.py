@@ -7,9 +7,9 @@ divided the images differently.
   python main.py --my_config configs/imr_lora_sub.py --workdir ./imr \
       --my_config.init_checkpoint=B_16-i21k-300ep.npz
 
-":tasks=20" makes 20 tasks. ":tune" and ":train_list=FILE,test_list=FILE" as in
-configs/imr_dualprompt.py; weights and ":order=" as in
-configs/cifar100_lora_sub.py.
+":tasks=20" makes 20 tasks, ":tasks=5" makes 5. ":tune" and
+":train_list=FILE,test_list=FILE" as in configs/imr_dualprompt.py; weights and
+":order=" as in configs/cifar100_lora_sub.py.
 """
 
 from configs import base
