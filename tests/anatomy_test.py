@@ -85,3 +85,8 @@ def test_blocks_may_be_nested_and_numbered_in_any_way():
   assert trees.root(model.blocks[:2]) == "swin"
   assert re.fullmatch(trees.pattern(model.blocks), layers[0])
   assert not re.fullmatch(trees.pattern(["swin/stage"]), layers[0])
+
+
+def test_a_branch_holds_no_leaf_of_a_branch_with_a_longer_name():
+  assert trees.holder("block_10/bias", ["block_1"]) is None
+  assert trees.holder("block_10/bias", ["block_1", "block_10"]) == "block_10"

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import breaks
 import pytest
 
 from libml import datasets
@@ -251,3 +252,16 @@ def test_nothing_is_unpickled():
     for node in ast.walk(tree(source)):
       if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
         assert ast.unparse(node.value) == "False", source
+
+
+def test_every_package_has_a_break_that_can_be_applied():
+  inner = {"libml/datasets/builders", "models/edits", "benchmarks"}
+  folders = {name for row in FLOORS for name in row} | inner
+  broken = set()
+  for each in breaks.BREAKS:
+    text = (ROOT / each.file).read_text()
+    assert text.count(each.old) == 1 and each.old != each.new, each
+    assert all((ROOT / t).is_file() for t in each.tests if "/" in t), each
+    holders = (f for f in folders if f"{each.file}/".startswith(f"{f}/"))
+    broken.add(max(holders, key=len))
+  assert broken == folders

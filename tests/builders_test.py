@@ -129,7 +129,7 @@ def test_a_session_is_a_source_of_its_own(core50):
 
 @pytest.fixture
 def not_mnist_download(tmp_path):
-  """Ten pictures a letter, and two broken files."""
+  """Ten pictures a letter, two broken files, and a hidden one (macOS)."""
   root = tmp_path / "notMNIST_small"
   for label, letter in enumerate("ABCDEFGHIJ"):
     for n in range(10):
@@ -137,10 +137,13 @@ def not_mnist_download(tmp_path):
       _save(root / letter / f"{n}.png", level, mode="L", size=28)
   (root / "A" / "RGVtb2NyYXRpY2E=.png").write_bytes(b"")
   (root / "F" / "cut.png").write_bytes((root / "F/0.png").read_bytes()[:50])
+  _save(root / "B" / "._0.png", 255, mode="L", size=28)
   return root
 
 
-def test_not_mnist_skips_broken_files(not_mnist_download, tmp_path, capsys):
+def test_not_mnist_skips_broken_and_hidden_files(
+  not_mnist_download, tmp_path, capsys
+):
   arguments = ["--source", str(not_mnist_download), "--data_dir", str(tmp_path)]
   prepare.main(["not_mnist", *arguments])
   said = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import tiny
@@ -37,6 +38,21 @@ def test_a_method_refuses_a_problem_that_it_does_not_serve(
 def test_classification_prepares_the_mask_of_a_test_set():
   constants = Classification().constants((1, 3), 5)
   np.testing.assert_array_equal(constants["allowed"], [0, 1, 0, 1, 0])
+
+
+def test_padding_counts_in_no_metric():
+  logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [9.0, 0.0]])
+  batch = {
+    "label": jnp.array([0, 1, 0]),
+    "mask": jnp.array([True, True, False]),
+    "allowed": jnp.ones(2, bool),
+  }
+  problem = Classification()
+  whole = problem.measure({"logits": logits}, batch)
+  rows = {key: batch[key][:2] for key in ("label", "mask")}
+  alone = problem.measure({"logits": logits[:2]}, {**batch, **rows})
+  assert whole == alone
+  assert problem.summarize([whole])["accuracy"] == 0.5
 
 
 def test_summaries_are_named_by_the_problem_s_metric():
