@@ -25,6 +25,7 @@ from libml.train import run as run_lib
 from libml.train import settings
 from libml.train.method import Method
 from libml.train.method import Round
+from libml.train.observer import Observer
 from libml.train.walk import Interrupted
 
 
@@ -127,7 +128,7 @@ class Drifting(AwayAndNear):
     return weight * loss, parts
 
 
-def walk(workdir, stop=lambda: False, kind=AwayAndNear):
+def walk(workdir, stop=lambda: False, kind=AwayAndNear, observer=None):
   """Runs a method; returns the last state and results.json."""
   source = datasets.DATASETS["synthetic"](num_classes=4, per_class=16, size=8)
   scenario = forgetting(source, (3, 1))
@@ -150,6 +151,7 @@ def walk(workdir, stop=lambda: False, kind=AwayAndNear):
     mesh=sharding.make_mesh(),
     rules=(),
     should_stop=stop,
+    observer=observer,
   )
   image = {"image": jnp.zeros((1, 8, 8, 3))}
   params = jax.device_get(model.init(jax.random.key(0), image)["params"])
@@ -187,6 +189,26 @@ def test_rounds_of_one_name_share_a_step(whole):
     "train/away": 1,
     "train/near": 1,
   }
+
+
+class Donated(Observer):
+  """Notes whether the first step deletes the parameters that it is given."""
+
+  def __init__(self):
+    self.given, self.deleted = None, None
+
+  def on_stage(self, stage, event, state):
+    self.given = jax.tree.leaves(state.params) if event == "train" else None
+
+  def on_step(self, stage, step, metrics):
+    self.deleted = [leaf.is_deleted() for leaf in self.given]
+
+
+def test_a_step_is_given_the_state_s_buffers(tmp_path):
+  seen = Donated()
+  with pytest.raises(Interrupted):
+    walk(tmp_path, lambda: True, observer=seen)
+  assert seen.deleted == [True, True]
 
 
 def test_losses_of_one_name_must_be_one_loss(tmp_path):

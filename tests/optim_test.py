@@ -221,6 +221,19 @@ def lower(config, method=None):
   return step.lower(state, batch), (state, batch), trained
 
 
+@pytest.mark.parametrize(("per", "factor"), [(None, 1), (4, 2), (16, 0.5)])
+def test_rates_are_scaled_to_the_batch(per, factor):
+  config = tiny(lr_batch_size=per)
+  assert config.batch_size == 8
+  tx = main.build_optimizer(config, main.build_method(config, 6, 3)).tx
+  params = {"head": {"bias": jnp.zeros(6)}}
+  grads = jax.tree.map(jnp.ones_like, params)
+  updates, _ = tx.update(grads, tx.init(params), params, epoch=0.0)
+  np.testing.assert_allclose(
+    updates["head"]["bias"], -factor * config.optimizer.head.lr, rtol=1e-3
+  )
+
+
 def test_arrays_of_the_method_reach_a_transform_in_a_group(monkeypatch):
   monkeypatch.setitem(optim.OPTIMIZERS, "memory", scale_by_memory)
   config = tiny()
