@@ -63,15 +63,15 @@ FOLDERS = {
   ),
   "no column": (
     {"retain": ("hen", "3_jay")},
-    "'hen' does not say which column .* such as 17_jay, or set dataset.names",
+    "'hen' has no column .* such as 17_jay, or set dataset.names",
   ),
   "two folders of one column": (
     {"retain": ("2_hen", "3_jay")},
-    "'2_hen' and '2_shark' are both of column 2; number one of them anew",
+    "'2_hen' and '2_shark' both have column 2; change the number",
   ),
   "a column outside the head": (
     {"retain": ("4_hen", "3_jay")},
-    "'4_hen' is of a column of which .* it has 4, from 0. Set dataset.known",
+    "'4_hen' has a column outside the head's, 0 to 3.* set dataset.known",
   ),
   "nothing to learn": (
     {"learn": ()},
@@ -141,8 +141,8 @@ LISTS = {
     {"learn": (10,)},
     "Class 10 of dataset.learn does not exist in 'digits'",
   ),
-  "a class twice": ({"forget": (6, "6")}, "stands twice in dataset.forget"),
-  "no list": ({"forget": "6"}, "'6' of dataset.forget must be a list"),
+  "a class twice": ({"forget": (6, "6")}, "dataset.forget names a class twice"),
+  "no list": ({"forget": "6"}, "dataset.forget is '6'; it must be a list"),
   "nothing to forget": ({"forget": ()}, "no class to forget; name one"),
   "nothing to learn": ({"learn": ()}, "no class to learn; name one"),
   "nothing to retain": ({"retain": ()}, "no class to retain; name one"),

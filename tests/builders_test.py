@@ -148,7 +148,7 @@ def test_not_mnist_skips_broken_and_hidden_files(
   prepare.main(["not_mnist", *arguments])
   said = capsys.readouterr().out
   assert "train: 100 images" in said
-  assert "2 broken files passed over: A/RGVtb2NyYXRpY2E=.png, F/cut.png" in said
+  assert "2 broken files skipped: A/RGVtb2NyYXRpY2E=.png, F/cut.png" in said
   found = DATASETS["not_mnist"](data_dir=str(tmp_path))
   train, test = found.splits["train"], found.splits["test"]
   assert found.class_names == tuple("ABCDEFGHIJ")
@@ -193,7 +193,7 @@ def test_broken_picture_of_core50_is_named(core50_download, tmp_path):
 def test_sources_that_are_not_there(core50, tmp_path):
   (tmp_path / "empty").mkdir()
   for source in (tmp_path / "nowhere", tmp_path / "empty"):
-    with pytest.raises(FileNotFoundError, match="No folder .*unpacked downl"):
+    with pytest.raises(FileNotFoundError, match="The folder .*unpacked downl"):
       prepare.prepare("core50", source=str(source), data_dir=str(tmp_path))
   with pytest.raises(SystemExit, match="FileExistsError: .*remove it first"):
     prepare.main(["core50", "--source", core50, "--data_dir", core50])

@@ -27,5 +27,5 @@ def test_what_cannot_be_is_named(labels, tmp_path):
   ):
     class_map.names(tmp_path / "gone.txt")
   labels.write_text("n01 a\nn02 b\nn01 c\n")
-  with pytest.raises(ValueError, match="'n01' twice; a head has it once"):
+  with pytest.raises(ValueError, match="'n01' twice, but a class may"):
     class_map.names(labels)

@@ -105,7 +105,7 @@ def test_others_must_be_others(faces):
     DATASETS["folder"](root=faces, others=faces / "test")
   with pytest.raises(FileNotFoundError, match="elsewhere.*others/CLASS"):
     DATASETS["folder"](root=faces, others=faces / "elsewhere")
-  with pytest.raises(ValueError, match="10 has no folders of classes; leave"):
+  with pytest.raises(ValueError, match="10 has no class folders; add"):
     DATASETS["folder"](root=faces, others=faces / "test" / "10")
   broken = faces.parent / "others" / "4" / "broken.png"
   broken.write_bytes(b"hello")

@@ -167,7 +167,7 @@ def test_h_mean_of_published_figures():
     ({"requests": ((1,), ())}, "Request 1 .*is empty"),
     ({"requests": ((11,),)}, "11 of request 0 does not exist.*0 to 9"),
     ({"requests": (("cat",),)}, "'cat' of request 0 does not exist"),
-    ({"requests": ((1, 1),)}, "twice in request 0"),
+    ({"requests": ((1, 1),)}, "request 0 names a class twice"),
     ({"requests": ((1,), (2, 1))}, r"Request 1 .* names the classes \[1\]"),
     ({"requests": (tuple(range(10)),)}, "forget all 10 classes"),
     ({"requests": ((1,),), "retain": (1, 2)}, r"\[1\] are both in a request"),

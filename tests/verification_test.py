@@ -57,7 +57,7 @@ def test_paths_with_spaces_are_parted_by_tabs(tmp_path):
   [
     ("a.jpg b.jpg 1\na.jpg 0\n", ValueError, "line 2: 'a.jpg 0' must be"),
     ("a.jpg b.jpg 2\n", ValueError, "line 1: .*one person"),
-    ("a b.jpg c.jpg 1\n", ValueError, "part paths with spaces by tabs"),
+    ("a b.jpg c.jpg 1\n", ValueError, "separate paths that contain spaces"),
     (LFW + "Ann\t1\n", ValueError, "line 6: 'Ann 1' must be 'name n m'"),
     ("ten\t1\n", ValueError, "numbers of folds"),
     ("", ValueError, "lists 0 pairs for 10 folds"),

@@ -1,4 +1,4 @@
-"""Data sets by name. Nothing here imports TensorFlow before it is needed."""
+"""Data sets by name. TensorFlow is imported only when a data set needs it."""
 
 import functools
 from collections.abc import Callable

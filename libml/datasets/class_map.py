@@ -1,4 +1,4 @@
-"""From the classes of a data set to the rows of a pretrained head."""
+"""Finds the classes of a data set in the class list of a pretrained head."""
 
 import os
 import pathlib
@@ -9,38 +9,40 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
   """Returns the names of a head's classes.
 
   Args:
-    path: Text file, a class a line in the head's order; the first word counts,
-      so "n01440764 tench" names n01440764.
+    path: Text file with one class per line, in the head's order. The first word
+      of a line is the name: "n01440764 tench" names n01440764.
 
   Raises:
-    FileNotFoundError: No such file.
-    ValueError: A name that stands twice.
+    FileNotFoundError: The file does not exist.
+    ValueError: A name occurs twice.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(
-      f"No file {path}; it is to name the head's classes, one a line."
+      f"No file {path}; it must name the head's classes, one per line."
     )
   lines = path.read_text().splitlines()
   found = tuple(line.split()[0] for line in lines if line.strip())
   if len(set(found)) < len(found):
     twice = next(name for name in found if found.count(name) > 1)
-    raise ValueError(f"{path} names {twice!r} twice; a head has it once.")
+    raise ValueError(
+      f"{path} names {twice!r} twice, but a class may occur once; remove one."
+    )
   return found
 
 
 def head_rows(
   path: str | os.PathLike[str], class_names: Sequence[str]
 ) -> tuple[int, ...]:
-  """Returns where in a file of `names` each class stands.
+  """Returns the index of each class in the head's class list.
 
   Args:
-    path: The file.
-    class_names: Of the data set.
+    path: The file of the head's classes, as in `names`.
+    class_names: The data set's classes.
 
   Raises:
-    FileNotFoundError: No such file.
-    ValueError: A name that stands twice, or a class that is not in the file.
+    FileNotFoundError: The file does not exist.
+    ValueError: A name occurs twice in the file, or a class is not in it.
   """
   found = names(path)
   rows = {name: row for row, name in enumerate(found)}
@@ -48,7 +50,7 @@ def head_rows(
   if unknown:
     raise ValueError(
       f"{len(unknown)} of {len(class_names)} classes, such as {unknown[0]!r}, "
-      f"are not among the {len(found)} names of {path} ({found[0]}, ...); name "
-      "the data's folders as this file does."
+      f"are not among the {len(found)} names of {path} ({found[0]}, ...); give "
+      "the class folders the names that this file has."
     )
   return tuple(rows[name] for name in class_names)

@@ -1,4 +1,4 @@
-"""Several sources in order: data sets to join, or domains of one."""
+"""Several sources in order: data sets to join, or domains of one data set."""
 
 import dataclasses
 import functools
@@ -15,17 +15,17 @@ from libml.datasets import source as source_lib
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Collection:
-  """Several sources in order: data sets to join, or domains of one.
+  """Several sources in order: data sets to join, or domains of one data set.
 
   Parts may differ in size, channels and encoding of their images, and in
   classes. Several parts may share one Split.
 
   Attributes:
-    name: Row of DATASETS.
+    name: Key of DATASETS.
     parts: The sources.
 
   Raises:
-    ValueError: No part, or one with images of further classes.
+    ValueError: There is no part, or a part has `others`.
   """
 
   name: str
@@ -41,7 +41,8 @@ class Collection:
       if part.others is not None:
         raise ValueError(
           f"Part {part.name!r} of the collection has images of other classes, "
-          "which have no class ids in it; leave out its option others."
+          "but a collection has no class ids for them; leave out its option "
+          "others."
         )
 
   @functools.cached_property
@@ -65,18 +66,21 @@ def collection(
 
   Args:
     table: DATASETS.
-    order: Names of the parts, in the order in which they come.
+    order: Names of the parts, in order.
     per_class: As in `limit`; None: all images.
-    **parts: For each name of the order {"name": row of DATASETS, ...options}.
-      A part bears that name. The parts of a row that is a collection itself
-      keep theirs and come one after the other.
+    **parts: For each name in `order`, {"name": key of DATASETS, ...options}.
+      The source gets the part's name. If the data set is a collection, its
+      parts take the place of this part and keep their names.
 
   Raises:
-    ValueError: A name twice, a part without options, options without a place
-      in the order, a swap, or what the rows raise.
+    ValueError: `order` names a part twice, a part of it has no options or is a
+      swap, or there are options for a part that is not in it; or what the data
+      sets raise.
   """
   if len(set(order)) < len(order):
-    raise ValueError(f"The order {list(order)} names a part twice.")
+    raise ValueError(
+      f"The order {list(order)} names a part twice; name each part once."
+    )
   for name in order:
     if "name" not in parts.get(name, {}):
       raise ValueError(
@@ -98,8 +102,8 @@ def collection(
       found.append(dataclasses.replace(data, name=name))
     else:
       raise ValueError(
-        f"Part {name!r} of the order is {data.name!r}, which is no data set to "
-        "join but three sets for scenario.name='swapping'; take it out."
+        f"Part {name!r} of the order is {data.name!r}, the three sets of a "
+        "swap, which cannot be joined; remove it from the order."
       )
   whole = Collection("collection", tuple(found))
   return whole if per_class is None else limit(whole, per_class)
@@ -108,20 +112,21 @@ def collection(
 def limit(whole: Collection, per_class: int) -> Collection:
   """Returns a smaller collection, for quick runs.
 
-  Of a class's n images those at the positions 0, n / k, 2 n / k, ... stay: a
-  fixed rule, which spreads over videos whose frames follow each other.
+  Of a class's n images, those at the positions 0, n / k, 2 n / k, ..., rounded
+  down, are kept. They are spread over the whole class, so that several videos
+  are kept where frames are stored in sequence.
 
   Args:
     whole: The collection. Splits that its parts share stay shared.
     per_class: k, the most images of each class in each split of each part.
 
   Raises:
-    ValueError: A number below 1.
+    ValueError: `per_class` is below 1.
   """
   if per_class < 1:
     raise ValueError(f"per_class {per_class} must be at least 1.")
 
-  @functools.cache  # by identity: a split is made smaller once
+  @functools.cache  # by identity, so that a shared split stays shared
   def smaller(split: source_lib.Split) -> source_lib.Split:
     keep = []
     for label in np.unique(split.labels):

@@ -1,4 +1,4 @@
-"""Sources that need no download: scikit-learn's digits, and made-up images."""
+"""Sources that need no download: scikit-learn's digits, and random images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +20,8 @@ def digits(
   The grey levels 0 to 16 become 0 to 255 in three equal channels.
 
   Args:
-    test_fraction: Part of each class that is the test split.
-    seed: Decides which images are.
+    test_fraction: Fraction of each class's images that go to the test split.
+    seed: Decides which images go to the test split.
     classes: Digits to keep; they become 0, 1, ... in this order. None: all.
   """
   from sklearn import datasets
@@ -52,20 +52,20 @@ def synthetic(
   noise: float = 24.0,
   seed: int = 0,
 ) -> source.Source:
-  """Returns random images that a small net can learn, for tests.
+  """Returns random images that a small network can learn, for tests.
 
-  A class is a 4x4 grid of random colours, stretched to the image; an image is
-  its class's grid plus normal noise.
+  Each class has a 4x4 grid of random colours, scaled to the image's size. An
+  image is the grid of its class plus Gaussian noise.
 
   Args:
     num_classes: Number of classes.
-    per_class: Training images a class.
-    test_per_class: Test images a class.
+    per_class: Training images per class.
+    test_per_class: Test images per class.
     size: Height and width in pixels.
     noise: Standard deviation of the noise in grey levels (of 255).
     seed: Decides colours and noise.
   """
-  # One generator a purpose: more images leave the classes as they are.
+  # Separate generators: the colours do not depend on the number of images.
   colours = source.generator(seed, 0).uniform(32, 224, (num_classes, 4, 4, 3))
   cell = np.arange(size) * 4 // size
   templates = colours[:, cell][:, :, cell]  # [num_classes, size, size, 3]
@@ -88,12 +88,12 @@ def synthetic(
 def synthetic_sessions(
   *, sessions: int = 3, per_class: int = 20, **options: Any
 ) -> collection.Collection:
-  """Returns `synthetic` in sessions of the same classes with one test split.
+  """Returns `synthetic` in sessions that share the classes and the test split.
 
   Args:
-    sessions: Number of parts.
-    per_class: Training images a class in each.
-    **options: Of `synthetic`.
+    sessions: Number of sessions.
+    per_class: Training images per class and session.
+    **options: Other arguments of `synthetic`.
   """
   whole = synthetic(per_class=sessions * per_class, **options)
   train, test = whole.splits["train"], whole.splits["test"]

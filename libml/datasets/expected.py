@@ -1,4 +1,4 @@
-"""What a data set that everybody makes for himself ought to hold."""
+"""Compares a data set that users build themselves with the published copy."""
 
 import dataclasses
 import logging
@@ -15,14 +15,14 @@ _LOG = logging.getLogger("palimpsest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expected:
-  """Names and counts of the copy with which published figures were measured.
+  """Class names and image counts of the copy used for published results.
 
   Attributes:
     classes: Names of all classes; the position is the class id. (): any.
     train_total: Number of training images; None: any.
     test_total: Number of test images; None: any.
-    test_counts: Pairs (class ids, test images of these classes together): the
-      counts that can be read off the denominators of published accuracies.
+    test_counts: Pairs (class ids, total number of test images of these
+      classes), as known from the denominators of published accuracies.
   """
 
   classes: Sequence[str] = ()
@@ -31,23 +31,23 @@ class Expected:
   test_counts: Sequence[tuple[Sequence[int], int]] = ()
 
   def check(self, found: source.Source) -> None:
-    """Warns of other counts, once, and refuses other classes.
+    """Logs a warning if counts differ; raises an error if classes differ.
 
     Args:
-      found: The copy at hand.
+      found: The user's copy.
 
     Raises:
-      ValueError: Other classes, or the same under other ids: class lists and
-        weights would then mean other classes, silently.
+      ValueError: The classes or their ids differ, so that class lists and
+        weights would silently refer to other classes.
     """
     if self.classes:
       _check_names(found, tuple(self.classes))
     differences = list(self._differences(found))
     if differences:
       _LOG.warning(
-        "%s has the right classes but is not the copy that was published: %s. "
-        "Its figures cannot be compared with published ones to the last "
-        "digit, only with runs on the same copy.",
+        "%s has the expected classes but not the images of the published "
+        "copy: %s. Compare its results with runs on the same copy; published "
+        "results may differ slightly.",
         found.origin,
         "; ".join(differences),
       )
@@ -77,14 +77,15 @@ def _check_names(found: source.Source, names: tuple[str, ...]) -> None:
   if missing or extra:
     raise ValueError(
       f"The classes of {found.origin} are not the expected {len(names)}: "
-      f"missing {_some(missing)}; not expected {_some(extra)}. Add or remove "
-      "their folders, rename them as in the class map, or go on with your "
-      "own classes: dataset.expected.classes=()."
+      f"missing {_some(missing)}; not expected {_some(extra)}. Add, remove or "
+      "rename their folders, or set dataset.expected.classes=() to use your "
+      "own classes."
     )
   moved = [n for n, m in zip(found.class_names, names, strict=True) if n != m]
   raise ValueError(
     f"The classes of {found.origin} have other ids than expected: "
-    f"{_some(moved)}. Leave out lists that number the classes."
+    f"{_some(moved)}. Leave out the 'targets' in train_list and test_list, "
+    "which set the ids."
   )
 
 

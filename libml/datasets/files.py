@@ -27,14 +27,14 @@ def npz(
 
   Args:
     path: Archive with x_train, x_test (uint8 [N, H, W] or [N, H, W, 1 or 3]),
-      y_train, y_test (integer [N]) and, if wanted, class_names [C] (text).
+      y_train, y_test (integer [N]) and, optionally, class_names [C] (text).
     classes: Ids of the classes to keep; they become 0, 1, ... in this order.
       None: all.
 
   Raises:
-    FileNotFoundError: No such archive.
-    ValueError: An archive that cannot be read, arrays that are missing or have
-      other shapes or types, or an unknown class.
+    FileNotFoundError: The archive does not exist.
+    ValueError: The archive cannot be read, arrays are missing or have other
+      shapes or types, or a class does not exist.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -45,7 +45,7 @@ def npz(
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files}
-  # A TypeError is a single array (.npy), which is no archive.
+  # A file with a single array (.npy) raises TypeError.
   except (
     ValueError,
     TypeError,
@@ -54,13 +54,14 @@ def npz(
     zlib.error,
   ) as error:
     raise ValueError(
-      f"Cannot read {path} ({error}). Save it with np.savez, and labels and "
-      "names as arrays of integers and text, not of objects."
+      f"Cannot read {path} ({error}). Save it with np.savez, with labels as "
+      "integers and names as text, not as Python objects."
     ) from error
   missing = [name for name in _ARRAYS if name not in arrays]
   if missing:
     raise ValueError(
-      f"{path} has no {', '.join(missing)}; it has {', '.join(arrays)}."
+      f"{path} has no {', '.join(missing)}; it has {', '.join(arrays)}. Add "
+      "the missing arrays."
     )
   splits = {
     key: _npz_split(path, key, arrays[f"x_{key}"], arrays[f"y_{key}"])
@@ -88,33 +89,31 @@ def folder(
 ) -> source.Source:
   """Returns images from root/train/CLASS/* and root/test/CLASS/*.
 
-  With lists, all images are in root/CLASS/*, and the lists name those of each
-  split; with a test_fraction they are there, too, and are divided at random.
-  Class ids are positions in the sorted folder names, where lists give
-  none. Files with other suffixes than SUFFIXES are passed over.
+  With lists or with a test_fraction, all images are in root/CLASS/*. Lists name
+  the images of each split; a test_fraction divides them at random. A class id
+  is the position in the sorted folder names, unless lists give ids. Files with
+  suffixes other than SUFFIXES are ignored.
 
   Args:
-    root: Folder with the folders train and test, or with those of the classes.
+    root: Folder with the folders train and test, or with the class folders.
     train_list: File that names the training images; see `lists.Lists`.
     test_list: File that names the test images; None: no lists.
-    test_fraction: Part of each class's images that is the test split, where
-      there are no folders train and test.
-    seed: Decides which images are.
-    domains: Folders between root and those of the classes, with lists: images
-      are in root/DOMAIN/CLASS/*, and a class is the same in all. (): none.
-    others: Folder of test images of further classes, others/CLASS/*; None:
-      none.
-    expected: Fields of `expected.Expected`, against which names and counts are
-      checked; None: no check.
-    verify: Whether to decode every file once now, so that a broken one is
-      named here and not hours into a run. Some thousand files a second.
+    test_fraction: Fraction of each class's images that go to the test split;
+      None: there are folders train and test, or lists.
+    seed: Decides which images go to the test split.
+    domains: With lists, folders between root and the class folders: images are
+      in root/DOMAIN/CLASS/*, and all domains share the classes. (): none.
+    others: Folder of test images of other classes, others/CLASS/*; None: none.
+    expected: Fields of `expected.Expected`, with which class names and counts
+      are compared; None: no comparison.
+    verify: Whether to decode every file once now (some thousand per second),
+      so that a broken file is reported here and not hours into a run.
 
   Raises:
-    FileNotFoundError: A missing folder or list.
-    ValueError: An empty class, a class that only test has, one that is among
-      the others, too, other classes than expected, domains without lists,
-      (with verify) a file that cannot be decoded, or what `lists.Lists`
-      raises.
+    FileNotFoundError: A folder or list does not exist.
+    ValueError: A class is empty, is only in test, or is also among the others;
+      the classes are not the expected ones; there are domains without lists;
+      a file cannot be decoded (with verify); or what `lists.Lists` raises.
   """
   root = pathlib.Path(root)
   chosen = lists.given(train_list, test_list)
@@ -137,7 +136,7 @@ def folder(
     origin += f"; test fraction {test_fraction}, seed {seed}"
   elif domains:
     raise ValueError(
-      f"Domains {list(domains)} need lists; give train_list and test_list."
+      f"Domains {list(domains)} need lists; set train_list and test_list."
     )
   else:
     names = _train_classes(root)
@@ -178,7 +177,7 @@ def _train_classes(root: pathlib.Path) -> tuple[str, ...]:
   if unknown:
     raise ValueError(
       f"{root / 'test'} has classes that {root / 'train'} does not have: "
-      f"{', '.join(unknown)}. Add training images or remove them."
+      f"{', '.join(unknown)}. Add training images or remove these folders."
     )
   return names
 
@@ -197,10 +196,12 @@ def _folders(path: pathlib.Path, layout: str) -> list[str]:
 
 
 def _others(root: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
-  """Returns the fields of a Source for the folder of further classes."""
+  """Returns the fields of a Source that hold the other classes."""
   other_names = tuple(_folders(root, "others/CLASS/"))
   if not other_names:
-    raise ValueError(f"{root} has no folders of classes; leave out others.")
+    raise ValueError(
+      f"{root} has no class folders; add some, or leave out the option others."
+    )
   split = _folder_split([root], other_names)
   labels = split.labels + np.int32(len(names))
   return {
@@ -227,10 +228,13 @@ def _folder_split(
 
 
 def check_decodable(paths: np.ndarray) -> None:
-  """Decodes all files.
+  """Checks that all image files can be decoded.
+
+  Args:
+    paths: Paths of the files, [N].
 
   Raises:
-    ValueError: A file that cannot be decoded; names the first.
+    ValueError: A file cannot be decoded; the message names the first one.
   """
   import tensorflow as tf
 

@@ -1,7 +1,8 @@
-"""Letters drawn with matplotlib's fonts, in the look of scikit-learn's digits.
+"""Letters in matplotlib's fonts that look like scikit-learn's digits.
 
-Like those digits, a letter fills its frame, is a black and white bitmap of four
-times the size, and its grey levels count the white pixels of 4x4 blocks.
+As with those digits, a letter fills its frame. It is drawn in black and white
+at four times the image's size; a grey level is the share of white pixels in a
+4x4 block.
 """
 
 import pathlib
@@ -12,8 +13,8 @@ import numpy as np
 
 from libml.datasets import source
 
-# Letters of one class look alike once they fill the frame. Left out are l and
-# I, both a bar in half of the fonts.
+# Upper and lower case are one class where they look alike once they fill the
+# frame. l and I are left out: in half of the fonts both are a bar.
 CLASSES = (
   *("A", "B", "Cc", "D", "E", "F", "G", "H", "Jj", "Kk", "L", "M", "N", "Oo"),
   *("Pp", "Q", "R", "Ss", "T", "Uu", "Vv", "Ww", "Xx", "Yy", "Zz"),
@@ -30,14 +31,14 @@ def glyphs(
   size: int = 8,
   seed: int = 0,
 ) -> source.Source:
-  """Returns white letters on black in three equal channels, as CLASSES.
+  """Returns white letters on black in three equal channels; see CLASSES.
 
-  Every image draws a font, a letter of its class, a rotation, a shear, a
-  width, a position and a stroke width of its own.
+  Font, letter of the class, rotation, shear, width, position and stroke width
+  are drawn at random for each image.
 
   Args:
-    per_class: Training images a class.
-    test_per_class: Test images a class, other draws from the same fonts.
+    per_class: Training images per class.
+    test_per_class: Test images per class; other draws from the same fonts.
     size: Height and width in pixels.
     seed: Decides all draws.
   """
@@ -73,10 +74,10 @@ def glyphs(
 
 
 def _fonts() -> list[pathlib.Path]:
-  """Returns the fonts of normal weight whose characters are letters.
+  """Returns the fonts of normal weight that contain all letters.
 
-  Symbol fonts put something else in their place: the name of the glyph tells.
-  Bold letters close up in 8x8 pixels.
+  A symbol font has other glyphs in their place, which shows in the glyphs'
+  names. Bold fonts are left out: at 8x8 pixels the holes of letters fill up.
   """
   import matplotlib
   from matplotlib import ft2font
@@ -95,7 +96,7 @@ def _fonts() -> list[pathlib.Path]:
 
 
 def _draw(font: pathlib.Path, letter: str) -> Any:
-  """Returns a grey PIL image of the letter with room to turn it."""
+  """Returns a grey PIL image of the letter, with room to distort it."""
   from PIL import Image
   from PIL import ImageDraw
   from PIL import ImageFont
@@ -112,7 +113,7 @@ def _draw(font: pathlib.Path, letter: str) -> Any:
 
 
 def _distort(glyph: Any, size: int, rng: np.random.Generator) -> np.ndarray:
-  """Returns grey levels, uint8 [size, size]."""
+  """Returns the letter distorted at random, uint8 [size, size]."""
   from PIL import Image
   from PIL import ImageFilter
 
@@ -129,7 +130,7 @@ def _distort(glyph: Any, size: int, rng: np.random.Generator) -> np.ndarray:
   glyph = glyph.crop(glyph.getbbox())
 
   frame = size * _BLOCK
-  # In digits the ink fills the height and three quarters of the width.
+  # Scikit-learn's digits fill the height and three quarters of the width.
   height = round(frame * rng.uniform(0.92, 1.0))
   width = height * glyph.width / glyph.height * rng.uniform(0.75, 1.0)
   width = round(np.clip(width, frame / 8, frame * rng.uniform(0.7, 0.9)))
@@ -139,8 +140,8 @@ def _distort(glyph: Any, size: int, rng: np.random.Generator) -> np.ndarray:
   canvas = Image.new("L", (frame, frame))
   canvas.paste(glyph, (left, round(rng.uniform(0, frame - height))))
 
-  # Hairlines must survive; then a blurred edge cut at a lower or higher level
-  # is a broader or finer pen.
+  # Thicken hairlines, which would vanish. A random threshold on the blurred
+  # letter then varies the stroke width.
   canvas = canvas.filter(ImageFilter.MaxFilter(3))
   canvas = canvas.filter(ImageFilter.GaussianBlur(frame / 24))
   ink = np.asarray(canvas) > 255 * rng.uniform(0.4, 0.7)

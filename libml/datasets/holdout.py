@@ -1,4 +1,4 @@
-"""Training images that take the place of the test images, to tune on."""
+"""Holds out training images as the test split, to tune hyper-parameters on."""
 
 import dataclasses
 from typing import TypeVar
@@ -13,19 +13,19 @@ DataT = TypeVar(
 
 
 def hold_out(data: DataT, fraction: float, seed: int) -> DataT:
-  """Returns data for tuning: their test split is part of the training split.
+  """Returns data for tuning, whose test split is part of the training split.
 
-  The true test split does not occur in the result, nor do test images of
-  further classes, so nothing that is chosen on it can have seen test images.
+  The result contains neither the true test split nor images of other classes,
+  so hyper-parameters chosen on it cannot depend on test images.
 
   Args:
-    data: The whole source, or a collection or a swap, each part of which is
-      divided.
-    fraction: Part of each class's training images that becomes the test split.
-    seed: Decides which images.
+    data: A source, or a collection or a swap, each part of which is divided.
+    fraction: Fraction of each class's training images that become the test
+      split.
+    seed: Decides which images become the test split.
 
   Returns:
-    What was given: a Source, a Collection or a Swap.
+    Data of the type of `data`: a Source, a Collection or a Swap.
 
   Raises:
     ValueError: As `stratify`.

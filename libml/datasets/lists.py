@@ -1,4 +1,4 @@
-"""Training and test images named one by one, in two files."""
+"""Two files that list the training and the test images by name."""
 
 import collections
 import dataclasses
@@ -15,16 +15,16 @@ from libml.datasets import source
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-  """Two files that name images: text, one name a line, or YAML.
+  """Two files that name images: text with one name per line, or YAML.
 
-  In a text file empty lines and lines that start with "#" are passed over. A
-  file that ends in ".yaml" holds `data`, the names, and perhaps `targets`, the
-  class id of each: the form of CODA-Prompt's lists (Smith et al., 2023), whose
-  ids are in no natural order. Such ids become the class ids, so that a class
-  order is the same as there; without them the ids of the images stay.
+  In a text file, empty lines and lines that start with "#" are ignored. A
+  ".yaml" file holds `data`, the names, and optionally `targets`, the class id
+  of each, as CODA-Prompt's lists do (Smith et al., 2023). These ids replace the
+  ids of the data set, so that an order of ids names the same classes as in
+  CODA-Prompt. Without `targets` the ids of the data set stay.
 
   Names are compared by their last two components (n01443537/art_0.jpg), or by
-  the last one where the images have no more.
+  the last one if the images' names have only one.
 
   Attributes:
     train: Path of the list of training images.
@@ -35,7 +35,7 @@ class Lists:
   test: str
 
   def __str__(self) -> str:
-    """The names of the files."""
+    """Names of the files, for a source's origin."""
     return f"{pathlib.Path(self.train).name}, {pathlib.Path(self.test).name}"
 
   def divide(
@@ -45,19 +45,19 @@ class Lists:
 
     Args:
       whole: All images.
-      names: [len(whole)], their names.
-      classes: One name a class; the position is the label in `whole`.
+      names: [len(whole)], the images' names.
+      classes: One name per class; the position is the label in `whole`.
 
     Returns:
-      {"train": Split, "test": Split}, whose images keep the order they have in
-      `whole`, and one that no list names is in neither; one name a class, the
-      position being the label in those.
+      {"train": Split, "test": Split}, with images in the order of `whole` and
+      without those that no list names; and one name per class, whose position
+      is the label in these splits.
 
     Raises:
-      FileNotFoundError: A list that does not exist.
-      ValueError: A file of another form, an empty list, a listed name that no
-        image has or several have, one in both lists, or class ids that do not
-        agree with the classes of the images.
+      FileNotFoundError: A list does not exist.
+      ValueError: A file has another form or names no image, a listed name
+        matches no image or several, a name is in both lists, or `targets` do
+        not agree with the classes of the images.
     """
     depth = min(2, max((name.count("/") + 1 for name in names), default=1))
     keys = [_key(name, depth) for name in names]
@@ -95,7 +95,7 @@ class Lists:
         raise ValueError(
           f"{len(wrong)} of the {len(listed[split])} images that {path} names "
           f"do not exist, or exist twice: {_first(wrong)}. Correct the list, "
-          f"or let it choose from more than these {len(keys)} images: "
+          f"or the data set, which has these {len(keys)} images: "
           f"{_first(keys)}."
         )
     twice = sorted(set(listed["train"]) & set(listed["test"]))
@@ -112,8 +112,8 @@ class Lists:
     """Returns the labels in the order of the lists' class ids.
 
     Args:
-      pairs: Each label with each id that listed images of it have.
-      classes: One name a label.
+      pairs: Pairs (label, target) that occur among the listed images.
+      classes: One name per label.
     """
     every = list(range(len(classes)))
     if not pairs:
@@ -130,15 +130,15 @@ class Lists:
     raise ValueError(
       f"The targets in {self.train} and {self.test} must be one id for each of "
       f"the {len(classes)} classes, 0 to {len(classes) - 1}: {_first(wrong)}. "
-      "Correct them, or write the names alone into two text files."
+      "Correct them, or use text files, which have no targets."
     )
 
 
 def given(train_list: str | None, test_list: str | None) -> Lists | None:
-  """Returns the lists that options name, if they do.
+  """Returns the lists that the options name, None if both are None.
 
   Raises:
-    ValueError: One without the other.
+    ValueError: Only one of the two is None.
   """
   if train_list is None and test_list is None:
     return None
@@ -163,8 +163,8 @@ def _read(path: str) -> dict[str, int | None]:
   file = pathlib.Path(path)
   if not file.is_file():
     raise FileNotFoundError(
-      f"No list {path}. It is a text file with one image name a line, or a "
-      ".yaml file with these under 'data'."
+      f"No list {path}. Give a text file with one image name per line, or a "
+      ".yaml file with the names under 'data'."
     )
   if file.suffix in (".yaml", ".yml"):
     listed = _read_yaml(file)
@@ -173,14 +173,14 @@ def _read(path: str) -> dict[str, int | None]:
     listed = dict.fromkeys(n for n in lines if n and not n.startswith("#"))
   if not listed:
     raise ValueError(
-      f"The list {path} names no image; write one image name a line."
+      f"The list {path} names no image; write one image name per line."
     )
   return listed
 
 
 def _read_yaml(path: pathlib.Path) -> dict[str, int | None]:
-  # The loader in C, which most platforms have, is seven times as fast: 3 s for
-  # DomainNet's 330,000 names.
+  # The loader in C, which most platforms have, takes 3 s for DomainNet's
+  # 330,000 names, a seventh of SafeLoader's time.
   loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
   try:
     found = yaml.load(path.read_text(), Loader=loader)
@@ -198,7 +198,8 @@ def _read_yaml(path: pathlib.Path) -> dict[str, int | None]:
   if not _all(targets, int) or len(targets) != len(names):
     raise ValueError(
       f"{path} must hold as many integers under 'targets' as it has names "
-      f"under 'data', {len(names)}; leave them out if it has no class ids."
+      f"under 'data', {len(names)}; leave out 'targets' if there are no class "
+      "ids."
     )
   return dict(zip(names, targets, strict=True))
 

@@ -1,4 +1,4 @@
-"""Whether images fit into memory, asked before they are read."""
+"""Checks that images fit into memory before they are read."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _GROUP = pathlib.Path("/sys/fs/cgroup")
 def available() -> int | None:
   """Returns the free memory of this machine or container in bytes.
 
-  None where neither Linux's /proc nor a control group tells it.
+  The result is None where neither Linux's /proc nor a control group says it.
   """
   found = []
   if _MEMINFO.is_file():
@@ -19,23 +19,23 @@ def available() -> int | None:
     found.append(1024 * fields["MemAvailable:"])
   limit = _GROUP / "memory.max"
   if limit.is_file() and limit.read_text().strip() != "max":
-    # What else it counts is the cache of files, which gives way.
+    # The group's other memory is file cache, which the kernel frees.
     used = _fields(_GROUP / "memory.stat")["anon"]
     found.append(int(limit.read_text()) - used)
   return min(found, default=None)
 
 
 def check(splits: Sequence[tuple[Any, str]]) -> None:
-  """Refuses splits that would fill the memory.
+  """Checks that splits fit into the free memory.
 
-  A stream keeps a copy of the images that it reads, so they count twice.
+  Images count twice, because a stream keeps a copy of those that it reads.
 
   Args:
-    splits: Prepared builders of TensorFlow Datasets and names of their splits,
-      with slices or sums.
+    splits: Pairs of a prepared builder of TensorFlow Datasets and the name of a
+      split, with slices or sums.
 
   Raises:
-    ValueError: They are larger than the free memory.
+    ValueError: The images need more than the free memory.
   """
   free = available()
   need = 2 * sum(_size(prepared, name) for prepared, name in splits)
@@ -44,7 +44,8 @@ def check(splits: Sequence[tuple[Any, str]]) -> None:
     percent = f"[:{max(100 * free // need, 1)}%]"
     raise ValueError(
       f"{', '.join(names)} would take {need / 1e9:.1f} GB of memory, twice "
-      f"the files; {free / 1e9:.1f} GB are free. Read a slice, such as "
+      f"the size of the files, and {free / 1e9:.1f} GB are free. Read a slice, "
+      "such as "
       f"train_split='train{percent}' (core50, domainnet: "
       f"portion='{percent}'), or unpack the images and take the data set "
       "'folder', which reads files as they are needed."
@@ -57,7 +58,7 @@ def _fields(path: pathlib.Path) -> dict[str, int]:
 
 
 def _size(prepared: Any, split: str) -> int:
-  """Returns the bytes that a split takes on disk; slices take their part."""
+  """Returns the bytes that a split, or the slice of one, takes on disk."""
   if not prepared.info.splits:  # mocked data
     return 0
   return sum(

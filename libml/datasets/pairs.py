@@ -1,14 +1,20 @@
-"""Lists of image pairs that show one person, or two.
+"""Lists of image pairs; a pair shows one person or two.
 
-A list is a text file in either of two forms:
+A list is a text file in one of two forms. In the first, a line has two paths,
+relative to the images' folder, and 1 for one person or 0 for two:
 
-  path_a path_b 1           1: one person, 0: two; paths from the images' folder
+  path_a path_b 1
   path_c path_d 0
 
-and LFW's own pairs.txt, a first line with the number of folds and of pairs,
-then name n m, or name n other m, for NAME/NAME_000n.jpg. Fields are parted by
-tabs where a line has some, else by spaces. Empty lines and lines that start
-with "#" are passed over.
+The second is the form of LFW's pairs.txt: the first line has the number of
+folds and the number of pairs per fold. The other lines are
+
+  name n m            images n and m of one person
+  name n other m      image n of one person, image m of another
+
+where image n of NAME is NAME/NAME_000n.jpg. Fields are separated by tabs if the
+line has any, else by spaces. Empty lines and lines that start with "#" are
+ignored.
 """
 
 import dataclasses
@@ -20,14 +26,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-  """Pairs of images, the images numbered.
+  """Pairs of images, as indices into a list of images.
 
   Attributes:
     images: Paths of all images, each once.
-    first: int32 [P], number of each pair's first image.
-    second: int32 [P], number of its second.
-    same: bool [P], whether they show one person.
-    folds: F, into how many folds the pairs are cut, in their order.
+    first: int32 [P], index of each pair's first image.
+    second: int32 [P], index of each pair's second image.
+    same: bool [P], whether both show one person.
+    folds: F, the number of folds into which the pairs are cut, in their order.
   """
 
   images: tuple[pathlib.Path, ...]
@@ -38,7 +44,7 @@ class Pairs:
 
   @property
   def checksum(self) -> int:
-    """CRC-32 of which images are paired, and how."""
+    """CRC-32 of `first`, `second` and `same`."""
     arrays = (self.first, self.second, self.same)
     return zlib.crc32(b"".join(array.tobytes() for array in arrays))
 
@@ -51,16 +57,18 @@ def read(
   Args:
     path: The text file.
     root: Folder of the images.
-    folds: F; LFW's own list has its number of folds in the first line.
+    folds: F; not used for LFW's form, whose first line gives it.
 
   Raises:
-    FileNotFoundError: No such file, or images that do not exist.
-    ValueError: A line of neither form, fewer pairs than folds, or pairs that
-      are all of one kind.
+    FileNotFoundError: The file or an image does not exist.
+    ValueError: A line has neither form, there are fewer pairs than folds, or
+      all pairs are of one kind.
   """
   path, root = pathlib.Path(path), pathlib.Path(root)
   if not path.is_file():
-    raise FileNotFoundError(f"No list of pairs {path}.")
+    raise FileNotFoundError(
+      f"No list of pairs {path}; give a text file, such as LFW's pairs.txt."
+    )
   lines = [
     (number, line.split("\t") if "\t" in line else line.split())
     for number, line in enumerate(path.read_text().splitlines(), start=1)
@@ -73,8 +81,8 @@ def read(
   found = [parse(path, number, fields) for number, fields in lines]
   if folds < 2 or len(found) < folds:
     raise ValueError(
-      f"{path} lists {len(found)} pairs for {folds} folds: list at least one a"
-      " fold, and take at least 2 folds."
+      f"{path} lists {len(found)} pairs for {folds} folds: list at least one"
+      " per fold, and take at least 2 folds."
     )
   numbers: dict[str, int] = {}
   for a, b, _ in found:
@@ -84,7 +92,7 @@ def read(
   if missing:
     raise FileNotFoundError(
       f"{len(missing)} images of {path} are not in {root}, the first"
-      f" {missing[0]}: give the folder that the paths start from."
+      f" {missing[0]}: give the folder to which the paths are relative."
     )
   same = np.array([is_same for _, _, is_same in found])
   _check_kinds(path, same)
@@ -101,7 +109,8 @@ def _pair(path, number, fields):
   if len(fields) != 3 or fields[2] not in ("0", "1"):
     raise ValueError(
       f"{path}, line {number}: {' '.join(fields)!r} must be 'path_a path_b 1'"
-      " (one person) or '... 0' (two); part paths with spaces by tabs."
+      " (one person) or '... 0' (two); separate paths that contain spaces by"
+      " tabs."
     )
   return fields[0], fields[1], fields[2] == "1"
 
@@ -114,7 +123,7 @@ def _lfw_pair(path, number, fields):
       return _lfw_image(name, n), _lfw_image(other, m), False
   raise ValueError(
     f"{path}, line {number}: {' '.join(fields)!r} must be 'name n m' or 'name"
-    " n other m', as in LFW's pairs.txt, which the first line announces."
+    " n other m', because the first line is that of LFW's pairs.txt."
   )
 
 
@@ -126,7 +135,8 @@ def _number(path, number, fields) -> int:
   if len(fields) == 1 or not fields[0].isdecimal():
     raise ValueError(
       f"{path}, line {number}: {' '.join(fields)!r} must be the numbers of"
-      " folds and of pairs a fold, as in LFW's pairs.txt, or 'path_a path_b 1'."
+      " folds and of pairs per fold, as in LFW's pairs.txt, or 'path_a path_b"
+      " 1'."
     )
   return int(fields[0])
 

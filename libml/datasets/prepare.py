@@ -17,35 +17,35 @@ from libml.datasets import builders
 def prepare(
   name: str, *, source: str, data_dir: str | None = None
 ) -> tuple[pathlib.Path, dict[str, int], list[str]]:
-  """Makes a data set, once.
+  """Prepares a data set of TensorFlow Datasets from an unpacked download.
 
   Args:
-    name: Row of BUILDERS.
+    name: Key of BUILDERS.
     source: Folder of the unpacked download; it is only read.
-    data_dir: Folder of prepared data sets; None: tfds's own.
+    data_dir: Folder of prepared data sets; None: the default of TFDS.
 
   Returns:
-    The new folder, the number of images of each split, and the files that
-    were passed over because they are broken.
+    The new folder, the number of images of each split, and the broken files
+    that were skipped.
 
   Raises:
-    FileNotFoundError: No such folder, or an empty one.
-    FileExistsError: It is made already.
-    ValueError: Another layout, or a file that cannot be decoded.
+    FileNotFoundError: The folder does not exist or is empty.
+    FileExistsError: The data set is prepared already.
+    ValueError: The download has another layout, or a file cannot be decoded.
   """
   import tensorflow_datasets as tfds
 
   root = pathlib.Path(source)
   if not root.is_dir() or not any(root.iterdir()):
     raise FileNotFoundError(
-      f"No folder {source}, or an empty one; give the folder of the unpacked "
-      "download."
+      f"The folder {source} does not exist or is empty; give the folder of the "
+      "unpacked download."
     )
   builder = builders.load(name)(data_dir=data_dir)
   folder = pathlib.Path(builder.data_dir)
   if builder.is_prepared():
     raise FileExistsError(
-      f"{folder} is there already. To make it again, remove it first."
+      f"{folder} exists already. To make it again, remove it first."
     )
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(
@@ -59,7 +59,7 @@ def prepare(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Reads the arguments, makes the data set and says what is in it."""
+  """Reads the arguments, prepares the data set and prints its splits."""
   parser = argparse.ArgumentParser(
     prog="python -m libml.datasets.prepare", description=__doc__
   )
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--source", required=True, help="unpacked download")
   parser.add_argument("--data_dir", help="folder of prepared data sets")
   options: Any = parser.parse_args(argv)
-  # TensorFlow and its data sets tell of every folder that is not yet there.
+  # TensorFlow and TFDS log every folder that does not exist yet.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   logging.getLogger("absl").setLevel(logging.ERROR)
   try:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   for split, count in counts.items():
     print(f"  {split}: {count} images")
   if skipped:
-    print(f"  {len(skipped)} broken files passed over: {', '.join(skipped)}")
+    print(f"  {len(skipped)} broken files skipped: {', '.join(skipped)}")
 
 
 if __name__ == "__main__":

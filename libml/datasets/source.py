@@ -1,4 +1,4 @@
-"""What a data set is: two splits of labelled images, checked and counted."""
+"""The data set type: a training and a test split of labelled images."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ ENCODINGS = ("array", "bytes", "path")
 
 
 def generator(*seeds: int) -> np.random.Generator:
-  """Returns random numbers that depend on these integers (>= 0) alone."""
+  """Returns a random generator that depends on these integers (>= 0) alone."""
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
 
 
@@ -28,7 +28,7 @@ class Split:
     encoding: Which of the three `images` holds: "array", "bytes", "path".
 
   Raises:
-    ValueError: Arrays of other shapes or types, or of unequal length.
+    ValueError: An array has another shape or type, or the lengths differ.
   """
 
   images: np.ndarray
@@ -50,7 +50,8 @@ class Split:
         )
     elif len(shape) != 1:
       raise ValueError(
-        f"Encoded images have shape {list(shape)}; give one entry an image."
+        f"Encoded images have shape {list(shape)}; give one entry per image, "
+        "[N]."
       )
     if self.labels.shape != shape[:1] or self.labels.dtype != np.int32:
       raise ValueError(
@@ -63,18 +64,18 @@ class Split:
     return len(self.labels)
 
   def rows(self, rows: np.ndarray) -> "Split":
-    """Returns a split of these rows, in their order."""
+    """Returns the split of these rows, int [n], in the given order."""
     return Split(self.images[rows], self.labels[rows], self.encoding)
 
   def select(self, classes: Sequence[int], count: int) -> "Split":
-    """Returns some classes, which become 0, 1, ... in the order given.
+    """Returns the images of some classes, whose ids become 0, 1, ...
 
     Args:
-      classes: Their ids.
-      count: How many ids there are.
+      classes: Ids of the classes, in the order of their new ids.
+      count: Number of classes before the selection.
 
     Raises:
-      ValueError: An id that does not exist or stands twice.
+      ValueError: An id does not exist or occurs twice.
     """
     wrong = [label for label in classes if not 0 <= label < count]
     if wrong or len(set(classes)) < len(classes):
@@ -88,7 +89,7 @@ class Split:
 
   @functools.cached_property
   def fingerprint(self) -> dict[str, int]:
-    """Number of examples and CRC-32 sums of what is in memory."""
+    """Number of images, and CRC-32 of labels and images (of paths: names)."""
     sums = {"examples": len(self), "labels_crc32": _crc32(self.labels)}
     if self.encoding == "array":
       sums["images_crc32"] = _crc32(self.images)
@@ -106,23 +107,23 @@ class Split:
 class Source:
   """A data set: a training and a test split over the same classes.
 
-  What a pretrained model knows besides these classes may come along as test
-  images, to see whether a change to the model spares it.
+  It may also have test images of other classes that a pretrained model knows,
+  to measure whether a change to the model affects them.
 
   Attributes:
-    name: Row of DATASETS, the builder's name, or its name in a collection.
-    class_names: One name a class; the position is the class id.
+    name: Key of DATASETS, the builder's name, or its name in a collection.
+    class_names: One name per class; the position is the class id.
     splits: {"train": Split, "test": Split}.
     origin: Where the images come from, for the results.
-    others: Test images of further classes, which have no training images;
-      None: none.
-    other_names: One name a further class; that at position i has class id
+    others: Test images of other classes, which have no training images; None:
+      none.
+    other_names: One name per other class; the class at position i has the id
       num_classes + i.
 
   Raises:
-    ValueError: Other splits than these two, a label out of range, an empty
-      class (one without a training image, or a further one without a test
-      image), or a name of a class that a further one has, too.
+    ValueError: `splits` has other keys, a label is out of range, a class has no
+      training image, an other class has no test image, or both have a name in
+      common.
   """
 
   name: str
@@ -168,7 +169,8 @@ class Source:
       row = int(np.argmax(wrong))
       raise ValueError(
         f"Source {self.name!r}, split {key!r}, row {row}: label "
-        f"{split.labels[row]} is outside {first} to {end - 1}."
+        f"{split.labels[row]} is outside {first} to {end - 1}; correct it, or "
+        "name all classes."
       )
 
   def _check_filled(
@@ -188,10 +190,15 @@ class Source:
     return len(self.class_names)
 
   def select(self, classes: Sequence[int]) -> "Source":
-    """Returns some classes, which become 0, 1, ... in the order given.
+    """Returns the images of some classes, whose ids become 0, 1, ...
+
+    Images of other classes (`others`) are dropped.
+
+    Args:
+      classes: Ids of the classes, in the order of their new ids.
 
     Raises:
-      ValueError: An id that does not exist or stands twice.
+      ValueError: An id does not exist or occurs twice.
     """
     return dataclasses.replace(
       self,
@@ -209,15 +216,16 @@ class Source:
 
     Args:
       names: Ids, names, or both.
-      what: Where they stand, for the error.
+      what: Name of the list for errors, such as "dataset.forget".
 
     Raises:
-      ValueError: No list, a class that does not exist, or one twice.
+      ValueError: `names` is not a list, or a class does not exist or occurs
+        twice.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
       raise ValueError(
-        f"{names!r} of {what} must be a list of class ids or names, such as "
-        "(8, 9)."
+        f"{what} is {names!r}; it must be a list of class ids or names, such "
+        "as (8, 9)."
       )
     by_name = {name: i for i, name in enumerate(self.class_names)}
     found = []
@@ -232,12 +240,14 @@ class Source:
         )
       found.append(label)
     if len(set(found)) < len(found):
-      raise ValueError(f"A class stands twice in {what}: {found}.")
+      raise ValueError(
+        f"{what} names a class twice (ids {found}); name each class once."
+      )
     return tuple(found)
 
   @functools.cached_property
   def description(self) -> dict[str, Any]:
-    """Name, origin, classes, and counts and CRC-32 sums of each split."""
+    """Name, origin, number of classes, and fingerprint of each split."""
     found: dict[str, Any] = {
       "name": self.name,
       "origin": self.origin,
@@ -257,19 +267,19 @@ class Source:
 def stratify(
   labels: np.ndarray, fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the same fraction of each class.
+  """Draws the same fraction of each class at random.
 
   Args:
-    labels: int [N]; each class that occurs needs two rows or more.
-    fraction: Part to draw, between 0 and 1; at least one row of each class is
-      drawn and at least one is left.
-    rng: Random numbers.
+    labels: int [N]; each class that occurs needs at least two rows.
+    fraction: Fraction to draw, above 0 and below 1. At least one row of each
+      class is drawn, and at least one is left.
+    rng: Random generator.
 
   Returns:
     Rows left and rows drawn, int64 and ascending.
 
   Raises:
-    ValueError: A fraction out of range, or a class of one row.
+    ValueError: The fraction is out of range, or a class has a single row.
   """
   if not 0 < fraction < 1:
     raise ValueError(f"Fraction {fraction} must lie between 0 and 1.")

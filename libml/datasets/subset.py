@@ -1,4 +1,4 @@
-"""Which images of which sources a stage sees, and under which labels."""
+"""Selections of images from splits, with the labels that a model sees."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ class Piece:
   """Rows of one split.
 
   Attributes:
-    split: Where the images are.
+    split: The split that holds the images.
     rows: int64 [n], positions in the split.
     labels: int32 [n], labels as the model sees them.
   """
@@ -31,10 +31,10 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-  """Pieces of one or several splits, one after the other; holds no image.
+  """Pieces of one or several splits, in order; images are not copied.
 
   Attributes:
-    pieces: Without empty ones. Rows keep the order they have in their split.
+    pieces: Pieces with at least one row; rows keep the order of their split.
   """
 
   pieces: tuple[Piece, ...]
@@ -49,13 +49,13 @@ class Subset:
     """Returns the images of some classes.
 
     Args:
-      split: Where the images are.
+      split: The split that holds the images.
       classes: Class ids of the source; None: all.
       label_map: From class ids of the source to labels that the model sees;
-        None: the same.
+        None: both are equal.
 
     Raises:
-      ValueError: A class that is not in the label map.
+      ValueError: A class is not in the label map.
     """
     rows = np.arange(len(split), dtype=np.int64)
     subset = cls._nonempty([Piece(split, rows, split.labels)])
@@ -67,7 +67,7 @@ class Subset:
     if unmapped:
       raise ValueError(
         f"Classes {unmapped} have no label in the label map, which has "
-        f"{sorted(label_map)}; add them, or name the classes wanted."
+        f"{sorted(label_map)}; add them, or select other classes."
       )
     return cls(
       tuple(
@@ -117,14 +117,14 @@ class Subset:
     """Returns `count` random images of each class, in their old order.
 
     Args:
-      count: Images a class.
-      seed: Decides which.
+      count: Images per class.
+      seed: Decides which images are drawn.
 
     Raises:
-      ValueError: A class with fewer images, or a count below 1.
+      ValueError: A class has fewer images, or `count` is below 1.
     """
     if count < 1:
-      raise ValueError(f"Cannot take {count} images a class; take 1 or more.")
+      raise ValueError(f"Cannot take {count} images per class; take 1 or more.")
     keep = np.zeros(len(self), bool)
     for label in np.unique(self.labels):
       rows = np.flatnonzero(self.labels == label)
@@ -133,20 +133,21 @@ class Subset:
           f"Class {label} has {len(rows)} images, fewer than the {count} "
           f"asked for; ask for {len(rows)} or less."
         )
-      # Seeded by class: a class's draw does not depend on the others present.
+      # Seed by class, so that a draw does not depend on which other classes
+      # are present.
       rng = source.generator(seed, int(label))
       keep[rng.permutation(rows)[:count]] = True
     return self._keep(keep)
 
   def take(self, count: int, seed: int) -> "Subset":
-    """Returns `count` random images, whatever their class, in their old order.
+    """Returns `count` random images of any class, in their old order.
 
     Args:
-      count: At most as many as there are.
-      seed: Decides which.
+      count: Number of images, 1 to len(self).
+      seed: Decides which images are drawn.
 
     Raises:
-      ValueError: More images than there are, or less than 1.
+      ValueError: `count` is out of range.
     """
     if not 1 <= count <= len(self):
       raise ValueError(
@@ -157,7 +158,7 @@ class Subset:
     return self._keep(keep)
 
   def _keep(self, keep: np.ndarray) -> "Subset":
-    """Returns the images that a mask [len(self)] names."""
+    """Returns the images for which a mask, bool [len(self)], is True."""
     ends = np.cumsum([len(piece.rows) for piece in self.pieces])
     return self._nonempty(
       [

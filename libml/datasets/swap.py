@@ -1,4 +1,4 @@
-"""What a swap takes: images to learn, to forget and to retain.
+"""Data of a swap: classes to learn, to forget and to retain.
 
 Xing et al., "Knowledge Swapping via Learning and Unlearning", ICML 2025.
 """
@@ -27,19 +27,19 @@ SETS = ("learn", "forget", "retain")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Swap:
-  """Three sets of classes, and what the head names that they come to.
+  """Three sets of classes, and the classes that the head already knows.
 
   Attributes:
-    name: Row of DATASETS.
-    known: Names of the head's columns, in order, before anything is learned.
-    old: Images of some of these classes.
-    learn: Those of the new ones, which become further columns in their order.
-    forget: Ids in `old` of the classes that shall go.
-    retain: Ids in `old` of the classes that shall stay.
+    name: Key of DATASETS.
+    known: Class names of the head's columns, in order, before the swap.
+    old: Images of known classes, of all or of some.
+    learn: Images of the new classes, which get the next columns in their order.
+    forget: Ids in `old` of the classes to forget.
+    retain: Ids in `old` of the classes to retain.
 
   Raises:
-    ValueError: An empty set, a class in two sets, a new one whose name exists,
-      or an old one that is not known.
+    ValueError: A set is empty, a class is in two sets, a new class has the name
+      of a known one, or a class of `old` is not known.
   """
 
   name: str
@@ -55,28 +55,27 @@ class Swap:
     for key, there in names.items():
       if not there:
         raise ValueError(
-          f"{self.name!r} has no class to {key}; name one or more (in folders: "
-          "a folder of images each)."
+          f"{self.name!r} has no class to {key}; name one or more (for "
+          "swap_folders: a folder of images each)."
         )
     both = names["forget"] & names["retain"]
     if both:
       raise ValueError(
         f"{self.name!r} has {_some(both)} among the classes to forget and "
-        "among those to retain; take them out of one."
+        "among those to retain; take them out of one list."
       )
     exist = names["learn"] & set(self.known)
     if exist:
       raise ValueError(
         f"{self.name!r} has {_some(exist)} among the classes to learn, and the "
-        "head knows a class of that name; rename the new ones, or take them "
-        "out."
+        "head knows a class of that name; rename or remove the new ones."
       )
     unknown = set(self.old.class_names) - set(self.known)
     if unknown:
       raise ValueError(
         f"{self.name!r} has {_some(unknown)} among its old classes, and the "
-        f"head does not know them; its {len(self.known)} classes are "
-        f"{', '.join(self.known[:5])}, ..."
+        f"head does not know them; rename or remove them. Its "
+        f"{len(self.known)} classes are {', '.join(self.known[:5])}, ..."
       )
 
   @functools.cached_property
@@ -90,13 +89,13 @@ class Swap:
 
   @property
   def unseen(self) -> tuple[str, ...]:
-    """Names of the known classes that are in no set."""
+    """Names of the known classes that are neither forgotten nor retained."""
     there = {*self.names["forget"], *self.names["retain"]}
     return tuple(name for name in self.known if name not in there)
 
   @functools.cached_property
   def description(self) -> dict[str, Any]:
-    """Name, known classes, and the description of old and new images."""
+    """Name, known classes, and the descriptions of `old` and `learn`."""
     return {
       "name": self.name,
       "known": len(self.known),
@@ -119,27 +118,27 @@ def folders(
 ) -> Swap:
   """Returns three folders of images, each as `files.folder` reads it.
 
-  Which column of the head a class to forget or to retain has stands in front of
-  its folder's name, as in the reference ("17_n01531178"), or the folder has the
-  class's name in a list. New classes follow the known ones, in the order of
-  their folders.
+  Each class to forget or to retain has a column in the head. Its folder's name
+  begins with the number of the column, as in the reference ("17_n01531178"), or
+  is a class name in the file `names`. New classes get the next columns, in the
+  order of their folders.
 
   Args:
     learn: Folder of the classes to learn.
     forget: Folder of the classes to forget.
     retain: Folder of the classes to retain.
-    names: Names of the head's classes, one a line in order, as in
-      `class_map.head_rows`; None: the folders' names begin with the column.
-    known: Columns of the head; None: as many as names, or as the largest
-      column says.
+    names: File with the head's class names, one per line in order, as in
+      `class_map.names`; None: folder names begin with the column.
+    known: Number of columns of the head; None: the number of class names, or
+      the largest column + 1.
     test_fraction: As in `files.folder`.
     seed: As in `files.folder`.
     verify: As in `files.folder`.
 
   Raises:
-    FileNotFoundError: A missing folder or list.
-    ValueError: A folder whose name has no column, two of one column, a column
-      that does not exist, or what `files.folder` and `Swap` raise.
+    FileNotFoundError: A folder or file does not exist.
+    ValueError: A folder's name has no column, two folders have the same column,
+      a column does not exist, or what `files.folder` and `Swap` raise.
   """
   options = {"test_fraction": test_fraction, "seed": seed, "verify": verify}
   roots = {"learn": learn, "forget": forget, "retain": retain}
@@ -155,7 +154,7 @@ def folders(
   if known not in (None, len(title)):
     raise ValueError(
       f"dataset.known={known}, and {names} names {len(title)} classes; leave "
-      "one of them out."
+      "one of the two options out."
     )
   return Swap(
     name="swap_folders",
@@ -177,20 +176,21 @@ def classes(
   retain: Sequence[int | str] | None = None,
   new: Mapping[str, Any] | None = None,
 ) -> Swap:
-  """Returns classes of one data set, or of an old and a new one.
+  """Returns classes of one data set, or of an old and a new data set.
 
   Args:
     table: DATASETS.
-    known: {"name": row of DATASETS, ...options}: what the head knows. Its
-      classes, but those to learn, are the head's columns in their order.
-    forget: Ids or names of its classes to forget.
-    learn: Ids or names of the new classes; None: all of `new`.
-    retain: Ids or names of its classes to retain; None: all that are left.
-    new: The data set of the classes to learn, as `known`; None: the same.
+    known: {"name": key of DATASETS, ...options}, the data set that the head
+      knows. Its classes, without those to learn, are the head's columns.
+    forget: Ids or names of classes of `known` to forget.
+    learn: Ids or names of the classes to learn; None: all of `new`.
+    retain: Ids or names of classes of `known` to retain; None: all others.
+    new: The data set of the classes to learn, in the form of `known`; None:
+      they are classes of `known`.
 
   Raises:
-    ValueError: No class to learn, a class in two lists, one that does not
-      exist, or what the rows and `Swap` raise.
+    ValueError: There is no class to learn, a class is in two lists or does not
+      exist, or what the data sets and `Swap` raise.
   """
   old = _single(table, known, "known")
   fresh = old if new is None else _single(table, new, "new")
@@ -214,10 +214,10 @@ def classes(
     if both:
       raise ValueError(
         f"Classes {sorted(both)} are both in dataset.learn and in dataset."
-        f"{key}; take them out of one."
+        f"{key}; take them out of one list."
       )
-  # The classes to learn are no part of it, as they were none of what made the
-  # weights: so both hold out the same images to tune on.
+  # Pretraining leaves out the classes to learn, too, so that it and the swap
+  # hold out the same images for tuning.
   known_classes = old.select(columns)
   return Swap(
     name="swap_classes",
@@ -274,23 +274,23 @@ def _labelled(folders: Sequence[str], known: int | None) -> tuple[str, ...]:
     match = _LABELLED.fullmatch(name)
     if match is None:
       raise ValueError(
-        f"The folder {name!r} does not say which column of the head it is; "
-        "call it by number and name, such as 17_jay, or set dataset.names to "
-        "a file with the names of the head's classes."
+        f"The name of the folder {name!r} has no column of the head; rename it "
+        "to column and class, such as 17_jay, or set dataset.names to a file "
+        "with the names of the head's classes."
       )
     column = int(match[1])
     if column in columns:
       raise ValueError(
-        f"The folders {columns[column]!r} and {name!r} are both of column "
-        f"{column}; number one of them anew."
+        f"The folders {columns[column]!r} and {name!r} both have column "
+        f"{column}; change the number of one."
       )
     columns[column] = name
   count = 1 + max(columns, default=-1) if known is None else known
   outside = [name for column, name in columns.items() if column >= count]
   if outside:
     raise ValueError(
-      f"The folder {outside[0]!r} is of a column of which the head has none: "
-      f"it has {count}, from 0. Set dataset.known to their number."
+      f"The folder {outside[0]!r} has a column outside the head's, 0 to "
+      f"{count - 1}. Correct it, or set dataset.known to the number of columns."
     )
   return tuple(columns.get(i, f"class {i}") for i in range(count))
 

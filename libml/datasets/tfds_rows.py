@@ -1,4 +1,4 @@
-"""Benchmarks among the prepared data sets of TensorFlow Datasets."""
+"""Benchmarks from TensorFlow Datasets, with the splits that we use."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,11 +42,11 @@ DOMAINS = ("real", "painting", "clipart", "quickdraw", "infograph", "sketch")
 CORE50_TRAIN = (1, 2, 4, 5, 6, 8, 9, 11)
 CORE50_TEST = (3, 7, 10)
 
-# imagenet_r has a single split: training and test images are parts of it, by
-# stored order. For choosing hyper-parameters, the training part is divided.
+# imagenet_r has a single split. We divide it by stored order into training and
+# test images, and for tuning the training images once more.
 _IMAGENET_R = {"builder": "imagenet_r", "label_ids": IMAGENET_R_IDS}
 
-# Rows of DATASETS that are `tfds` with these options.
+# Name in DATASETS -> options of `tfds`.
 TFDS_DEFAULTS: dict[str, dict[str, Any]] = {
   **{
     name: {"builder": name}
@@ -74,7 +74,7 @@ TFDS_DEFAULTS: dict[str, dict[str, Any]] = {
     "train_split": "test[:64%]",
     "test_split": "test[64%:80%]",
   },
-  # Single splits; which images are in which part is ours.
+  # These have a single split; the division into parts is ours.
   **{
     name: {
       "builder": name,
@@ -103,16 +103,16 @@ def core50(
   """Returns CORe50 by session; all parts share one test split.
 
   Args:
-    data_dir: Folder of prepared data sets; None: tfds's own.
-    sessions: Training sessions, in the order in which they come.
+    data_dir: Folder of prepared data sets; None: the default of TFDS.
+    sessions: Training sessions, in the order of training.
     test_sessions: Sessions of the test split.
     portion: Slice of each session that is read, such as "[:10%]"; "": all.
     per_class: As in `collection.limit`; None: all images.
 
   Raises:
     FileNotFoundError: The data set is not prepared in data_dir.
-    ValueError: A session that does not exist or is named twice, or images
-      that do not fit into memory.
+    ValueError: A session does not exist or is named twice, or the images do
+      not fit into memory.
   """
   chosen = [*sessions, *test_sessions]
   wrong = [n for n in chosen if n not in range(1, 12) or chosen.count(n) > 1]
@@ -156,14 +156,15 @@ def domainnet(
   """Returns DomainNet by domain (Peng et al., 2019).
 
   Args:
-    data_dir: Folder of prepared data sets; None: tfds's own.
-    domains: Some of DOMAINS, in the order in which they come.
+    data_dir: Folder of prepared data sets; None: the default of TFDS.
+    domains: Some of DOMAINS, in the order of training.
     portion: Slice of each split that is read, such as "[:10%]"; "": all.
     per_class: As in `collection.limit`; None: all images.
 
   Raises:
     FileNotFoundError: A domain is not prepared in data_dir.
-    ValueError: An unknown domain, or images that do not fit into memory.
+    ValueError: A domain is unknown or named twice, or the images do not fit
+      into memory.
   """
   _find_domains(data_dir, domains, portion)
   whole = collection.Collection(
@@ -187,20 +188,21 @@ def domainnet_classes(
   domains: Sequence[str] = DOMAINS,
   portion: str = "",
 ) -> source.Source:
-  """Returns DomainNet as one source of 345 classes, its domains mixed.
+  """Returns DomainNet as one source of 345 classes over several domains.
 
-  Training and test images are TFDS's, domain after domain. Splits by lists need
-  the names of files, which TFDS does not keep: unpack the images and take
-  `folder` with its option domains.
+  The splits are those of TFDS, joined domain after domain. Lists cannot divide
+  them, because TFDS does not store file names here. To use lists, unpack the
+  images and use `folder` with its option domains.
 
   Args:
-    data_dir: Folder of prepared data sets; None: tfds's own.
+    data_dir: Folder of prepared data sets; None: the default of TFDS.
     domains: Some of DOMAINS.
     portion: Slice of each split that is read, such as "[:10%]"; "": all.
 
   Raises:
     FileNotFoundError: A domain is not prepared in data_dir.
-    ValueError: No or an unknown domain, or images that do not fit into memory.
+    ValueError: There is no domain, one is unknown or named twice, or the images
+      do not fit into memory.
   """
   prepared = _find_domains(data_dir, domains, portion)
   classes = tuple(prepared[0].info.features["label"].names)
@@ -225,7 +227,7 @@ def domainnet_classes(
 def _find_domains(
   data_dir: str | None, domains: Sequence[str], portion: str
 ) -> list[Any]:
-  """Returns prepared builders, whose images fit into memory."""
+  """Returns the domains' builders; checks names and memory."""
   wrong = [domain for domain in domains if domain not in DOMAINS]
   if wrong or not domains or len(set(domains)) < len(domains):
     raise ValueError(

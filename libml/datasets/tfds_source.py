@@ -1,4 +1,4 @@
-"""Sources from TensorFlow Datasets that were prepared beforehand."""
+"""Sources from prepared data sets of TensorFlow Datasets (TFDS)."""
 
 import pathlib
 from collections.abc import Mapping
@@ -25,25 +25,24 @@ def tfds(
 ) -> source.Source:
   """Returns a prepared data set of TensorFlow Datasets; never downloads.
 
-  Images stay encoded in memory, so a JPEG is decoded only where it is cropped.
+  Images stay encoded in memory, so that of a JPEG only the crop is decoded.
 
   Args:
-    builder: "cifar100", "domainnet/sketch", ...
-    data_dir: Folder of prepared data sets; None: tfds's own.
-    train_split: What to train on, such as "train[:90%]".
-    test_split: What to test on.
+    builder: Name in TFDS, such as "cifar100" or "domainnet/sketch".
+    data_dir: Folder of prepared data sets; None: the default of TFDS.
+    train_split: Split to train on, such as "train[:90%]".
+    test_split: Split to test on.
     train_list: File that names the training images; see `lists.Lists`. With
       lists, all images are taken from train_split, and test_split is not used.
     test_list: File that names the test images; None: no lists.
-    label_ids: Ids of the builder in the order of our labels, where it uses
-      only some of its ids; None: all.
+    label_ids: The builder's label ids that occur, in the order of our labels;
+      None: all.
 
   Raises:
-    FileNotFoundError: The data set is not prepared in data_dir, or there is no
-      such list.
-    ValueError: A split that the builder does not have, a label that is not in
-      label_ids, images that do not fit into memory, or what `lists.Lists`
-      raises.
+    FileNotFoundError: The data set is not prepared in data_dir, or a list does
+      not exist.
+    ValueError: The builder does not have a split, a label is not in label_ids,
+      the images do not fit into memory, or what `lists.Lists` raises.
   """
   prepared = find(builder, data_dir)
   feature = prepared.info.features["label"]
@@ -73,14 +72,15 @@ def tfds(
 
 
 def find(name: str, data_dir: str | None) -> Any:
-  """Returns a prepared builder, or raises saying what to run and where.
+  """Returns the builder of a prepared data set.
 
   Args:
-    name: Of TensorFlow Datasets, or a row of BUILDERS.
-    data_dir: Folder of prepared data sets; None: tfds's own.
+    name: Name in TFDS, or key of BUILDERS.
+    data_dir: Folder of prepared data sets; None: the default of TFDS.
 
   Raises:
-    FileNotFoundError: It is not prepared there.
+    FileNotFoundError: The data set is not prepared there; the message says
+      which command prepares it.
   """
   import tensorflow as tf
   import tensorflow_datasets
@@ -101,16 +101,16 @@ def find(name: str, data_dir: str | None) -> Any:
 
 
 def read(prepared: Any, split: str, labels: Mapping[int, int]) -> source.Split:
-  """Returns a split in its stored order, images encoded.
+  """Returns a split in its stored order, with encoded images.
 
   Args:
-    prepared: From `find`.
+    prepared: Builder from `find`.
     split: Its name, with slices or sums ("train[:10%]", "s3+s7").
-    labels: From ids of the builder to labels.
+    labels: From label ids of the builder to our labels.
 
   Raises:
-    ValueError: A split that the builder does not have, or a label that is not
-      in labels.
+    ValueError: The builder does not have the split, or an id is not in
+      `labels`.
   """
   entries = _entries(prepared, split, ("image", "label"))
   ids = entries["label"].tolist()
@@ -128,8 +128,8 @@ def _file_names(prepared: Any, split: str) -> list[str]:
   if "file_name" not in prepared.info.features:
     raise ValueError(
       f"{prepared.name!r} does not store file names (it has "
-      f"{', '.join(prepared.info.features)}), so lists cannot pick from it. "
-      "Divide it by slices, or unpack the images and take 'folder'."
+      f"{', '.join(prepared.info.features)}), so lists cannot divide it. "
+      "Divide it by slices, or unpack the images and use the data set 'folder'."
     )
   entries = _entries(prepared, split, ("file_name",))
   return [name.decode() for name in entries["file_name"]]
@@ -146,7 +146,8 @@ def _entries(
     batch_size=1024,
     shuffle_files=False,
     decoders={"image": tensorflow_datasets.decode.SkipDecoding()},
-    # One file after the other: the stored order, which fixes the row numbers.
+    # Read one file after the other, in stored order: row numbers must not
+    # change from run to run.
     read_config=tensorflow_datasets.ReadConfig(
       interleave_cycle_length=1, try_autocache=False
     ),

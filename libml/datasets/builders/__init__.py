@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets lacks: builders that read a download."""
+"""TFDS builders, from an unpacked download, of data sets that TFDS lacks."""
 
 import importlib
 from typing import Any
@@ -11,18 +11,20 @@ BUILDERS = {
 
 
 def load(name: str) -> Any:
-  """Returns a builder's class; TensorFlow Datasets knows it from then on."""
+  """Returns a builder's class; importing it registers it with TFDS."""
   module = importlib.import_module(f"libml.datasets.builders.{name}")
   return getattr(module, BUILDERS[name])
 
 
 def remedy(name: str, data_dir: str) -> str:
-  """Returns what to run to prepare a data set of TensorFlow Datasets."""
+  """Returns a sentence that says which command prepares a data set of TFDS."""
   if name in BUILDERS:
     return (
-      "Where its unpacked download is, run: python -m libml.datasets.prepare "
-      f"{name} --source DIR --data_dir={data_dir}"
+      "On a machine with its unpacked download, run: "
+      f"python -m libml.datasets.prepare {name} --source DIR "
+      f"--data_dir={data_dir}"
     )
   return (
-    f"Where there is a network, run: tfds build {name} --data_dir={data_dir}"
+    "On a machine with network access, run: "
+    f"tfds build {name} --data_dir={data_dir}"
   )

@@ -17,7 +17,7 @@ _LAYOUT = (
 
 
 class Core50(tfds.core.GeneratorBasedBuilder):
-  """A split a session, "s1" to "s11"; files are kept as they are.
+  """One split per session, "s1" to "s11"; image files are stored unchanged.
 
   Lomonaco and Maltoni, CORL 2017, https://vlomonaco.github.io/core50.
   """

@@ -16,10 +16,10 @@ def images(
   Args:
     root: The unpacked download.
     folders: The folders that it must have, such as "s1/o7".
-    expected: The layout in words.
+    expected: Description of the layout, for the error.
 
   Raises:
-    ValueError: A folder that is missing or has no images.
+    ValueError: A folder is missing or has no images.
   """
   found = {
     folder: sorted(

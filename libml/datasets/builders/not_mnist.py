@@ -15,12 +15,12 @@ _LAYOUT = (
 
 
 class NotMnist(tfds.core.GeneratorBasedBuilder):
-  """The small set as one split, "train"; files are kept as they are.
+  """The small set as one split, "train"; image files are stored unchanged.
 
-  Bulatov, 2011. A few files of the download are broken; they are passed over.
+  Bulatov, 2011. A few files of the download are broken; they are skipped.
 
   Attributes:
-    skipped: Broken files, filled while the set is made.
+    skipped: Broken files, filled while the data set is prepared.
   """
 
   VERSION = tfds.core.Version("1.0.0")
