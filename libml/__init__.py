@@ -1,1 +1,1 @@
-"""The loop and its parts; knows no method, no model and no config."""
+"""The training loop and its parts; imports no method, model or config."""

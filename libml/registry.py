@@ -1,4 +1,4 @@
-"""Tables of things that a config names, and errors that help to name them."""
+"""Calls what a config names; errors suggest the nearest name and option."""
 
 import difflib
 import inspect
@@ -21,20 +21,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def build(
   table: Mapping[str, Callable[..., Any]], kind: str, name: str, **options
 ) -> Any:
-  """Calls the row `name` of a table with the options that a config gives.
+  """Calls the entry `name` of a table with the options from a config.
 
   Args:
-    table: Name to class or function.
-    kind: What the rows are, for the errors ("method").
-    name: The row.
-    **options: Keyword arguments of the row.
+    table: From names to classes or functions.
+    kind: What the entries are, for errors, such as "method".
+    name: Key of the table.
+    **options: Keyword arguments of the entry.
 
   Returns:
-    What the row returns.
+    What the entry returns.
 
   Raises:
-    ValueError: An unknown name, an unknown option, or one that is missing;
-      the message names the nearest valid one.
+    ValueError: The name or an option is unknown, or an option is missing; the
+      message suggests the nearest valid name.
   """
   check(f"{kind} {name!r}", options, parameters(table, kind, name))
   return table[name](**options)
@@ -43,10 +43,10 @@ def build(
 def parameters(
   table: Mapping[str, Callable[..., Any]], kind: str, name: str
 ) -> dict[str, inspect.Parameter]:
-  """Returns the options of the row `name` of a table, from its signature.
+  """Returns the parameters of the entry `name` of a table, by name.
 
   Raises:
-    ValueError: An unknown name; the message names the nearest one.
+    ValueError: The name is unknown; the message suggests the nearest one.
   """
   if name not in table:
     raise ValueError(f"Unknown {kind} {name!r}. {nearest(name, table)}")
@@ -54,25 +54,25 @@ def parameters(
 
 
 def check(
-  row: str,
+  entry: str,
   options: Iterable[str],
   known: Mapping[str, inspect.Parameter],
 ) -> None:
-  """Checks the names of a row's options.
+  """Checks that the options of a table's entry are known and complete.
 
   Args:
-    row: For the errors, such as "method 'l2p'".
-    options: Those that a config gives.
-    known: Those that there are.
+    entry: Name of the entry for errors, such as "method 'l2p'".
+    options: Names of the options that a config gives.
+    known: The entry's parameters, by name.
 
   Raises:
-    ValueError: An unknown option, or one that is missing.
+    ValueError: An option is unknown, or one without a default is missing.
   """
   options = set(options)
   if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
     for option in sorted(options - known.keys()):
       raise ValueError(
-        f"Unknown option {option!r} of the {row}. {nearest(option, known)}"
+        f"Unknown option {option!r} of the {entry}. {nearest(option, known)}"
       )
   missing = [
     p.name
@@ -83,7 +83,7 @@ def check(
   ]
   if missing:
     raise ValueError(
-      f"The {row} needs {', '.join(missing)}; give "
+      f"The {entry} needs {', '.join(missing)}; give "
       f"{'it' if len(missing) == 1 else 'them'} in the config."
     )
 

@@ -23,7 +23,7 @@ def test_what_cannot_be_is_named(labels, tmp_path):
   ):
     class_map.head_rows(labels, ("n01", "n04"))
   with pytest.raises(
-    FileNotFoundError, match="No file .*gone.txt; .*one a line"
+    FileNotFoundError, match="No file .*gone.txt; .*one per line"
   ):
     class_map.names(tmp_path / "gone.txt")
   labels.write_text("n01 a\nn02 b\nn01 c\n")

@@ -1,1 +1,1 @@
-"""Devices and processes, and what runs on them."""
+"""The device mesh, the processes of a run, and its compiled functions."""

@@ -1,4 +1,4 @@
-"""The compiled functions of a run: each is compiled once, for all stages."""
+"""The compiled functions of a run; each is compiled once for all stages."""
 
 import collections
 import dataclasses
@@ -25,10 +25,11 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def keep_compiled(folder: pathlib.Path) -> None:
-  """Keeps all compiled programs on disk, for later processes.
+  """Makes JAX cache all compiled programs on disk, for later processes.
 
   Args:
-    folder: Where; the variable JAX_COMPILATION_CACHE_DIR comes before it.
+    folder: Folder of the cache; the environment variable
+      JAX_COMPILATION_CACHE_DIR takes precedence.
   """
   place = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder))
   jax.config.update("jax_compilation_cache_dir", place)
@@ -36,7 +37,7 @@ def keep_compiled(folder: pathlib.Path) -> None:
 
 
 class Compiled:
-  """Jitted functions by name, and how often each was compiled."""
+  """Jitted functions by name; counts how often each was compiled."""
 
   def __init__(self):
     self._given: dict[str, Callable[..., Any]] = {}
@@ -44,19 +45,21 @@ class Compiled:
     self._before: dict[str, int] = {}
 
   def __call__(self, name: str, fn: Callable[..., Any], **options) -> Any:
-    """Returns fn jitted; the same one for the same name.
+    """Returns the jitted function of a name; jits `fn` on the first call.
+
+    Later calls with the name must pass the same function. A function that was
+    made again (a closure, a method, a functools.partial) is the same if its
+    code and all values that it binds are equal. Dataclasses among these values
+    are compared field by field, others with ==. Arrays must be the same
+    objects; pass them as arguments instead.
 
     Args:
-      name: Of the function, and of its compilations in `counts`.
-      fn: A name has one function. One that is made anew counts as the same when
-        its code is, and all that it binds: the arguments of a
-        functools.partial, the object of a method, what a closure closes over.
-        Dataclasses among these are compared field by field, other values with
-        ==. Arrays must be the same objects, so pass them as arguments.
-      **options: Of jax.jit; those of the name's first call count.
+      name: Name of the function, also in `counts`.
+      fn: The function.
+      **options: Options of jax.jit; those of the first call are used.
 
     Raises:
-      RuntimeError: The name has another function.
+      RuntimeError: The name has another function already.
     """
     if name not in self._given:
 
@@ -69,17 +72,17 @@ class Compiled:
       self._before[name] = _COMPILATIONS[f"jit({name})"]
     elif not _is_same(self._given[name], fn):
       raise RuntimeError(
-        f"The name {name!r} has the compiled function {self._given[name]}, and "
-        f"{fn} is another one, or binds other values. Give it another name, or "
-        "pass what differs between the calls as arguments."
+        f"The name {name!r} has the compiled function {self._given[name]}, but "
+        f"{fn} is another function or binds other values. Give it another "
+        "name, or pass the values that differ as arguments."
       )
     return self._jitted[name]
 
   def counts(self) -> dict[str, int]:
-    """Returns {name: number of compilations, those from a cache included}.
+    """Returns {name: number of compilations}; a load from a cache counts.
 
-    A jitted function's own `_cache_size` counts signatures: for a state that
-    holds a random key it is 2 where XLA compiled once.
+    `_cache_size` of a jitted function counts signatures instead: for a state
+    that contains a random key it is 2 although XLA compiled once.
     """
     made = {
       name: _COMPILATIONS[f"jit({name})"] - before
@@ -96,7 +99,8 @@ def _is_same(
   Args:
     known: A function or value.
     given: Another one.
-    asked: Pairs that hold these two; a function may bind itself.
+    asked: Pairs of ids that are being compared, since a function may bind
+      itself.
   """
   pair = id(known), id(given)
   if known is given or pair in asked:
@@ -116,7 +120,7 @@ def _is_same(
 
 
 def _content(cell: types.CellType) -> Any:
-  """Returns what a closure's cell holds; None where it is empty yet."""
+  """Returns the value in a closure's cell; None if the cell is still empty."""
   try:
     return cell.cell_contents
   except ValueError:
@@ -124,10 +128,9 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _parts(value: Any) -> tuple[Any, ...] | None:
-  """Returns a function's code and all that it binds, or a dataclass's fields.
+  """Returns a function's code and bound values, or a dataclass's fields.
 
-  Args:
-    value: Of any type; of others the result is None, and == compares them.
+  The result is None for values of other types, which == compares.
   """
   if isinstance(value, functools.partial):
     return value.func, value.args, value.keywords

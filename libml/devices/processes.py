@@ -1,7 +1,7 @@
-"""Several processes in one run: they join, agree on decisions, and part.
+"""Runs on several processes: how they start, decide together, and end.
 
-All of them run the same program on the same config; process 0 alone writes
-files. In a run of one process nothing is sent.
+All processes run the same program with the same config; only process 0 writes
+files. A run of one process does not communicate.
 """
 
 import contextlib
@@ -39,18 +39,20 @@ def join(
   *,
   detect: bool = False,
 ) -> None:
-  """Joins the other processes of a run; before any other call of JAX.
+  """Connects this process to the others of a run.
+
+  It must be called before any other function of JAX. Without arguments the run
+  has one process.
 
   Args:
-    coordinator: "HOST:PORT" at which process 0 can be reached.
-    num_processes: How many make the run.
-    process_id: Which of them this one is, from 0.
-    detect: Whether JAX finds all three out, on a TPU pod or under SLURM.
-      Without any of the four a process is alone.
+    coordinator: "HOST:PORT", the address of process 0.
+    num_processes: Number of processes of the run.
+    process_id: Number of this process, from 0.
+    detect: Whether JAX detects all three, on a TPU pod or under SLURM.
 
   Raises:
-    ValueError: Some of the three only, values that do not fit, or nothing
-      found to detect.
+    ValueError: Only some of the three are given, a value is invalid, or there
+      is nothing to detect.
   """
   given = (coordinator, num_processes, process_id)
   alone = given == (None, None, None) and not detect
@@ -62,8 +64,8 @@ def join(
     return
   if detect == (given != (None, None, None)) or (not detect and None in given):
     raise ValueError(
-      "--coordinator, --num_processes and --process_id go together; on a TPU "
-      "pod or under SLURM --distributed stands for all three."
+      "--coordinator, --num_processes and --process_id go together; give all "
+      "three, or only --distributed on a TPU pod or under SLURM."
     )
   if not detect:
     _check(*given)
@@ -92,12 +94,12 @@ def _check(coordinator: Any, num_processes: Any, process_id: Any) -> None:
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes files."""
+  """Returns whether this is process 0, which writes files."""
   return jax.process_index() == 0
 
 
 def first_says(question: Callable[[], bool]) -> bool:
-  """Returns process 0's answer, on all; it alone is asked."""
+  """Calls `question` on process 0 only; returns its answer on all processes."""
   answer = np.array(is_first() and question())
   if jax.process_count() == 1:
     return bool(answer)
@@ -105,12 +107,12 @@ def first_says(question: Callable[[], bool]) -> bool:
 
 
 def all_say(answer: bool) -> bool:
-  """Whether every process says so; the same on all."""
+  """Returns on all processes whether `answer` is True on all of them."""
   return not _others(np.uint32(answer), np.uint32(1))
 
 
 def _others(value: np.uint32, expected: np.uint32 | None = None) -> list[int]:
-  """Returns the processes whose value is not process 0's, or the expected."""
+  """Returns the processes whose value is not `expected` (None: process 0's)."""
   if jax.process_count() == 1:
     values = np.array([value])
   else:
@@ -123,11 +125,11 @@ def check_same(what: str, value: Any) -> None:
   """Checks that all processes hold the same value.
 
   Args:
-    what: Its name in the error.
-    value: Anything that JSON can hold.
+    what: Name of the value, for the error.
+    value: Any value that JSON can represent.
 
   Raises:
-    ValueError: On all processes, when it differs on one.
+    ValueError: The value differs on some process. All processes raise it.
   """
   text = json.dumps(value, sort_keys=True)
   others = _others(np.uint32(zlib.crc32(text.encode())))
@@ -142,7 +144,7 @@ def check_shared(folder: pathlib.Path) -> None:
   """Makes a folder, and checks that all processes see the same one.
 
   Raises:
-    ValueError: On all processes, when one sees another folder.
+    ValueError: Some process sees another folder. All processes raise it.
   """
   if is_first():
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,7 @@ def check_shared(folder: pathlib.Path) -> None:
   path = folder / f".shared-{token:08x}"
   if is_first():
     path.touch()
-  first_says(lambda: True)  # a barrier: the file exists from here on
+  first_says(lambda: True)  # A barrier: from here on the file exists.
   seen = _appears(path)
   missing = _others(np.uint32(seen), np.uint32(1))
   if is_first():
@@ -167,7 +169,7 @@ def check_shared(folder: pathlib.Path) -> None:
 
 
 def _appears(path: pathlib.Path, seconds: float = 10) -> bool:
-  until = time.monotonic() + seconds  # network file systems lag
+  until = time.monotonic() + seconds  # Network file systems lag.
   while not path.exists():
     if time.monotonic() > until:
       return False
@@ -177,7 +179,10 @@ def _appears(path: pathlib.Path, seconds: float = 10) -> bool:
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path) -> Iterator[None]:
-  """Holds a file's lock for all processes of this run."""
+  """Holds a lock on the file `path` for all processes of this run.
+
+  Process 0 takes the lock; the others wait until it has it.
+  """
   if not is_first():
     while not first_says(lambda: True):
       time.sleep(1)
@@ -201,10 +206,11 @@ def lock(path: pathlib.Path) -> Iterator[None]:
 def agree(
   should_stop: Callable[[], bool], mesh: jax.sharding.Mesh
 ) -> Callable[[], bool]:
-  """Returns a should_stop that all processes answer alike, call by call.
+  """Returns a should_stop with the same result on all processes.
 
-  If one process stopped alone, the others would wait for it in the collectives
-  of their next step. All must ask equally often.
+  Call i returns whether any process wanted to stop at call i - 1. If one
+  process stopped alone, the others would wait for it in the collectives of
+  their next step. All processes must call it equally often.
   """
   if jax.process_count() == 1:
     return should_stop
@@ -225,26 +231,26 @@ def agree(
 
 
 def has_lost_peer(error: BaseException | None) -> bool:
-  """Whether an error is that another process of this run has ended."""
+  """Returns whether an error means that another process has ended."""
   return jax.process_count() > 1 and "Gloo" in str(error)
 
 
 def part(error: Exception) -> None:
   """Ends this process soon after an error, so that the others notice.
 
-  Where the error is that another process has ended, it ends at once.
+  If the error means that another process has ended, this one exits at once.
   """
   if has_lost_peer(error):
     print(
       "Another process of this run has ended; its own output says why. Start "
-      f"all again to go on from the last checkpoint. ({error})",
+      f"all processes again to resume from the last checkpoint. ({error})",
       flush=True,
     )
     # An orderly exit would wait for the dead process.
     os._exit(1)
   if jax.process_count() > 1:
-    # If all fail alike, an orderly exit takes a moment. If not, the others wait
-    # for this process until its connections close.
+    # If all processes fail, an orderly exit is quick. If only this one fails,
+    # the others wait for it until its connections close.
     end = threading.Timer(PARTING_TIMEOUT, os._exit, (1,))
     end.daemon = True
     end.start()

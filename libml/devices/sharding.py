@@ -1,4 +1,4 @@
-"""The mesh, and where each array of a run lies on it."""
+"""The device mesh, and how arrays are sharded over it."""
 
 import math
 import re
@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 from libml import registry
 from libml import trees
 
-# Below this size, in bytes, it is cheaper to replicate an array than to gather
-# it.
+# Arrays below this size in bytes are cheaper to replicate than to gather.
 _FSDP_MIN_BYTES = 4 * 2**20
 _NAMED = ("replicate", "fsdp", "fsdp:BYTES")
 
@@ -27,11 +26,11 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
   """Returns the mesh ("data", "model") over all devices of all processes.
 
   Args:
-    data: Devices along the batch; -1 takes all that `model` leaves.
-    model: Devices along the model's own dimensions.
+    data: Devices along the batch dimension; -1: all devices / `model`.
+    model: Devices along dimensions of the weights.
 
   Raises:
-    ValueError: Sizes that do not multiply to the number of devices.
+    ValueError: data * model is not the number of devices.
   """
   count = jax.device_count()
   if data == -1:
@@ -48,6 +47,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
 
 
 def _spec(rule: Any, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P:
+  """Returns the partition of an array by a rule, as in `infer`."""
   if rule == "replicate":
     return P()
   if isinstance(rule, str):
@@ -65,7 +65,10 @@ def _spec(rule: Any, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P:
     largest = max(axes, key=lambda i: shape[i])
     return P(*("data" if i == largest else None for i in range(len(shape))))
   if len(rule) > len(shape):
-    raise ValueError(f"{rule} names {len(rule)} axes of an array of {shape}.")
+    raise ValueError(
+      f"{rule} names {len(rule)} axes of an array of {shape}; name at most "
+      f"{len(shape)}."
+    )
   for size, axis in zip(shape, rule, strict=False):
     if axis is not None and axis not in mesh.shape:
       raise ValueError(
@@ -83,14 +86,16 @@ def infer(tree: Any, rules: Rules, mesh: Mesh) -> Any:
   """Returns the tree of shardings that the rules give.
 
   Args:
-    tree: Arrays or their shapes.
-    rules: Ordered (pattern of the whole leaf name, "replicate" | "fsdp" |
-      "fsdp:BYTES" | tuple of axis names); the first match wins, no match
-      replicates. "fsdp" cuts arrays of 4 MiB, or of BYTES, and more.
-    mesh: Where to.
+    tree: Arrays, or jax.ShapeDtypeStructs.
+    rules: Ordered pairs (pattern of the whole leaf name, rule). The first match
+      wins; a leaf without a match is replicated. A rule is "replicate",
+      "fsdp", "fsdp:BYTES", or a tuple of mesh axes, one (or None) for each
+      dimension. "fsdp" divides the largest dimension that the "data" axis can
+      divide, in arrays of at least 4 MiB, or BYTES.
+    mesh: The device mesh.
 
   Raises:
-    ValueError: A rule that is none, or does not fit its leaf.
+    ValueError: A rule is unknown or does not fit its leaf.
   """
 
   def choose(name, leaf):
@@ -111,15 +116,15 @@ def infer(tree: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, rules: Rules, mesh: Mesh) -> Any:
-  """Puts every leaf where the rules want it; free where it already is.
+  """Moves every leaf to its sharding by the rules.
 
-  Leaves on the host, or on devices of one process, must be equal on all
-  processes.
+  A leaf that has its sharding already is not copied. Leaves on the host, or on
+  devices of one process, must be equal on all processes.
 
   Args:
     tree: Arrays.
-    rules: As `infer`'s.
-    mesh: Of the devices.
+    rules: As in `infer`.
+    mesh: The device mesh.
   """
   shardings = infer(tree, rules, mesh)
   if mesh.is_multi_process:
@@ -133,7 +138,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     data = _put(jax.random.key_data(leaf), sharding)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-  # device_put would send each array to all processes, to compare.
+  # device_put would send each array to all processes to compare it.
   host = np.asarray(leaf)
   return jax.make_array_from_callback(
     host.shape, sharding, lambda index: host[index]
@@ -141,23 +146,23 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def to_host(tree: Any, mesh: Mesh) -> Any:
-  """Returns whole arrays on the host; all processes must call this."""
+  """Returns the whole arrays on the host; all processes must call this."""
   whole = replicated(mesh)
   return jax.tree.map(lambda x: jax.device_get(jax.device_put(x, whole)), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of an array that every device holds whole."""
+  """Returns the sharding that puts the whole array on every device."""
   return NamedSharding(mesh, P())
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:
   """Returns (index, count): this process loads part index of each batch.
 
-  Processes whose devices share their rows of the mesh load the same part.
+  Processes whose devices are in the same rows of the mesh load the same part.
 
   Raises:
-    ValueError: Processes whose rows overlap in part.
+    ValueError: Two processes share some rows of the mesh but not all.
   """
   rows: dict[int, list[int]] = {}
   for number, row in enumerate(mesh.devices):
@@ -166,15 +171,15 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
   parts = sorted({tuple(held) for held in rows.values()})
   if sum(len(part) for part in parts) != mesh.shape["data"]:
     raise ValueError(
-      f"In the mesh {dict(mesh.shape)} processes share some rows of devices "
-      "and not others; choose mesh.model so that it divides the devices of a "
-      "process, or is a multiple of them."
+      f"In the mesh {dict(mesh.shape)} two processes share some rows of "
+      "devices but not all; choose mesh.model so that it divides the number of "
+      "devices per process, or is a multiple of it."
     )
   return parts.index(tuple(rows[jax.process_index()])), len(parts)
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-  """Joins each process's rows [b, ...] to global arrays [B, ...]."""
+  """Joins the rows [b, ...] of each process to global arrays [B, ...]."""
   sharding = NamedSharding(mesh, P("data"))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
