@@ -257,7 +257,9 @@ def test_swap_for_other_scenarios(tmp_path):
 
 
 def test_swap_in_a_collection():
-  with pytest.raises(ValueError, match="Part 'mine' .*'swap_classes', .*remove it"):
+  with pytest.raises(
+    ValueError, match="Part 'mine' .*'swap_classes', .*remove it"
+  ):
     datasets.DATASETS["collection"](order=("mine",), mine=SWAP)
 
 

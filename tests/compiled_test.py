@@ -81,13 +81,13 @@ def test_made_anew_it_is_the_same_as_long_as_it_binds_the_same(make):
 def test_other_code_is_another_function():
   compiled = Compiled()
   compiled("name", lambda x: x + 1)
-  with pytest.raises(RuntimeError, match="another one"):
+  with pytest.raises(RuntimeError, match="another function"):
     compiled("name", lambda x: x + 2)
-  with pytest.raises(RuntimeError, match="another one"):
+  with pytest.raises(RuntimeError, match="another function"):
     compiled("name", scaled)
   compiled("another name", scaled)
   compiled("class", functools.partial(made, inner=Scale))
-  with pytest.raises(RuntimeError, match="another one"):
+  with pytest.raises(RuntimeError, match="another function"):
     compiled("class", functools.partial(made, inner=Update))
 
 
@@ -112,7 +112,7 @@ def test_a_function_may_bind_itself_or_nothing_yet():
     compiled = Compiled()
     first = compiled("name", counting(by))
     assert compiled("name", counting(by)) is first
-  with pytest.raises(RuntimeError, match="another one"):
+  with pytest.raises(RuntimeError, match="another function"):
     compiled("name", counting(1.0))
 
 
