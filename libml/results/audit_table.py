@@ -10,23 +10,23 @@ from rich import text
 
 from libml.results import cells as cells_lib
 
-# Row -> what it means, in a line. Where nothing else is said, figures are in %
-# and of test images of the classes forgotten so far.
+# Row -> its meaning, in one line. Unless a line says otherwise, values are in %
+# and on test images of the classes forgotten so far.
 MEANINGS = {
-  "probe, new head": "accuracy when the head alone is made anew, all classes",
-  "probe, forgotten only": "accuracy of a linear classifier of these classes",
-  "left, new head": "that above retrained (or a guess); 100 is all, 0 is none",
-  "left, forgotten only": "the same of the other probe",
-  "steps to relearn": "to 90 % of before, or of what it gets back; few: hidden",
-  "membership, test": "AUC, training from test images (95 %); 50: no trace",
+  "probe, new head": "accuracy of a new head over all classes, frozen features",
+  "probe, forgotten only": "accuracy of a new head of the forgotten classes",
+  "left, new head": "share of it above retrained (or chance); 100 all, 0 none",
+  "left, forgotten only": "the same for the probe of forgotten classes only",
+  "steps to relearn": "to 90 % of before (or of its best); few: only hidden",
+  "membership, test": "AUC, training against test images (95 %); 50: no trace",
   "membership, held out": "against kept classes' test images; see retrained",
-  "membership, kept": "control: AUC, training from test images, kept classes",
-  "average gap": "mean difference of accuracy from retrained",
-  "tug-of-war": "product of 1 - difference; 100 is as good as retrained",
-  "KL, forgotten": "nats of its predictions from those of retrained",
+  "membership, kept": "control: AUC, training against test of kept classes",
+  "average gap": "mean absolute difference of accuracy from retrained",
+  "tug-of-war": "product of 1 - difference; 100: as good as retrained",
+  "KL, forgotten": "KL(retrained || model) of the predictions, in nats",
   "KL, kept": "the same on test images of kept classes",
-  "drift, cosine": "of kept classes' features with the first model's; 1: none",
-  "drift, class means": "move of kept classes' mean features over their length",
+  "drift, cosine": "kept classes' features to the first model's; 1: no drift",
+  "drift, class means": "change of kept classes' mean features over their norm",
 }
 
 MODELS = ("before", "after", "retrained")
@@ -51,7 +51,7 @@ def _steps(taught: Mapping[str, Any], most: int) -> str:
 
 
 def rows(audit: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-  """Returns {row: {model: cell}}; rows and cells without a figure are left out.
+  """Returns {row: {model: cell}}; rows without a value are left out.
 
   Args:
     audit: What `Audits.run` returned.
@@ -84,7 +84,7 @@ def rows(audit: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def audit_table(audit: Mapping[str, Any], title: str) -> console.Group:
-  """Returns what one stage's audits found; below, what each row means.
+  """Returns a table of one stage's audits, with the meaning of each row below.
 
   Args:
     audit: What `Audits.run` returned; not {}.

@@ -13,12 +13,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def is_number(value: Any) -> bool:
-  """Whether a value is a number, and no truth value."""
+  """Whether a value is an int or a float, and not a bool."""
   return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:
-  """Whether a value is an integer, and no truth value."""
+  """Whether a value is an int, and not a bool."""
   return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -46,7 +46,7 @@ class Column:
     return f"{value:,}" if is_count(value) else f"{value:.4g}"
 
   def over_stages(self, reports: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the parts that stages report, and their total: "3 0 of 6"."""
+    """Returns the numbers of all stages and their total, such as "3 0 of 6"."""
     both = self.name, self.total
     told = [r for r in reports if all(is_count(r.get(name)) for name in both)]
     parts = " ".join(str(report[self.name]) for report in told)
@@ -56,16 +56,16 @@ class Column:
 def columns(
   reports: Sequence[Mapping[str, Any]], taken: Collection[str] = ()
 ) -> list[Column]:
-  """Returns the columns of what stages report, in the order of the reports.
+  """Returns a column for each number in the reports, in their order.
 
-  Numbers become columns, pictures (mappings) do not. A count is an integer; the
-  last word of its name is what it counts, and the title leaves that out:
-  "pruned_heads" becomes "pruned". Where the report has the total, "heads", the
-  cell is a part of it, 3/6, and the total has no column.
+  Pictures (mappings) get no column. The last word of an integer's name is what
+  it counts, and the title leaves it out: "pruned_heads" becomes "pruned". If
+  the report also has the total, "heads", a cell reads 3/6, and the total has no
+  column of its own.
 
   Args:
-    reports: Of all stages; {} where there is none.
-    taken: Titles of other columns.
+    reports: `Method.report` of each stage; {}: none.
+    taken: Titles of the table's other columns.
   """
   told = [(k, v) for r in reports for k, v in r.items() if is_number(v)]
   names = dict.fromkeys(name for name, _ in told)

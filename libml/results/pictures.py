@@ -61,10 +61,12 @@ def draw_matrix(
 
 
 def bars(values: Mapping[str, float], title: str) -> Any:
-  """Draws one bar a name, from the top; an exact 0 says so.
+  """Draws a horizontal bar for each name, the first at the top.
+
+  A value of exactly 0 is labelled "exactly 0".
 
   Args:
-    values: Name -> number, one at least.
+    values: Name -> number; at least one.
     title: Above the drawing.
   """
   figure, axes = _blank(4.0, 0.28 * len(values))
@@ -83,10 +85,10 @@ def bars(values: Mapping[str, float], title: str) -> Any:
 
 
 def curve(columns: Mapping[str, Sequence[float]], title: str) -> Any:
-  """Draws one line, y from 0 to 1 over x on a logarithmic axis.
+  """Draws y in [0, 1] over x on a logarithmic axis.
 
   Args:
-    columns: Name -> values: x above 0, ascending, then y.
+    columns: Two entries, name -> values: x, ascending and above 0, then y.
     title: Above the drawing.
   """
   figure, axes = _blank(4.0, 3.0)
@@ -104,7 +106,7 @@ def curve(columns: Mapping[str, Sequence[float]], title: str) -> Any:
 
 
 def _blank(width: float, height: float) -> tuple[Any, Any]:
-  """Returns a figure of so many inches, and the axes that fill it."""
+  """Returns a figure of this size in inches, and the axes that fill it."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""results.json: what a run found, and all that one must know to believe it."""
+"""results.json: what a run found, and what is needed to reproduce it."""
 
 import importlib.metadata
 import json
@@ -33,7 +33,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of Python and of the packages that figure."""
+  """Returns the versions of Python and of the packages that affect results."""
   found = {"python": platform.python_version()}
   for package in _PACKAGES:
     try:
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Returns what the run computes on."""
+  """Returns kind and number of the devices that a run computes on."""
   return {
     "platform": mesh.devices.flat[0].platform,
     "kind": mesh.devices.flat[0].device_kind,
@@ -63,18 +63,18 @@ def facts(
   parameters: Mapping[str, int],
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Any]:
-  """Returns what is settled before the first step.
+  """Returns the entries of results.json that are known before the first step.
 
   Args:
-    config: As plain data, batch_size that over all devices.
-    weights: Name and checksum of what the run starts from.
+    config: As plain data; its batch_size is that over all devices.
+    weights: Name and checksum of the weights that the run starts from.
     data: Name, origin, counts and checksums of the images.
-    scenario: What arrives when.
+    scenario: The stages.
     parameters: How many there are, and how many are trained.
-    mesh: What the run computes on.
+    mesh: Of the devices.
 
   Raises:
-    ValueError: Weights, data or packages are others in another process.
+    ValueError: Weights, data or packages differ between processes.
   """
   data = {**data, "holdout": config["holdout"]}
   shared = {"weights": weights, "data": data, "versions": versions()}
@@ -103,19 +103,20 @@ def assemble(
   """Returns the record of a run so far.
 
   Args:
-    scenario: Its stages, and how they are summed up.
+    scenario: Its stages, and how to summarize them.
     progress: How far the run is, with each stage's metrics.
-    facts: Config, seeds, weights, data, versions, devices.
-    metric: The problem's.
+    facts: As `facts` returns them.
+    metric: Name of the problem's metric.
 
   Returns:
-    "matrix": {reading: R[t][s], metric of test set t after measured stage s,
-    None where not measured}; "axes": {"test_set": names of t, "stage": numbers
-    of s, from 0, "stage_name": their names}; "summary": {reading: one dict a
-    measured stage}; "figure": the metric's name; "final": the main reading's
-    last summary; "test_sets": all metrics of each stage; the other keys speak
-    for themselves. What was measured before the first stage is stage -1,
-    "before".
+    "matrix": {metric and reading: R[t][s], of test set t after measured stage
+    s; None: not measured}; "axes": {"test_set": names of t, "stage": numbers of
+    s, from 0, "stage_name": their names}; "summary": {metric and reading: a
+    dict for each measured stage}; "figure": the metric's name; "final": the
+    main reading's last summary; "test_sets": all metrics of each stage;
+    "observed", "reports" and "audits": one entry for each stage;
+    "stage_seconds" and "wall_seconds": in seconds; "examples_per_second": in
+    training. What was measured before the first stage is stage -1, "before".
   """
   rows = progress.rows
   first = -1 if scenario.before else 0
@@ -171,8 +172,8 @@ def _summed_up(
   return matrix, summary
 
 
-def told(method: Any, state: Any) -> dict[str, Any]:
-  """Returns a method's report of a stage, its scalars as Python's numbers."""
+def report(method: Any, state: Any) -> dict[str, Any]:
+  """Returns `Method.report` with Python's numbers in place of arrays."""
 
   def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
@@ -183,7 +184,7 @@ def told(method: Any, state: Any) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Writes JSON atomically; only the first process does."""
+  """Writes JSON atomically, in process 0 only."""
   if jax.process_index():
     return
   draft = path.with_suffix(".tmp")
@@ -198,7 +199,7 @@ def write_edit(
 
   Args:
     workdir: Of the run.
-    stage: Its classes to forget join the arrays, as "classes".
+    stage: Its classes to forget are saved as "classes".
     edit: Name -> array.
   """
   if jax.process_index():
@@ -214,7 +215,7 @@ def write_edit(
 
 
 def read(path: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the record, or None where there is none."""
+  """Returns the record in a file; None: there is no file."""
   return json.loads(path.read_text()) if path.exists() else None
 
 

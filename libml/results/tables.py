@@ -60,10 +60,14 @@ _SUMMARY = {
 def summary_columns(
   records: Sequence[Mapping[str, Any]], stages: Sequence[int]
 ) -> dict[str, list[str]]:
-  """Returns the columns of _SUMMARY, a cell each record and measured stage.
+  """Returns the columns of _SUMMARY, a cell for each record and stage.
 
-  A cell is empty where its metric is not defined; a column that would be empty
-  is left out.
+  A cell is empty where its metric is not defined. Columns of empty cells are
+  left out.
+
+  Args:
+    records: results.json of each run.
+    stages: Numbers of measured stages; -1 is the last.
   """
   columns: dict[str, list[str]] = {}
   for column, (suffix, name) in _SUMMARY.items():
@@ -81,10 +85,10 @@ def summary_columns(
 def _reported(
   record: Mapping[str, Any], taken: Collection[str]
 ) -> dict[str, list[str]]:
-  """Returns what the method reports of each stage, a cell each measured stage.
+  """Returns the columns of a method's reports, a cell for each measured stage.
 
-  Behind it stand the stage's seconds. Runs whose method reports nothing have no
-  such columns.
+  The last column is the stage's seconds. There are no columns if the method
+  reports nothing.
 
   Args:
     record: Of one run.
@@ -102,13 +106,13 @@ def _reported(
 
 
 def _swaps(record: Mapping[str, Any]) -> bool:
-  """Whether a run measures what it learns apart from what it forgets."""
+  """Whether a run has a test set "learn", as only swaps do."""
   rows = record["summary"].get(record["figure"])
   return bool(rows) and f"{problems.short(record['figure'])}_learn" in rows[-1]
 
 
 def _measured(record: Mapping[str, Any]) -> str:
-  """Returns of what, and when, a run's matrix has values."""
+  """Returns in words what a run's matrix holds: when, or of which images."""
   if _swaps(record):
     return "before and after each stage"
   if record["axes"]["stage"][0] < 0:
@@ -157,9 +161,9 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
 def _over_requests(
   records: Sequence[Mapping[str, Any]],
 ) -> dict[str, list[str]]:
-  """Returns what matters over all requests of a run, a cell each record.
+  """Returns the columns of runs that forget, a cell for each record.
 
-  What is forgotten and what is kept count where they are worst.
+  "forget" and "retain lost" are those of the worst request.
   """
   columns: dict[str, list[str]] = {}
   for record in records:
@@ -183,12 +187,13 @@ def _over_requests(
 
 
 def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
-  """Returns runs beside each other.
+  """Returns a table with one row for each run.
 
-  Of runs that learn or swap, what is left after the last stage; of runs that
-  forget, the worst request's figures of what goes and losses of what stays,
-  what is left of earlier requests at the end, the mean H, and each request's
-  parts of a total that the method reports.
+  For runs that learn or swap it shows the summary after the last stage. For
+  runs that forget it shows the accuracy on forgotten classes and the loss on
+  retained ones of the worst request, the accuracy on classes of earlier
+  requests at the end, the mean of H-mean, and what the method reports as part
+  of a total.
   """
   swaps = all(map(_swaps, records))
   if all(r["axes"]["stage"][0] < 0 for r in records) and not swaps:
@@ -207,7 +212,7 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
-  """Prints the first run in full, audits, and all runs beside each other."""
+  """Prints the first run's table, all audits, and a table of all runs."""
   _print(run_table(records[0]))
   for record in records:
     audit = record["audits"][-1] if record.get("audits") else {}
@@ -218,7 +223,7 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print(shown: console.RenderableType) -> None:
-  """Prints a table; in a file it gets the width that its figures need."""
+  """Prints a table; a file gets the width that its numbers need."""
   if sys.stdout.isatty():
     console.Console().print(shown)
     return

@@ -18,7 +18,7 @@ _LOG = logging.getLogger("palimpsest")
 
 
 class Window:
-  """Step metrics that still lie on the device, until someone reads them."""
+  """Metrics of steps, which stay on the devices until they are read."""
 
   def __init__(self, stage: int):
     self._stage = stage
@@ -26,11 +26,11 @@ class Window:
     self._mean: dict[str, float] = {}
 
   def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Keeps one step's metrics without waiting for them."""
+    """Keeps the metrics of a step without waiting for their values."""
     self._pending.append((step, metrics))
 
   def read(self) -> dict[str, float]:
-    """Returns the means since the last read.
+    """Returns the mean of each metric over the steps since the last read.
 
     Raises:
       FloatingPointError: A value is not finite.
@@ -40,9 +40,10 @@ class Window:
       bad = {k: float(v) for k, v in metrics.items() if not np.isfinite(v)}
       if bad:
         raise FloatingPointError(
-          f"Step {step + 1}, in stage {self._stage + 1}: {bad}. The run stops; "
-          "the last good checkpoint is kept. Lower the learning rate, or clip "
-          "the gradient, in a new workdir."
+          f"Step {step + 1}, in stage {self._stage + 1}, gave values that are "
+          f"not finite: {bad}. The run stops; the last good checkpoint stays. "
+          "Lower the learning rate or clip the gradient, and start again with "
+          "a new --workdir."
         )
     if pending:
       self._mean = {
@@ -85,7 +86,7 @@ class Writer:
       self._task = self._bar.add_task("", total=None, loss=math.nan)
 
   def hparams(self, config: Mapping[str, Any]) -> None:
-    """Writes the hyper-parameters, flat."""
+    """Writes the config as TensorBoard's hyperparameters, "section.key"."""
     if self._tensorboard:
       self._tensorboard.write_hparams(_flat(config))
 
@@ -101,11 +102,11 @@ class Writer:
     """Writes a point of the training curves.
 
     Args:
-      step: Of the run.
-      stage: That trains.
+      step: Steps taken in the run.
+      stage: The stage in training.
       means: Name -> mean since the last point.
-      done: Steps of the stage.
-      total: Of them all.
+      done: Steps taken in the stage.
+      total: Steps of the stage.
     """
     if not self._tensorboard:
       return
@@ -130,7 +131,8 @@ class Writer:
   def measured(self, step: int, record: Mapping[str, Any]) -> None:
     """Writes what was measured last, under L2P's tags.
 
-    The horizontal axis counts stages, so that runs of other lengths compare.
+    The horizontal axis counts stages, so that runs of different lengths can be
+    compared.
 
     Args:
       step: Stages finished; 0: before the first.
@@ -172,7 +174,7 @@ class Writer:
     self.close()
 
   def close(self) -> None:
-    """Ends the bar and flushes what was written."""
+    """Ends the progress bar, and flushes and closes TensorBoard's file."""
     if self._bar:
       self._bar.stop()
     if self._tensorboard:
@@ -180,7 +182,7 @@ class Writer:
 
 
 def _suffix(record: Mapping[str, Any], key: str) -> str:
-  """Returns the suffix of a reading's tags: its key without the metric."""
+  """Returns a reading's suffix of tags: its key without the metric's name."""
   return key.removeprefix(record["figure"])
 
 
@@ -209,7 +211,7 @@ def _matrices(record: Mapping[str, Any]) -> dict[str, Any]:
 def _last_metrics(
   record: Mapping[str, Any],
 ) -> tuple[dict[str, float], dict[str, Any]]:
-  """Returns the last numbers of test sets and drawings of curves, by tag."""
+  """Returns tag -> number and tag -> drawing of the last measured stage."""
   numbers, drawings = {}, {}
   for test_set, readings in record["test_sets"][-1].items():
     task = test_set.removeprefix("task_")
@@ -222,7 +224,7 @@ def _last_metrics(
 
 
 def _counts(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what was counted on the last test sets, by tag, where it is any."""
+  """Returns tag -> counts of the last measured stage, if any is above 0."""
   return {
     f"{name}/{test_set}": counts
     for test_set, found in record["observed"][-1].items()

@@ -292,7 +292,7 @@ class Run:
       step=0,
       rows=(*progress.rows, row),
       observed=(*progress.observed, observed),
-      reports=(*progress.reports, results.told(self.method, walk.state)),
+      reports=(*progress.reports, results.report(self.method, walk.state)),
       audits=(*progress.audits, found),
       stage_seconds=(*progress.stage_seconds, progress.seconds["stage"]),
       seconds={**progress.seconds, "stage": 0.0},
