@@ -1,14 +1,15 @@
-"""Runs methods and seeds of one config, and sets their results side by side.
+"""Runs several methods with several seeds and writes tables of their results.
 
   python -m benchmarks.compare --config configs/digits_baselines.py \
       --methods ewc,mas --also configs/digits_gs_lora.py:requests=4 \
       --seeds 42,43,44 --root runs/compare -- --my_config.audit.stages=last
 
-Each run is a process of main.py in ROOT/NAME/SEED, and what it says is in
-ROOT/NAME/SEED.log. The seed draws which images are at hand, their order, wrong
-labels and fresh weights; given weights are the same for all. A run that fails
-stops no other and stays in the table. The same command goes on with what is not
-finished; --table runs nothing. The tables are in ROOT/compare.md and .csv.
+Each run is a process of main.py with the workdir ROOT/NAME/SEED and its output
+in ROOT/NAME/SEED.log. The seed draws the sample of images, their order, wrong
+labels and new weights; pretrained weights are the same for all seeds. If a run
+fails, the others go on, and the table shows it as not finished. The same
+command run again continues unfinished runs; --table only writes the tables,
+ROOT/compare.md and ROOT/compare.csv.
 """
 
 import argparse
@@ -34,10 +35,10 @@ class Run:
   """One process of main.py.
 
   Attributes:
-    name: Of its row.
-    config: With arguments.
-    seed: Of the run and of its sample.
-    workdir: Its own.
+    name: Name of its row in the tables.
+    config: Config file, with arguments after a colon.
+    seed: Seed of the run and of its sample of images.
+    workdir: Workdir of this run only.
   """
 
   name: str
@@ -47,40 +48,41 @@ class Run:
 
   @property
   def log(self) -> pathlib.Path:
-    """The file of what it says."""
+    """The file with the output of the process."""
     return self.workdir.with_suffix(".log")
 
   def command(self, flags: Sequence[str]) -> list[str]:
-    """Returns the command line, further flags last."""
+    """Returns the command line; `flags` of main.py come last."""
     seeds = (f"--my_config.{key}={self.seed}" for key in SEEDS)
     start = [sys.executable, str(MAIN), "--my_config", self.config]
     return [*start, "--workdir", str(self.workdir), *seeds, *flags]
 
   def record(self) -> over_seeds.Record | None:
-    """Returns its results, None where it is not finished."""
+    """Returns the content of results.json; None if the run is not finished."""
     path = self.workdir / "results.json"
     record = json.loads(path.read_text()) if path.exists() else None
     return record if record and record["finished"] else None
 
   def fault(self) -> str:
-    """Returns the last line that it said."""
+    """Returns the last line of the log."""
     text = self.log.read_text(errors="replace") if self.log.exists() else ""
     lines = text.strip().splitlines()
     return lines[-1] if lines else "it has not run"
 
 
-# Keys of a config that take the seed.
+# Keys of a config that are set to the seed.
 SEEDS = ("seed", "scenario.sample_seed")
 
 
 def rows(
   runs: Sequence[Run], refused: Collection[Run] = ()
 ) -> list[over_seeds.Row]:
-  """Returns a row for each name, in order; a name without results has one.
+  """Returns a row for each name, in order, also for names without results.
 
   Args:
-    runs: Of all rows.
-    refused: Those of them whose workdir main.py did not take for finished.
+    runs: The runs of all rows.
+    refused: Runs that failed now; older results in their workdirs, which may be
+      of another config, are left out.
   """
   groups = collections.defaultdict(list)
   for run in runs:
@@ -101,10 +103,10 @@ def faults(runs: Sequence[Run], refused: Collection[Run] = ()) -> list[str]:
 
 
 def plan(args: argparse.Namespace) -> list[Run]:
-  """Returns the runs, all methods of one seed before the next seed.
+  """Returns the runs in order: all methods with one seed, then the next seed.
 
   Raises:
-    ValueError: Nothing to run, or a row or seed twice.
+    ValueError: There is nothing to run, or a row or seed is given twice.
   """
   joint = "," if ":" in args.config else ":"
   configs = [(m, f"{args.config}{joint}method={m}") for m in args.methods]
@@ -116,7 +118,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     twice = [x for x, n in collections.Counter(given).items() if n > 1]
     if twice or not given:
       raise ValueError(
-        f"The {what} {twice[0]!r} stands twice; name it once."
+        f"The {what} {twice[0]!r} is given twice; give it once."
         if twice
         else f"There is no {what}; give --methods or --also, and --seeds."
       )
@@ -132,10 +134,10 @@ def _folder(name: str) -> str:
 
 
 def execute(runs: Sequence[Run], flags: Sequence[str], jobs: int) -> list[Run]:
-  """Starts all runs, some at a time; returns those that fail.
+  """Starts all runs, `jobs` at a time; returns those that fail.
 
-  A finished one is started, too: main.py sees that it is, and that its workdir
-  is of the same config.
+  Finished runs are started, too: main.py checks that the workdir belongs to the
+  same config, and ends at once.
   """
   waiting, going, failed, ended = collections.deque(runs), {}, [], 0
   try:
@@ -166,7 +168,7 @@ def execute(runs: Sequence[Run], flags: Sequence[str], jobs: int) -> list[Run]:
     return failed
   finally:
     for process, _ in going.values():
-      process.terminate()  # it saves, and goes on another time
+      process.terminate()  # main.py saves a checkpoint and can resume
     for process, _ in going.values():
       process.wait()
 
@@ -184,27 +186,41 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    "--config", default="configs/digits_baselines.py", help="with :method="
+    "--config",
+    default="configs/digits_baselines.py",
+    help="config file that takes the argument method=",
   )
-  parser.add_argument("--methods", type=words, default=[], help="M,M,...")
   parser.add_argument(
-    "--also", action="append", default=[], help="a config, as it stands"
+    "--methods", type=words, default=[], help="methods to run: M,M,..."
   )
-  parser.add_argument("--seeds", type=numbers, default=[42, 43, 44])
   parser.add_argument(
-    "--root", type=pathlib.Path, default=pathlib.Path("runs/compare")
+    "--also",
+    action="append",
+    default=[],
+    help="a further config to run, with its own arguments",
+  )
+  parser.add_argument(
+    "--seeds", type=numbers, default=[42, 43, 44], help="SEED,SEED,..."
+  )
+  parser.add_argument(
+    "--root",
+    type=pathlib.Path,
+    default=pathlib.Path("runs/compare"),
+    help="folder of the workdirs and tables",
   )
   parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-  parser.add_argument("--table", action="store_true", help="run nothing")
+  parser.add_argument(
+    "--table", action="store_true", help="run nothing, only write the tables"
+  )
   parser.add_argument("flags", nargs="*", help="after --: flags of main.py")
   return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs, and prints both tables.
+  """Runs what the command line asks for, and prints and writes both tables.
 
   Raises:
-    SystemExit: With the runs that are not finished.
+    SystemExit: Some runs are not finished.
   """
   args = parse(argv)
   try:

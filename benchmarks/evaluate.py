@@ -1,8 +1,8 @@
-"""Times the evaluation step of a config on made-up images; two lines of JSON.
+"""Times the evaluation step of a config on random images; two lines of JSON.
 
-The first is the step as a run takes it from the second stage on: what a method
-computes once for each test image (the queries of prompt methods) is at hand.
-The second computes it anew each time.
+The first line is the step as a run takes it from the second stage on: it reads
+what the method computes once for each test image, such as the queries of prompt
+methods, from a cache. In the second line the step computes that each time.
 
   python benchmarks/evaluate.py configs/cifar100_l2p.py \
       --batch_size 16 --dtype bfloat16 --set method.vote_group=0
@@ -20,7 +20,7 @@ from libml.train import steps
 
 
 def measure(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-  """Returns the figures of both steps that a command line asks for."""
+  """Returns the measurements of both steps that a command line asks for."""
   load, args = workload.start(__doc__ or "", argv)
   method, state = load.method, load.state
   replicated = sharding.replicated(load.mesh)

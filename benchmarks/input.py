@@ -1,11 +1,11 @@
-"""Images a second of the input pipeline, without a model.
+"""Measures images per second of the input pipeline, without a model.
 
   python benchmarks/input.py configs/cifar100_l2p.py configs/imr_dualprompt.py
 
-Reads made-up images through the training and the evaluation chain of each
+Reads random images through the training and the evaluation chain of each
 config: JPEG files of 500 x 375 pixels, as bytes in memory and as paths, and
-small arrays. Prints one JSON line; figures are medians over rounds in which all
-cases take turns.
+small arrays. Prints one line of JSON; its numbers are medians over rounds in
+which all cases take turns.
 """
 
 import argparse
@@ -45,11 +45,11 @@ NUM_CLASSES = 10
 
 
 def load(name: str, changes: list[str]) -> Any:
-  """Returns a config, changed.
+  """Returns a config with changes.
 
   Args:
-    name: That of its file, with :arguments.
-    changes: "key=value" each, such as "preprocess.erase=0.25".
+    name: Config file, with :arguments.
+    changes: Changes as "key=value", such as "preprocess.erase=0.25".
   """
   name, _, argument = name.partition(":")
   module = importlib.import_module(f"configs.{pathlib.Path(name).stem}")
@@ -63,7 +63,7 @@ def load(name: str, changes: list[str]) -> Any:
 
 
 def draw_jpegs(count: int) -> np.ndarray:
-  """Returns the contents of JPEG files about as large as photographs'."""
+  """Returns the contents of JPEG files that are as large as photographs."""
   rng = np.random.default_rng(0)
   height, width, _ = JPEG_SHAPE
   files = []
@@ -94,7 +94,7 @@ def make_splits(
 
 
 def long_subset(split: Split) -> Subset:
-  """Returns each image sixteen times, so that a pass is not its start."""
+  """Returns each image sixteen times, so that starting a pass costs little."""
   rows = np.tile(np.arange(len(split)), 16)
   return Subset((Piece(split, rows, split.labels[rows]),))
 
@@ -120,7 +120,12 @@ def batches(
 
 
 def time_batches(found: Iterator[Any], seconds: float) -> dict[str, float]:
-  """Returns the rates over some seconds, after the first batch."""
+  """Returns rates after the first batch, and the seconds until it came.
+
+  Args:
+    found: Batches.
+    seconds: How long batches are counted.
+  """
   began = time.perf_counter()
   next(found)
   first = time.perf_counter() - began
@@ -159,18 +164,30 @@ def measure(
 
 
 def run(argv: list[str] | None = None) -> None:
-  """Reads the arguments and prints the line."""
+  """Reads the command line and prints the results."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("configs", nargs="+", help="Files, with :arguments.")
-  parser.add_argument("--set", action="append", default=[], help="key=value")
+  parser.add_argument(
+    "configs", nargs="+", help="config files, with :arguments"
+  )
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="a change of every config, such as preprocess.erase=0.25",
+  )
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--threads", type=int, default=2)
-  parser.add_argument("--images", type=int, default=256, help="Of each kind.")
+  parser.add_argument(
+    "--images", type=int, default=256, help="number of images of each kind"
+  )
   parser.add_argument("--array_size", type=int, default=32)
   parser.add_argument("--kinds", default="bytes,path,array")
-  parser.add_argument("--seconds", type=float, default=1.5, help="Of a case.")
+  parser.add_argument(
+    "--seconds", type=float, default=1.5, help="seconds of each case"
+  )
   parser.add_argument("--rounds", type=int, default=3)
   arguments = parser.parse_args(argv)
   configs = {name: load(name, arguments.set) for name in arguments.configs}

@@ -3,9 +3,9 @@
 python benchmarks/lora_sub.py configs/cifar100_lora_sub.py \
       --batch_size 16 --known 90 --dtype bfloat16
 
-In a step: the projection of all updates, and the triplet loss with its
-gradient, each alone beside the whole step. In a task: the pass for the second
-moments beside a plain forward pass, and the eigendecompositions.
+In a step it times the projection of all updates and the triplet loss with its
+gradient, each alone, and the whole step. In a task it times the pass for the
+second moments, a plain forward pass, and the eigendecompositions.
 """
 
 import json
@@ -23,7 +23,7 @@ from models import lora
 
 
 def projecting(load: workload.Workload) -> Any:
-  """Returns a call that projects updates of every adapter."""
+  """Returns a function that projects the updates of every adapter."""
   _, adapters = lora.split(load.state.params)
   updates = jax.tree.map(jnp.ones_like, adapters)
   tx = projection.project_updates()
@@ -37,7 +37,7 @@ def projecting(load: workload.Workload) -> Any:
 
 
 def mining(load: workload.Workload) -> Any:
-  """Returns a call of the triplet loss and its gradient."""
+  """Returns a function that computes the triplet loss and its gradient."""
   memory, label = load.state.memory, load.batch["label"]
   shape = (len(label), load.method.model.width)
   features = jax.random.normal(jax.random.key(0), shape)
@@ -56,7 +56,7 @@ def mining(load: workload.Workload) -> Any:
 
 
 def measure(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """Returns the figures that a command line asks for."""
+  """Returns the measurements that a command line asks for."""
   load, args = workload.start(__doc__ or "", argv)
   step = train_step.measure(argv)["seconds"]
   state, method = load.state, load.method

@@ -1,4 +1,4 @@
-"""Figures over seeds, a row each method: mean and standard deviation."""
+"""Results over seeds: mean and standard deviation, one row for each method."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ def _rows(record: Record) -> Sequence[Mapping[str, float]]:
 
 
 def _requests(record: Record) -> Sequence[Mapping[str, float]]:
-  """Returns a row a request; none of a swap, where the last stage counts."""
+  """Returns one row for each request; none for a swap, see `_swapped`."""
   return [row for row in _rows(record) if "acc_learn" not in row]
 
 
@@ -50,7 +50,12 @@ def _share(record: Record) -> float | None:
 def _audit(
   *path: str, null: float | None = None
 ) -> Callable[[Record], float | None]:
-  """Returns a reader of the last audit, and of what null means in it."""
+  """Returns a function that reads a number of the last audit in a record.
+
+  Args:
+    *path: Keys down to the number.
+    null: What it returns where the number is null.
+  """
 
   def read(record):
     asked = [audit for audit in record.get("audits", ()) if audit]
@@ -64,8 +69,8 @@ def _audit(
   return read
 
 
-# Column -> its figure in a record, factor and decimals. What no run has is left
-# out.
+# Column -> (reader of its number in a record, factor, decimals). A table leaves
+# out columns that no run has.
 COLUMNS: dict[str, tuple[Callable[[Record], float | None], float, int]] = {
   "learned (%)": (_swapped("acc_learn"), 100, 1),
   "forgotten (%)": (_swapped("acc_forget"), 100, 1),
@@ -94,11 +99,11 @@ COLUMNS: dict[str, tuple[Callable[[Record], float | None], float, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A figure over the seeds of a row.
+  """A number over the seeds of a row.
 
   Attributes:
-    values: Of the finished runs that have it; inf: never reached.
-    digits: Decimals.
+    values: The number in each finished run that has it; inf: never reached.
+    digits: Decimals that are shown.
   """
 
   values: Sequence[float]
@@ -106,17 +111,17 @@ class Cell:
 
   @property
   def reached(self) -> list[float]:
-    """The finite ones."""
+    """The finite values."""
     return [value for value in self.values if math.isfinite(value)]
 
   @property
   def mean(self) -> float | None:
-    """Over the seeds."""
+    """Mean over the seeds that reached a finite value; None: none did."""
     return statistics.mean(self.reached) if self.reached else None
 
   @property
   def std(self) -> float | None:
-    """Sample standard deviation, of two seeds or more."""
+    """Sample standard deviation of the finite values; None below two."""
     return statistics.stdev(self.reached) if len(self.reached) > 1 else None
 
   def __str__(self) -> str:
@@ -135,9 +140,9 @@ class Row:
   """The runs of one method.
 
   Attributes:
-    name: Of the row.
-    records: Of the finished runs, one a seed.
-    total: Number of runs.
+    name: Name of the row.
+    records: Content of results.json of each finished run.
+    total: Number of runs, unfinished ones included.
   """
 
   name: str
@@ -145,7 +150,7 @@ class Row:
   total: int
 
   def cell(self, column: str) -> Cell:
-    """Returns its cell of a column."""
+    """Returns the row's cell in a column of COLUMNS."""
     read, factor, digits = COLUMNS[column]
     found = [read(record) for record in self.records]
     values = [factor * value for value in found if value is not None]
@@ -167,7 +172,7 @@ def markdown(table: Sequence[Row]) -> str:
 
 
 def comma_separated(table: Sequence[Row]) -> str:
-  """Returns the same as CSV, in full precision; what is not there is empty."""
+  """Returns the same as CSV, in full precision; missing values are empty."""
   columns = _columns(table)
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")

@@ -1,10 +1,11 @@
-"""Times our steps and the same with timm's ViT, in turns on one machine.
+"""Times this project's steps and the same steps in PyTorch with timm's ViT.
 
   python benchmarks/peers.py --torch_python VENV/bin/python
 
-VENV holds benchmarks/requirements.txt; the rest runs in this Python. For each
-method and type three processes are alive (ours, eager, torch.compile) and make
-one step after the other, round by round. Prints a table and a line of JSON.
+VENV has the packages of benchmarks/requirements.txt; all but PyTorch runs in
+this Python. For each method and type there are three processes (this project,
+eager PyTorch, torch.compile), which take steps in turns. Prints a Markdown
+table and a line of JSON.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def our_steps(method: str, dtype: str, args: argparse.Namespace) -> Any:
   make = steps.make_train_step
   step = make(load.method.loss, load.method.extra_args, load.optimizer)
   step = jax.jit(step, donate_argnums=0)
-  # One reading: that of each image for itself.
+  # Measure one reading, without vote, as torch_step.py does.
   alone = dict(vote_group=0, model=load.method.model)
   judge = type(load.method)(**{**vars(load.method), **alone})
   fixed = jax.jit(judge.precompute)(
@@ -87,7 +88,7 @@ def our_steps(method: str, dtype: str, args: argparse.Namespace) -> Any:
 
 
 def work(args: argparse.Namespace) -> None:
-  """Makes a step for each line of standard input and prints its seconds."""
+  """Takes a step for each line of standard input and prints its seconds."""
   side, method, dtype = json.loads(args.work)
   if side == "ours":
     calls = our_steps(method, dtype, args)
@@ -116,7 +117,11 @@ def work(args: argparse.Namespace) -> None:
 
 
 def compare(method: str, dtype: str, args: argparse.Namespace) -> dict:
-  """Returns {step: {side: {"wall": s, "cpu": s}}}, medians over the rounds."""
+  """Returns {step: {side: {"wall": s, "cpu": s}}}, medians over the rounds.
+
+  Raises:
+    RuntimeError: A process ended early.
+  """
   flags = [f"--{n}={getattr(args, n)}" for n in ("batch_size", "image_size")]
   flags += [f"--variant={args.variant}", f"--timm={args.timm}"]
   flags += ["--autocast"] * args.autocast
@@ -130,7 +135,7 @@ def compare(method: str, dtype: str, args: argparse.Namespace) -> dict:
       stdout=subprocess.PIPE,
       text=True,
     )
-    _answer(workers[side], side)  # one is set up at a time
+    _answer(workers[side], side)  # wait: only one process at a time is set up
   taken: dict[str, Any] = {
     step: {side: [] for side in workers} for step in ("train", "evaluate")
   }
@@ -141,7 +146,7 @@ def compare(method: str, dtype: str, args: argparse.Namespace) -> dict:
           worker.stdin.write(f"{step}\n")
           worker.stdin.flush()
           seconds = json.loads(_answer(worker, side))
-          if number:  # the first one compiles
+          if number:  # the first round compiles
             sides[side].append(seconds)
   finally:
     for worker in workers.values():
@@ -162,12 +167,19 @@ def compare(method: str, dtype: str, args: argparse.Namespace) -> dict:
 def _answer(worker: subprocess.Popen, side: str) -> str:
   line = worker.stdout.readline()
   if not line:
-    raise RuntimeError(f"The process of {side!r} ended; see what it printed.")
+    raise RuntimeError(
+      f"The process of {side!r} ended early; its error is printed above."
+    )
   return line
 
 
 def ratios(sides: dict[str, dict[str, float]], clock: str) -> float | None:
-  """Returns the fastest peer's seconds over ours: above 1, we are faster."""
+  """Returns the fastest peer's seconds over this project's; None if one lacks.
+
+  Args:
+    sides: {side: {clock: seconds}}.
+    clock: "wall" or "cpu".
+  """
   peers = [s[clock] for side, s in sides.items() if side != "ours"]
   return (
     min(peers) / sides["ours"][clock] if peers and "ours" in sides else None
@@ -175,7 +187,7 @@ def ratios(sides: dict[str, dict[str, float]], clock: str) -> float | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Compares, and prints."""
+  """Reads the command line, compares, and prints the results."""
   args = parse(argv)
   if args.work:
     work(args)

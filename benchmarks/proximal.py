@@ -1,9 +1,9 @@
-"""Times the proximal step beside the whole training step; one line of JSON.
+"""Times the proximal step and the whole training step; one line of JSON.
 
 python benchmarks/proximal.py configs/casia100_gs_lora.py --batch_size 48
 
-The step of the adapters alone: with the group lasso, and as plain AdamW, which
-is what it adds to.
+Times the optimizer's step of the adapters with the group lasso and, to compare,
+as plain AdamW.
 """
 
 import json
@@ -23,7 +23,7 @@ from models import lora
 
 
 def updating(tx: Any, adapters: Any) -> Any:
-  """Returns a call that takes a step of a transform, alpha above 0."""
+  """Returns a function that takes a step of a transform, with alpha 1e-3."""
   tx = optax.with_extra_args_support(tx)
   state = jax.jit(tx.init)(adapters)
   grads = jax.tree.map(lambda p: jnp.full_like(p, 1e-3), adapters)
@@ -37,12 +37,16 @@ def updating(tx: Any, adapters: Any) -> Any:
 
 
 def measure(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """Returns the figures that a command line asks for."""
+  """Returns the measurements that a command line asks for.
+
+  Raises:
+    SystemExit: The method has no lasso groups.
+  """
   load, _ = workload.start(__doc__ or "", argv)
   groups = load.method.groups
   if groups is None:
     sys.exit(
-      f"The method {load.config.method.name!r} shrinks no groups; take a "
+      f"The method {load.config.method.name!r} has no lasso groups; use a "
       "config such as configs/casia100_gs_lora.py."
     )
   _, adapters = lora.split(load.state.params)

@@ -1,10 +1,10 @@
-"""Scaling on paper: how efficient data parallelism is on more chips.
+"""Estimates how efficient data parallelism is on more chips, without chips.
 
   python benchmarks/scaling.py configs/cifar100_l2p.py
 
-Compiles the train step of a config for 8 virtual devices, from shapes alone:
-no weights, no data, no TensorFlow. Beside it stands the same model with all
-parameters trained. Prints a Markdown table and one JSON line.
+Compiles the train step of a config for 8 virtual devices from shapes only, so
+no weights, data or TensorFlow are needed; compares it with the same model when
+all parameters are trained. Prints a Markdown table and one line of JSON.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from libml.train import steps
 DEVICES = 8
 COUNTS = (8, 64, 512)
 
-# Share of the peak FLOP/s and of the bandwidth that a run reaches.
+# Assumed shares of the peak FLOP/s and of the bandwidth that a run reaches.
 COMPUTE_SHARE = 0.5
 BANDWIDTH_SHARE = 0.7
-# Share of a step, the backward pass, behind which gradients can be sent. The
-# prompts' gradients come at its very end, so for them count on nothing.
+# Share of a step, the backward pass, in which gradients can be sent meanwhile.
+# Gradients of prompts come at its end, so they do not overlap.
 OVERLAP_SHARE = 2 / 3
 # Seconds to start a collective operation.
 LAUNCH_SECONDS = 20e-6
@@ -49,15 +49,16 @@ LAUNCH_SECONDS = 20e-6
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """A chip and what connects it.
+  """A chip and its connections.
 
   Attributes:
     flops: Peak dense bf16 FLOP/s.
-    near: Bytes/s that a chip sends to its neighbours.
-    near_hop: Seconds.
-    island: Chips that `near` connects; 0: all, as a three-dimensional torus.
+    near: Bytes/s that a chip sends to chips of its island.
+    near_hop: Latency of one hop inside an island, in seconds.
+    island: Number of chips that `near` connects; 0: all, in a
+      three-dimensional torus.
     far: Bytes/s that a chip sends out of its island.
-    far_hop: Seconds.
+    far_hop: Latency of one hop between islands, in seconds.
   """
 
   flops: float
@@ -77,14 +78,14 @@ class Chip:
       return seconds + 3 * 2 * (side - 1) * self.near_hop
     seconds += 2 * (island - 1) * self.near_hop
     islands = count // island
-    if islands > 1:  # each chip sums its part of the island's sum
+    if islands > 1:  # each chip sums a part of its island's sum
       moved = 2 * (islands - 1) / islands * size / island
       seconds += moved / (BANDWIDTH_SHARE * self.far)
       seconds += 2 * math.ceil(math.log2(islands)) * self.far_hop
     return seconds
 
 
-# Peaks and bandwidths are the makers' (cloud.google.com/tpu/docs/v4: 275
+# Peaks and bandwidths are from the makers (cloud.google.com/tpu/docs/v4: 275
 # TFLOP/s, six links of 50 GB/s; H100 SXM data sheet: 989 TFLOP/s dense, NVLink
 # 450 GB/s each way; DGX H100: 400 Gbit/s InfiniBand a GPU). Hops are assumed.
 CHIPS = {
@@ -105,10 +106,10 @@ class Step:
   """A compiled train step.
 
   Attributes:
-    compiled: What XLA made of it.
-    batch_size: Global.
-    param_bytes: Of all parameters.
-    trained_bytes: Of those that are trained.
+    compiled: The compiled function.
+    batch_size: Global batch size.
+    param_bytes: Size of all parameters.
+    trained_bytes: Size of the trained parameters.
   """
 
   compiled: Any
@@ -117,20 +118,20 @@ class Step:
   trained_bytes: int
 
   def flops_per_image(self) -> float:
-    """Returns what XLA counts."""
+    """Returns the FLOPs of a step for each image, as XLA counts them."""
     cost = self.compiled.cost_analysis()
     return cost["flops"] * DEVICES / self.batch_size
 
 
 def load(name: str) -> Any:
-  """Returns a config; name is that of its file, with arguments."""
+  """Returns a config; `name` is its file, with arguments after a colon."""
   name, _, argument = name.partition(":")
   module = importlib.import_module(f"configs.{pathlib.Path(name).stem}")
   return module.get_config(argument or None)
 
 
 def compile_step(config: Any, num_classes: int = 100) -> Step:
-  """Compiles the train step of a config for all devices, from shapes."""
+  """Compiles the train step of a config for all devices, from shapes only."""
   mesh = sharding.make_mesh(**registry.plain(config.mesh))
   config = settings.with_global_batch(config, mesh)
   method = main.build_method(config, num_classes, 10)
@@ -184,9 +185,15 @@ def estimate(chip: Chip, flops: float, size: float, batch: int) -> list[Any]:
 
   Args:
     chip: Row of CHIPS.
-    flops: Of one image in a step.
+    flops: FLOPs of a step for each image.
     size: Bytes that a step all-reduces.
-    batch: Images of one chip.
+    batch: Images on each chip.
+
+  Returns:
+    For each of COUNTS: "chips", "compute_ms", "all_reduce_ms", "efficiency"
+    (share of compute in a step without overlap), "efficiency_overlapped" (with
+    overlap), "hidden_from_batch" (images on each chip from which the backward
+    pass hides the all-reduce).
   """
   per_image = flops / (COMPUTE_SHARE * chip.flops)
   found = []
@@ -207,7 +214,7 @@ def estimate(chip: Chip, flops: float, size: float, batch: int) -> list[Any]:
 
 
 def rows(name: str, facts: dict[str, Any], batch: int) -> list[str]:
-  """Returns the table's rows of one step."""
+  """Returns the rows of one step in the table."""
   return [
     f"| {name} | {chip} | {at['chips']} | {batch * at['chips']} | "
     f"{at['compute_ms']:.2f} | {at['all_reduce_ms']:.3f} | "
@@ -219,7 +226,7 @@ def rows(name: str, facts: dict[str, Any], batch: int) -> list[str]:
 
 
 def measure(config: Any, batch: int, num_classes: int) -> dict[str, Any]:
-  """Compiles a config's step; returns what it costs and what follows."""
+  """Compiles a config's step; returns its costs and the estimates."""
   step = compile_step(config, num_classes)
   exchanged = collectives.exchanged_bytes(step.compiled.as_text())
   flops = step.flops_per_image()
@@ -238,9 +245,11 @@ def measure(config: Any, batch: int, num_classes: int) -> dict[str, Any]:
 def run() -> None:
   """Reads the arguments and prints the table."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("config", help="File, with :arguments.")
+  parser.add_argument("config", help="config file, with :arguments")
   parser.add_argument("--num_classes", type=int, default=100)
-  parser.add_argument("--batch", type=int, default=16, help="Of one chip.")
+  parser.add_argument(
+    "--batch", type=int, default=16, help="images on each chip"
+  )
   arguments = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", DEVICES)

@@ -1,16 +1,17 @@
-"""L2P's and DualPrompt's steps, written plainly with timm's ViT.
+"""L2P's and DualPrompt's steps in PyTorch, with timm's ViT.
 
-What somebody would write who knows the papers and PyTorch well: the backbone
-is frozen and of the compute type, the query pass has no gradient, attention is
-PyTorch's fused one. Its losses are not ours: weights and prompts are random.
+It is a plain, careful implementation: the backbone is frozen and in the compute
+type, the query pass has no gradient, and attention is PyTorch's fused kernel.
+Weights and prompts are random, so the losses are not those of this project.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-# timm imports torchvision and uses none of its compiled operations; those of
-# its usual wheel do not load beside torch's CPU wheel, and two must be there.
+# timm imports torchvision but uses none of its compiled operations. Those of
+# the usual wheel do not load with torch's CPU wheel, so define the two that the
+# import needs.
 _OPERATIONS = torch.library.Library("torchvision", "FRAGMENT")
 for name in ("nms", "qnms"):
   if not hasattr(torch.ops.torchvision, name):
@@ -24,7 +25,7 @@ POOL, TOP_K, LENGTH, G_LENGTH, CLASSES = 10, 4, 10, 5, 100
 
 
 def _attend(attention, x, prefix):
-  """Attends to x [B, T, D], and to a prefix [2, B, L, H, K] if there is one."""
+  """Attends to x [B, T, D] and to a prefix [2, B, L, H, K] or None."""
   batch, tokens, width = x.shape
   heads = attention.num_heads
   qkv = attention.qkv(x).reshape(batch, tokens, 3, heads, width // heads)
@@ -71,7 +72,7 @@ class Prompted(nn.Module):
     return vit.norm(x)
 
   def query(self, image):
-    """Returns [B, D] of the plain model, without gradient."""
+    """Returns queries [B, D]: class tokens without prompts, no gradient."""
     with torch.no_grad():
       return self.tokens(image)[:, 0].float()
 
@@ -90,7 +91,7 @@ class Prompted(nn.Module):
     return ids, similarity
 
   def logits(self, image, ids):
-    """Returns [B, C] of the prompted pass."""
+    """Returns logits [B, C] of the pass with prompts `ids` [B, K]."""
     if self.method == "l2p":
       prompts = self.pool[ids].flatten(1, 2)  # [B, 40, D]
       x = self.tokens(image, prompts=prompts)
@@ -104,7 +105,7 @@ class Prompted(nn.Module):
     return self.head(self.tokens(image, prefixes=prefixes)[:, 0].float())
 
   def loss(self, image, label, allowed, task):
-    """Returns masked cross entropy less the similarity to chosen keys."""
+    """Returns the masked cross entropy minus the similarity to chosen keys."""
     ids, similarity = self.choose(self.query(image), task)
     logits = self.logits(image, ids).masked_fill(~allowed, -1e9)
     pull = similarity.gather(1, ids).sum(dim=1).mean()
@@ -112,7 +113,17 @@ class Prompted(nn.Module):
 
 
 def make(variant, method, dtype, batch_size, image_size, *, compiled, autocast):
-  """Returns {"train": step, "evaluate": step}, functions without arguments."""
+  """Returns {"train": step, "evaluate": step}, functions without arguments.
+
+  Args:
+    variant: timm's name of the ViT.
+    method: "l2p" or "dualprompt".
+    dtype: "float32" or "bfloat16".
+    batch_size: Images in a step.
+    image_size: Side of the images in pixels.
+    compiled: Whether torch.compile is used.
+    autocast: Whether bfloat16 comes from autocast instead of bfloat16 weights.
+  """
   torch.manual_seed(0)
   dtype = getattr(torch, dtype)
   cast = torch.autocast("cpu", torch.bfloat16, enabled=autocast)

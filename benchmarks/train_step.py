@@ -1,4 +1,4 @@
-"""Times the training step of a config on made-up images; one line of JSON.
+"""Times the training step of a config on random images; one line of JSON.
 
 python benchmarks/train_step.py configs/cifar100_l2p.py \
       --batch_size 16 --dtype bfloat16
@@ -16,9 +16,9 @@ from libml.train import steps
 
 
 def measure(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """Returns the figures of the step that a command line asks for."""
+  """Returns the measurements of the step that a command line asks for."""
   load, args = workload.start(__doc__ or "", argv)
-  # One batch for each stream; a method leaves the others alone.
+  # One batch for each stream; a method reads only its own.
   batch = dict.fromkeys(("train", "retain", "forget"), load.batch)
   state = load.state
   step = jax.jit(

@@ -1,4 +1,4 @@
-"""The steps of any config on made-up images, and what they cost.
+"""What the benchmarks share: a config's objects, random images, and timing.
 
 Nothing here imports TensorFlow, so it runs where the input pipeline cannot.
 """
@@ -37,7 +37,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=description)
   parser.add_argument("config", help="config file, with :arguments")
   parser.add_argument("--dtype", help="float32 or bfloat16")
-  parser.add_argument("--batch_size", type=int, help="global")
+  parser.add_argument("--batch_size", type=int, help="over all devices")
   parser.add_argument("--image_size", type=int)
   parser.add_argument("--variant", help="of the model, such as ViT-B_16")
   parser.add_argument("--steps", type=int, default=5, help="timed steps")
@@ -46,7 +46,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     "--known",
     type=int,
     default=0,
-    help="classes that have a prototype, as before a later task",
+    help="number of classes with a prototype, as before a later task",
   )
   parser.add_argument(
     "--set",
@@ -62,12 +62,12 @@ def read_config(args: argparse.Namespace) -> Any:
   """Returns the config that a command line asks for.
 
   Raises:
-    ValueError: A file, key or value that is none.
+    ValueError: The file, a key or a value does not exist.
   """
   path, _, argument = args.config.partition(":")
   file = pathlib.Path(path)
   if not file.is_file():
-    raise ValueError(f"No config file {path!r}; give configs/NAME.py.")
+    raise ValueError(f"There is no config file {path!r}; give configs/NAME.py.")
   spec = importlib.util.spec_from_file_location(file.stem, file)
   assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
@@ -90,7 +90,9 @@ def read_config(args: argparse.Namespace) -> Any:
     config.lock().update_from_flattened_dict(changes)
   except (KeyError, TypeError) as error:
     reason = error.args[0]
-    raise ValueError(f"The config does not take {changes}: {reason}") from None
+    raise ValueError(
+      f"The config does not take the changes {changes}: {reason}"
+    ) from None
   group = config.method.get("vote_group")
   if group and config.batch_size % group:
     config.method.vote_group = config.batch_size
@@ -102,12 +104,12 @@ class Workload:
   """A config's objects, and a batch like those of its first stage.
 
   Attributes:
-    config: What was asked for.
-    method: How parameters change.
-    optimizer: What a gradient does.
-    mesh: All devices.
-    state: Random weights, before the first stage.
-    batch: image, label, index and mask, on the mesh.
+    config: The config, with the changes of the command line.
+    method: The method.
+    optimizer: The optimizer.
+    mesh: The mesh of all devices.
+    state: TrainState with random weights, before the first stage.
+    batch: image [B, S, S, 3], label, index and mask [B], on the mesh.
   """
 
   config: Any
@@ -119,12 +121,12 @@ class Workload:
 
   @property
   def streams(self) -> int:
-    """Batches in a step: what is to forget comes beside what is retained."""
+    """Batches in a step: two for methods that forget, else one."""
     return 2 if "forget" in self.method.goals else 1
 
 
 def build(config: Any, num_classes: int) -> Workload:
-  """Returns a config's objects, built as a run would build them."""
+  """Returns a config's objects, built as in a run."""
   scenario = config.scenario
   stages = scenario.get("num_tasks") or scenario.num_requests
   method = main.build_method(config, num_classes, stages)
@@ -156,16 +158,16 @@ def build(config: Any, num_classes: int) -> Workload:
 
 
 def with_prototypes(workload: Workload, count: int) -> Workload:
-  """Returns the workload as before a task when `count` classes are known.
+  """Returns the workload with prototypes of `count` classes.
 
   Raises:
-    ValueError: A method without prototypes, or more than there are classes.
+    ValueError: The method has no prototypes, or fewer classes.
   """
   memory = workload.state.memory
   if "known" not in memory or count > workload.method.num_classes:
     raise ValueError(
-      f"known={count} is for methods with prototypes, up to their "
-      f"{workload.method.num_classes} classes; leave it out."
+      f"known={count} needs a method with prototypes, and is at most its "
+      f"{workload.method.num_classes} classes; leave --known out."
     )
   rng = np.random.default_rng(1)
   known = np.arange(workload.method.num_classes) < count
@@ -179,10 +181,14 @@ def with_prototypes(workload: Workload, count: int) -> Workload:
 
 
 def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-  """Returns the median seconds of a call, by the clock and of the processor.
+  """Returns the median seconds of a call: "wall" by the clock, "cpu" used.
 
-  The latter are those of all threads divided by their number: where other
-  programs take cores away, they are what compares.
+  "cpu" is the processor time of all threads divided by their number. Compare it
+  where other programs use the same cores.
+
+  Args:
+    call: What is timed; a first call, which may compile, is not.
+    repeats: Number of timed calls.
   """
   jax.block_until_ready(call())
   walls, cpus = [], []
@@ -195,12 +201,15 @@ def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 
 def num_threads() -> int:
-  """Returns how many threads a computation on the host may have."""
+  """Returns the number of threads that a computation on the host may use."""
   return len(os.sched_getaffinity(0))
 
 
 def matmul_rate(dtype: str) -> dict[str, float]:
-  """Returns FLOP/s of a large product of matrices of a type, on one device."""
+  """Returns FLOP/s of a large matrix product in a type, on one device.
+
+  The keys are those of `timed`.
+  """
   big = jax.default_backend() != "cpu"
   rows, inner, columns = (8192, 8192, 8192) if big else (3152, 768, 3072)
   rng = np.random.default_rng(0)
@@ -208,7 +217,7 @@ def matmul_rate(dtype: str) -> dict[str, float]:
     jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
     for shape in ((rows, inner), (inner, columns))
   )
-  # On CPU only a float32 result is fast: the best that can be asked for.
+  # On CPU only products with a float32 result are fast.
   result = None if big else jnp.float32
   product = jax.jit(
     lambda a, b: jnp.matmul(a, b, preferred_element_type=result)
@@ -219,7 +228,7 @@ def matmul_rate(dtype: str) -> dict[str, float]:
 
 
 def compile_step(jitted: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
-  """Returns the compiled function, and what the compiler says of it."""
+  """Returns the compiled function, and the compiler's numbers of its costs."""
   lowered = jitted.lower(*args)
   began = time.perf_counter()
   compiled = lowered.compile()
@@ -242,11 +251,17 @@ def compile_step(jitted: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
 def report(
   workload: Workload, facts: dict[str, Any], seconds: dict[str, float]
 ) -> dict[str, Any]:
-  """Returns the figures of one step, for a line of JSON."""
+  """Returns the measurements of one step, for a line of JSON.
+
+  Args:
+    workload: What was timed.
+    facts: From `compile_step`.
+    seconds: From `timed`.
+  """
   config = workload.config
   dtype = config.model.dtype
   rate = matmul_rate(dtype)
-  # cost_analysis counts one device's part.
+  # cost_analysis counts the FLOPs of one device.
   flops = facts["flop"]
   return {
     "config": config.name,
@@ -280,7 +295,11 @@ def report(
 def start(
   description: str, argv: Sequence[str] | None
 ) -> tuple[Workload, argparse.Namespace]:
-  """Reads a command line and builds its workload; what is wrong is one line."""
+  """Reads a command line and builds its workload.
+
+  Raises:
+    SystemExit: An argument is wrong; the message is one line.
+  """
   args = arguments(description).parse_args(argv)
   try:
     if args.steps < 1:

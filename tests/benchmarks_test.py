@@ -62,7 +62,7 @@ def test_what_the_proximal_step_costs_is_measured():
   assert found["share_of_proximal"]["wall"] == pytest.approx(share, rel=0.05)
   assert found["adamw"]["wall"] > 0
   done = run("proximal", SMOKE, "--steps=1", check=False)
-  assert done.returncode == 1 and "'dualprompt' shrinks no" in done.stderr
+  assert done.returncode == 1 and "'dualprompt' has no lasso" in done.stderr
 
 
 def test_importing_the_benchmarks_leaves_tensorflow_alone():
@@ -80,10 +80,10 @@ def test_importing_the_benchmarks_leaves_tensorflow_alone():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["configs/none.py"], "No config file 'configs/none.py'"),
+    (["configs/none.py"], "There is no config file 'configs/none.py'"),
     ([SMOKE, "--set=method.top=1"], "does not take .*method.top"),
     ([SMOKE, "--steps=0"], "steps=0 must be at least 1"),
-    ([SMOKE, "--known=2"], "known=2 is for methods with prototypes"),
+    ([SMOKE, "--known=2"], "known=2 needs a method with prototypes"),
   ],
 )
 def test_bad_command_is_one_line(arguments, message):

@@ -160,8 +160,8 @@ def test_a_command_names_config_seeds_and_workdir(tmp_path):
 @pytest.mark.parametrize(
   ("given", "message"),
   [
-    (["--methods=ewc,ewc"], "The row 'ewc' stands twice"),
-    (["--methods=ewc", "--seeds=1,1"], "The seed 1 stands twice"),
+    (["--methods=ewc,ewc"], "The row 'ewc' is given twice"),
+    (["--methods=ewc", "--seeds=1,1"], "The seed 1 is given twice"),
     (["--seeds=1"], "There is no row; give --methods or --also"),
     (["--methods=ewc", "--seeds="], "There is no seed"),
   ],
