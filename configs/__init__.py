@@ -1,1 +1,1 @@
-"""Configs: pure data. A file's get_config(arg) takes what follows the colon."""
+"""Configs: data only. get_config(arg) takes the text after the colon."""

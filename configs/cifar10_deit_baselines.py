@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg=None):
-  """Returns requests from truck and ship to bird and cat."""
+  """Returns a baseline on the requests of configs/cifar10_deit_gs_lora.py."""
   arg = common.parse_arg(
     arg,
     method="ewc",

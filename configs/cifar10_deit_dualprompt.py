@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config(arg=None):
-  """Returns DualPrompt with the original's CIFAR-100 prompts."""
+  """Returns DualPrompt with the released code's prompts for CIFAR-100."""
   arg = common.parse_arg(arg, tune=False, data=cifar10_deit_l2p.DATA, size=112)
   config = base.get_config()
   config.name = "cifar10_deit_dualprompt"

@@ -2,11 +2,12 @@
 
   python main.py --my_config configs/cifar10_deit_gs_lora.py --workdir ./forget
 
-The classifier comes from configs/cifar10_deit_pretrain.py, made on first use.
-":plus" is GS-LoRA++, ":subgradient" the released code's kind of step,
-":shots=4" leaves four images a class, ":missing" no image of one kept class;
-":measure" trains nothing and measures --my_config.init_checkpoint; ":data=",
-":size=" and ":tune" as in configs/cifar10_deit_l2p.py.
+configs/cifar10_deit_pretrain.py makes the classifier on first use. ":plus" is
+GS-LoRA++; ":subgradient" puts the group lasso into the loss, as the released
+code does; ":shots=4" uses four images of each class; ":missing" uses no images
+of one class to retain; ":measure" trains nothing and measures
+--my_config.init_checkpoint; ":data=", ":size=" and ":tune" as in
+configs/cifar10_deit_l2p.py.
 """
 
 from configs import base
@@ -34,13 +35,13 @@ def scenario(arg):
     shots=arg.shots or None,
   )
   config.preprocess.train = "none"
-  # A step at the default rate breaks DeiT-Tiny; chosen on held-out images.
+  # At the default rate one step ruins DeiT-Tiny; chosen on held-out images.
   config.audit.lr = 1e-4
   return config
 
 
 def get_config(arg=None):
-  """Returns requests from truck and ship to bird and cat."""
+  """Returns four requests, from truck and ship to bird and cat."""
   arg = common.parse_arg(
     arg,
     plus=False,

@@ -43,7 +43,7 @@ def stream(config, arg):
 
 
 def get_config(arg=None):
-  """Returns L2P with the original's CIFAR-100 prompts."""
+  """Returns L2P with the released code's prompts for CIFAR-100."""
   arg = common.parse_arg(arg, tune=False, data=DATA, size=112)
   config = base.get_config()
   config.name = "cifar10_deit_l2p"

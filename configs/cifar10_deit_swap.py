@@ -15,7 +15,7 @@ from configs import swaps
 
 
 def get_config(arg=None):
-  """Returns a swap of five classes for two."""
+  """Returns a swap that learns five classes and forgets two."""
   arg = common.parse_arg(
     arg, **swaps.ARGUMENTS, data=cifar10_deit_l2p.DATA, size=112
   )

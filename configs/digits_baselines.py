@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg=None):
-  """Returns requests of two digits each."""
+  """Returns a baseline on requests of two digits each."""
   arg = common.parse_arg(
     arg,
     method="ewc",

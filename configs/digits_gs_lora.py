@@ -2,12 +2,12 @@
 
   python main.py --my_config configs/digits_gs_lora.py --workdir ./forget
 
-No download: the classifier comes from configs/digits_pretrain.py, made on first
-use. ":plus" is GS-LoRA++, ":subgradient" the released code's kind of step,
-":shots=4" leaves four images a class, ":missing" no image of one kept digit;
-":requests=4" forgets in requests of two; ":measure" trains nothing and measures
---my_config.init_checkpoint; ":tune" measures on held-out training images, by
-which the settings were chosen.
+Nothing is downloaded: configs/digits_pretrain.py makes the classifier on first
+use. ":plus" is GS-LoRA++; ":subgradient" puts the group lasso into the loss, as
+the released code does; ":shots=4" uses four images of each class; ":missing"
+uses no images of one digit to retain; ":requests=4" makes four requests of two
+digits; ":measure" trains nothing and measures --my_config.init_checkpoint;
+":tune" measures on held-out training images, as for choosing the settings.
 """
 
 from configs import base

@@ -1,4 +1,4 @@
-"""DualPrompt on a small stand-in for 5-datasets, with DeiT-Tiny.
+"""DualPrompt with DeiT-Tiny on four small data sets instead of 5-datasets.
 
   python main.py --my_config configs/five_deit_dualprompt.py --workdir ./dual
 

@@ -66,7 +66,7 @@ def options(
 
 
 def title(name: str, arg: ml_collections.ConfigDict, *more: str) -> str:
-  """Returns a run's name: "digits_swap:lf" and what differs from the paper."""
+  """Returns a run's name: "digits_swap:lf" and the variants that are on."""
   on = [v for v in (*_VARIANTS, *more) if arg[v]]
   return ",".join([f"{name}{',' if ':' in name else ':'}{arg.order}", *on])
 

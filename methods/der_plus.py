@@ -1,6 +1,6 @@
 """DER++: see parts/distilling.py for the loss.
 
-Buzzega et al., "Dark Experience", NeurIPS 2020; as the GS-LoRA code has it.
+Buzzega et al., "Dark Experience", NeurIPS 2020, in the GS-LoRA code's version.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Elastic weight consolidation: see parts/penalties.py for the loss.
 
-Kirkpatrick et al., PNAS 2017; as the GS-LoRA code has it.
+Kirkpatrick et al., PNAS 2017, in the GS-LoRA code's version.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Function distance regularization: see parts/distilling.py for the loss.
 
 Benjamin et al., "Measuring and regularizing networks in function space", ICLR
-2019; as the GS-LoRA code has it.
+2019, in the GS-LoRA code's version.
 """
 
 import dataclasses

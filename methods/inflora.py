@@ -108,7 +108,7 @@ class InfLoRA(Method):
     }
 
   def before_stage(self, state, stage, data):
-    """Designs lora_a for the stage's images."""
+    """Computes lora_a from the inputs of the stage's images (Equation 8)."""
     seen = self.see(state, stage, data)
     designed = data.compiled(
       "design", self.design_all, out_shardings=sharding.replicated(data.mesh)

@@ -88,7 +88,11 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
     return trees.holder(name, low) is not None
 
   def init_memory(self, params, trainable):
-    """Holds the teacher's lower half."""
+    """Holds the teacher's lower half.
+
+    Raises:
+      ValueError: The optimizer trains a parameter above the cut.
+    """
     pattern = trees.pattern((*self.model.stem, *self.lower))
     for name in unlearning.trained(params, trainable):
       if not self.is_low(name) and not name.startswith("deposit/"):

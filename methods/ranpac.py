@@ -136,7 +136,7 @@ class RanPAC(Method):
     """Adds the stage's images to the sums and fits the weights to all.
 
     Raises:
-      FloatingPointError: No ridge of the grid has finite weights.
+      FloatingPointError: No ridge has finite weights.
     """
     added = data.accumulate("part_sums", self.part_sums, state, stage.goal)
     # Donate the sums, or XLA keeps a second pair of Gram matrices.

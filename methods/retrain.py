@@ -21,7 +21,11 @@ class Retrain(retaining.Retaining):
   """
 
   def init_memory(self, params, trainable):
-    """Checks that all weights are trained."""
+    """Checks that all weights are trained.
+
+    Raises:
+      ValueError: The optimizer freezes a parameter.
+    """
     frozen = [n for n, on in trees.flatten(trainable).items() if not on]
     if frozen:
       raise ValueError(

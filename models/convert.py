@@ -81,7 +81,7 @@ def _read(source: pathlib.Path) -> dict[str, Any]:
     )
   try:
     weights = torch.load(source, map_location="cpu", weights_only=True)
-  # torch raises what unpickling raises, and advises to trust the file.
+  # torch passes on any error of unpickling, with the advice to trust the file.
   except Exception as error:
     raise ValueError(
       f"{source} holds more than tensors, or is damaged"

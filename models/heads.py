@@ -97,7 +97,7 @@ class Softmax(Head):
 
   @nn.compact
   def classify(self, x, label):
-    """Returns the logits alone."""
+    """Returns only the logits."""
     del label
     bias = self.param(
       "bias", nn.initializers.zeros, (self.num_classes,), self.param_dtype

@@ -74,7 +74,7 @@ class Attention(nn.Module):
     scale: Factor of the scores before the softmax; None: 1 / sqrt(K).
     qkv_bias: Whether query, key and value have a bias.
     uniform: Whether the parameters start as in `uniform_init`.
-    dtype: Compute type; the softmax is float32 whatever it is.
+    dtype: Compute type; the softmax is float32 in any case.
     param_dtype: Type of the parameters.
     dense: Class of the projections query, key, value and out.
   """

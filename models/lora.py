@@ -164,7 +164,7 @@ def _last(name: str) -> str:
 
 
 def split(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns the tree without adapters, and a tree of the adapters alone."""
+  """Returns the tree without adapters, and a tree of the adapters only."""
   base, adapters = {}, {}
   for name, leaf in trees.flatten(params).items():
     (adapters if _last(name) in ADAPTER else base)[name] = leaf

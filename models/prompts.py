@@ -179,17 +179,17 @@ class Prompts(nn.Module, kw_only=True):
     Args:
       query: [B, D]; a caller that does not train it stops its gradient.
       task: int32[] or [B], may be traced; an example gets the prompts [task
-        K, (task + 1) K) if the pool holds them, else those it would get
-        anyway.
-      vote_group: None: each example gets its own nearest prompts. g: each
-        contiguous group of g examples gets those that most of it chose.
+        K, (task + 1) K) if the pool holds them, else those that it would get
+        without a task.
+      vote_group: Number of neighbouring examples that get the same prompts,
+        those that most of them chose. None: each gets its own nearest ones.
       mask: bool[B]; examples where it is False neither vote nor count in
         reduce_sim.
 
     Returns:
-      What the ViT takes beside the image, {"prompts": {layer: {"tokens" [B,
-      P, D] and / or "prefix" [2, B, L, H, K]}}} and "reweight" [P] if there
-      is one; and the selection, empty without a pool: "prompt_idx" [B, K],
+      The ViT's inputs beside the image, {"prompts": {layer: {"tokens" [B, P,
+      D] and / or "prefix" [2, B, L, H, K]}}} and, with reweight, "reweight"
+      [P]; and the selection, empty without a pool: "prompt_idx" [B, K],
       "sim" [B, M] cosines, "reduce_sim" [] the sum of cosines over the chosen
       keys averaged over the examples, "selected_key" [B, K, D] at unit
       length.
@@ -261,7 +261,7 @@ class Prompts(nn.Module, kw_only=True):
     if key is None:
       key = prompt.mean(axis=(0, 2))
     key = selection.normalize(key)
-    # A coarse product (TF32, bf16 passes) would change what is chosen.
+    # Lower precision (TF32, bf16 passes) would change which prompts are chosen.
     sim = jnp.matmul(selection.normalize(query), key.T, precision="highest")
     idx = selection.select(
       sim, self.top_k, task=task, vote_group=vote_group, mask=mask

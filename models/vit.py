@@ -223,7 +223,7 @@ class ViT(encoder.EncoderAnatomy, nn.Module):
     *,
     train: bool = False,
   ) -> dict[str, jax.Array]:
-    """Maps features [B, D] to "logits" [B, C]; the head alone.
+    """Maps features [B, D] to "logits" [B, C] with the head.
 
     `label` and `train` are not used: this head has no margin.
     """

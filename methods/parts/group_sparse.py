@@ -123,7 +123,11 @@ class GroupSparse(Method):
       )
 
   def init_memory(self, params, trainable):
-    """Holds the stage's loss weights and, if there is one, the average."""
+    """Holds the stage's loss weights and, if there is one, the average.
+
+    Raises:
+      ValueError: The optimizer trains other parameters than adapters.
+    """
     low_rank.check_trained(trainable)
     beside = [
       name

@@ -34,13 +34,13 @@ def check_model(
   if not isinstance(model.dense, lora.Lora):
     layers = model.adaptable[kind]
     raise ValueError(
-      "This method trains LoRA adapters, and the model has none; set "
+      "This method trains LoRA adapters, but the model has none; set "
       f"model.lora to {dict(layers=layers, rank=rank, alpha=alpha)}."
     )
 
 
 def check_trained(trainable: Any) -> None:
-  """Raises ValueError unless adapters are trained, and no kernel beside them.
+  """Raises ValueError unless all adapters are trained and their kernels frozen.
 
   Args:
     trainable: Booleans, of the parameters' structure.

@@ -198,7 +198,7 @@ class Prompting(Method):
     return self.prompts.apply({"params": params}, query, **how)
 
   def loss(self, params, memory, batch, rng):
-    """Masked cross entropy, less the similarity to the chosen keys."""
+    """Masked cross entropy minus the similarity to the chosen keys."""
     rows = rehearsal.join(batch, memory, self.rehearsal.mask)
     batch = rows.batch
     inputs, chosen = self.choose(

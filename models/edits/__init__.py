@@ -137,8 +137,8 @@ def read_all(workdir: str | os.PathLike[str]) -> dict[int, Edit]:
       numbers[int(match[1])] = path
   if not numbers:
     raise FileNotFoundError(
-      f"No edits in {folder}; give the --workdir of a run that forgets with "
-      "adapters, such as one of configs/digits_gs_lora.py."
+      f"No edits in {folder}; give the workdir of a run that forgets with "
+      "adapters, such as a run of configs/digits_gs_lora.py."
     )
   return {number: read(numbers[number]) for number in sorted(numbers)}
 
