@@ -208,15 +208,15 @@ LORA_CASES = {
   ),
   "no projection": (
     {"optimizer__lora__project": None},
-    r"confines the updates of 8 parameters, .*group 'lora'.* no project",
+    r"projects the updates of 8 parameters, .*group 'lora'.* no project",
   ),
   "another group's projection": (
     {"optimizer__lora__project": None, "optimizer__head__project": "update"},
-    r"confines the updates of 8 parameters, .*group 'lora'.* no project",
+    r"projects the updates of 8 parameters, .*group 'lora'.* no project",
   ),
   "projection on nothing": (
     {"method": {"name": "finetune"}},
-    r"groups \['lora'\] have a project, and the method confines nothing",
+    r"groups \['lora'\] have a project, but the method projects nothing",
   ),
   "unknown projection": (
     {"optimizer__lora__project": "updates"},

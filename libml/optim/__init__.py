@@ -1,4 +1,4 @@
-"""Optimizers: groups by name, and the transforms that bend a step."""
+"""Optimizers: parameter groups by name, and optax transforms."""
 
 from libml.optim.groups import Groups as Groups
 from libml.optim.metrics import Metrics as Metrics

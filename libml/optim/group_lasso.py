@@ -1,4 +1,8 @@
-"""Groups of parameters and the sum of their norms: the group lasso."""
+"""The group lasso: a penalty on the sum of the norms of lasso groups.
+
+A lasso group is a set of parameters that become zero together (Yuan and Lin,
+2006). It has nothing to do with the optimizer's parameter groups.
+"""
 
 import functools
 import re
@@ -11,11 +15,11 @@ import jax.numpy as jnp
 
 from libml import trees
 
-# Name of a parameter -> name of its group, None where it has none.
+# Name of a parameter -> name of its lasso group, None if it has none.
 LassoGroups = Callable[[str], str | None]
 
-# Name in a config -> pattern over adapters (GS-LoRA's groupings). BLOCK stands
-# for the branches of a model's blocks.
+# Name in a config -> pattern over the names of adapters (GS-LoRA's groupings),
+# in which BLOCK stands for the branches of the model's blocks.
 GROUPINGS = {
   "block": r"(BLOCK)/.*lora_[ab]",
   "block_b": r"(BLOCK)/.*/(lora_b)",
@@ -25,46 +29,47 @@ GROUPINGS = {
 
 
 def of_adapters(grouping: str, blocks: Iterable[str]) -> LassoGroups:
-  """Returns groups of a model's adapters.
+  """Returns lasso groups of a model's adapters.
 
   Args:
-    grouping: Row of GROUPINGS.
-    blocks: Branches of the model's blocks.
+    grouping: Key of GROUPINGS.
+    blocks: Branches of the model's blocks, such as "encoder/block_0".
   """
   return by_pattern(GROUPINGS[grouping].replace("BLOCK", _any_of(blocks)))
 
 
 def by_branch(branches: Iterable[str]) -> LassoGroups:
-  """Returns groups that are all parameters below each of some branches."""
+  """Returns one lasso group for each branch: all parameters in it."""
   return by_pattern(f"({_any_of(branches)})/.*")
 
 
 def _any_of(branches: Iterable[str]) -> str:
-  # Without any, no name matches.
+  # Without branches, match no name.
   return "|".join(map(re.escape, branches)) or r"(?!)"
 
 
 @functools.cache
 def by_pattern(pattern: str) -> LassoGroups:
-  """Returns groups that a regular expression over whole names captures.
+  """Returns lasso groups from a regular expression over whole names.
 
-  What the expression captures, joined by "/", names the group; a parameter
-  whose name it does not match is in none.
+  The captured parts of a parameter's name, joined by "/", name its lasso group.
+  A parameter whose name does not match is in no lasso group.
 
   Raises:
-    ValueError: A pattern that is no regular expression, or captures nothing.
+    ValueError: The pattern is not a regular expression, or captures nothing.
   """
   try:
     compiled = re.compile(pattern)
   except re.error as error:
     raise ValueError(
-      f"The pattern of groups {pattern!r} is no regular expression: {error}."
+      f"The pattern of lasso groups {pattern!r} is no regular expression: "
+      f"{error}. Correct it."
     ) from error
   if not compiled.groups:
     raise ValueError(
-      f"The pattern of groups {pattern!r} captures nothing, so no group has a "
-      "name; put what names the group in parentheses, as in "
-      "'(.*)/lora_[ab]'."
+      f"The pattern of lasso groups {pattern!r} captures nothing, so the "
+      "groups have no names; put the part that names the group in parentheses, "
+      "as in '(.*)/lora_[ab]'."
     )
 
   def group(name: str) -> str | None:
@@ -75,7 +80,7 @@ def by_pattern(pattern: str) -> LassoGroups:
 
 
 def members(tree: Any, groups: LassoGroups) -> dict[str, list[str]]:
-  """Returns the names of each group's leaves, in the tree's order."""
+  """Returns {lasso group: names of its leaves in the tree's order}."""
   found: dict[str, list[str]] = {}
   for name in trees.flatten(tree):
     group = groups(name)
@@ -85,9 +90,9 @@ def members(tree: Any, groups: LassoGroups) -> dict[str, list[str]]:
 
 
 def norms(tree: Any, groups: LassoGroups) -> dict[str, jax.Array]:
-  """Returns the Euclidean norm over all leaves of each group, float32[].
+  """Returns the Euclidean norm over all leaves of each lasso group, float32[].
 
-  Its gradient at a group that is all zero is zero, a subgradient, and not NaN.
+  The gradient of the norm of a group at zero is 0, a subgradient, and not NaN.
   """
   leaves = trees.flatten(tree)
 
@@ -103,12 +108,12 @@ def norms(tree: Any, groups: LassoGroups) -> dict[str, jax.Array]:
 
 
 def penalty(tree: Any, groups: LassoGroups) -> jax.Array:
-  """Returns the sum of the groups' norms, float32[]; of no group, 0."""
+  """Returns the sum of the lasso groups' norms, float32[]; 0 without groups."""
   return sum(norms(tree, groups).values(), jnp.zeros((), jnp.float32))
 
 
 def zeros(tree: Any, groups: LassoGroups) -> dict[str, jax.Array]:
-  """Returns for each group whether all of it is exactly zero, bool[]."""
+  """Returns for each lasso group whether it is exactly zero, bool[]."""
   leaves = trees.flatten(tree)
   return {
     group: jnp.stack([jnp.all(leaves[name] == 0) for name in names]).all()

@@ -1,4 +1,7 @@
-"""Which parameters an optimizer trains: groups by patterns over leaf names."""
+"""Parameter groups: which parameters an optimizer trains, and how.
+
+Each group has a name and a pattern over the names of parameters.
+"""
 
 import dataclasses
 import difflib
@@ -10,17 +13,18 @@ import jax
 
 from libml import trees
 
-# Parameters that an error names.
+# Number of parameters that an error names.
 _SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """Named parts of a parameter tree: ordered (name, pattern), first match wins.
+  """The parameter groups of an optimizer.
 
   Attributes:
-    patterns: Regular expressions over whole leaf names.
-    frozen: Names of the groups that are not trained.
+    patterns: Ordered pairs (name, regular expression over whole leaf names);
+      the first match wins.
+    frozen: Names of the parameter groups that are not trained.
   """
 
   patterns: tuple[tuple[str, str], ...]
@@ -28,14 +32,14 @@ class Groups:
 
   @property
   def trained(self) -> tuple[str, ...]:
-    """Names of the groups that are trained."""
+    """Names of the parameter groups that are trained."""
     return tuple(n for n, _ in self.patterns if n not in self.frozen)
 
   def labels(self, params: Any) -> Any:
-    """Returns the tree of group names.
+    """Returns the tree with the name of each leaf's parameter group.
 
     Raises:
-      ValueError: A parameter that matches no group.
+      ValueError: A parameter matches no group.
     """
 
     def label(name, leaf):
@@ -44,18 +48,19 @@ class Groups:
         if re.fullmatch(pattern, name):
           return group
       raise ValueError(
-        f"Parameter {name!r} matches none of the optimizer's groups "
-        f"{self.patterns}; add a last group with the pattern '.*'."
+        f"Parameter {name!r} matches none of the parameter groups "
+        f"{self.patterns}; add a last one with the pattern '.*' to "
+        "optimizer.groups."
       )
 
     return trees.map_named(label, params)
 
   def trainable(self, params: Any) -> Any:
-    """Returns the tree of booleans: whether a leaf is trained."""
+    """Returns the tree of booleans that say whether a leaf is trained."""
     return jax.tree.map(lambda g: g not in self.frozen, self.labels(params))
 
   def sizes(self, params: Any) -> dict[str, int]:
-    """Returns the number of weights: "total" and "trainable"."""
+    """Returns the numbers of scalar weights, "total" and "trainable"."""
     sizes = jax.tree.map(lambda leaf: leaf.size, params)
     trained = jax.tree.map(lambda s, on: s * on, sizes, self.trainable(params))
     total, trainable = (sum(jax.tree.leaves(t)) for t in (sizes, trained))
@@ -65,7 +70,7 @@ class Groups:
     """Checks that every trained group has a parameter.
 
     Raises:
-      ValueError: A trained group without one.
+      ValueError: A trained group has no parameter.
     """
     labels = trees.flatten(self.labels(params))
     for group, pattern in self.patterns:
@@ -74,7 +79,7 @@ class Groups:
       kind, names = _alike(pattern, list(labels))
       shown = ", ".join(f"{n!r} (in group {labels[n]!r})" for n in names)
       raise ValueError(
-        f"The optimizer trains the group {group!r}, and its pattern "
+        f"The optimizer trains the group {group!r}, but its pattern "
         f"{pattern!r} gets none of the {len(labels)} parameters; {kind} "
         f"{shown}. Correct the pattern or the order of optimizer.groups, or "
         f"set optimizer.{group}=None."
@@ -82,7 +87,7 @@ class Groups:
 
 
 def _alike(pattern: str, names: Sequence[str]) -> tuple[str, Sequence[str]]:
-  """Returns some names that a pattern may be meant for, and what they are."""
+  """Returns words for an error, and names that a pattern may be meant for."""
   matched = [name for name in names if re.fullmatch(pattern, name)]
   if matched:
     return "an earlier group takes", matched[:_SHOWN]

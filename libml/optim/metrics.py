@@ -1,4 +1,4 @@
-"""Figures of the last step that optimizer states hold for the log."""
+"""Metrics of the last step that optimizer states hold for the log."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,20 +11,20 @@ import optax
 
 @runtime_checkable
 class Metrics(Protocol):
-  """A transform's state that holds figures for the log."""
+  """A transform's state that holds metrics for the log."""
 
   def metrics(self, group: str) -> dict[str, jax.Array]:
-    """Returns name -> scalar of the last step.
+    """Returns {name: scalar} of the last step.
 
     Args:
-      group: The optimizer's group that the transform is of; "" outside of
-        groups. It belongs into the names of figures that every group has.
+      group: Name of the parameter group that the transform belongs to, or "".
+        It must be part of the name of a metric that each group has.
     """
     ...
 
 
 def last_metrics(opt_state: Any) -> dict[str, jax.Array]:
-  """Returns what the transforms report of the last step, name -> scalar."""
+  """Returns the metrics of all transforms in a state, {name: scalar}."""
   found = {}
   for group, state in _holders(opt_state):
     found.update(state.metrics(group))
@@ -32,7 +32,7 @@ def last_metrics(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def _holders(tree: Any, group: str = "") -> Iterator[tuple[str, Metrics]]:
-  """Yields the states that report, each with its group."""
+  """Yields the states that hold metrics, each with its parameter group."""
   kinds = (optax.transforms.PartitionState, Metrics)
   nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kinds))
   for node in nodes:

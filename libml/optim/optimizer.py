@@ -1,7 +1,8 @@
-"""Optimizers: parameter groups by name, None = frozen.
+"""Builds the optimizer of a run from the settings of its parameter groups.
 
-A step is always `tx.update(grads, opt_state, params, epoch=..., **extra)`;
-whatever bends it is a transform that takes arrays as extra arguments.
+A group with settings None is frozen. A step is always `tx.update(grads,
+opt_state, params, epoch=..., **extra)`: a transform that depends on the method,
+such as a projection, takes its arrays as extra arguments.
 """
 
 import dataclasses
@@ -35,8 +36,9 @@ def adam(
   Args:
     b1: Decay of the first moment.
     b2: Decay of the second moment.
-    eps: Added to the root of the second moment.
-    epsilon_hat: Whether before the bias correction, as LoRA-Sub-DRS has it.
+    eps: Added to the square root of the second moment.
+    epsilon_hat: Whether eps is added before the bias correction, as in
+      LoRA-Sub-DRS.
   """
   if epsilon_hat:
     return projection.scale_by_adam_epsilon_hat(b1, b2, eps)
@@ -50,13 +52,13 @@ def sgd(momentum: float = 0.9, nesterov: bool = True):
 
 OPTIMIZERS = {"adam": adam, "sgd": sgd}
 
-# Those that hold the whole step, and shrink the method's groups to zero.
+# Complete steps that also shrink the method's lasso groups, exactly to zero.
 PROXIMAL = {
   "proximal_adam": proximal.proximal_group_lasso,
   "proximal_sgd": proximal.proximal_group_lasso_sgd,
 }
 
-# What a group's `project` names: whether the transform ends or starts a chain.
+# Values of a group's `project`: what the method's factors multiply.
 _PROJECTED = (None, "update", "gradient")
 
 
@@ -79,25 +81,26 @@ def group_transform(
   """Returns the transform of one parameter group.
 
   Args:
-    name: Row of OPTIMIZERS or PROXIMAL.
+    name: Key of OPTIMIZERS or PROXIMAL.
     lr: Peak learning rate.
     epochs: Length of a stage, for the schedule.
-    schedule: Row of schedules.SCHEDULES.
+    schedule: Key of schedules.SCHEDULES.
     warmup_epochs: See schedules.build.
     min_lr: See schedules.build.
-    weight_decay: Decoupled decay, lr * weight_decay * theta a step.
+    weight_decay: Decoupled decay: lr * weight_decay * theta per step.
     normalize_columns: Whether matrices keep columns of length 1.
     l2: Coupled decay: l2 * theta is added to the gradient.
     project: What the method's factors (extra arguments `left` and `right`)
-      multiply: the "update", the "gradient", or None: nothing.
-    lasso: The method's groups, for a row of PROXIMAL.
-    transforms: The method's, at the end of the chain; a row of PROXIMAL, whose
-      step must be the last, takes none.
-    **options: Of the optimizer, such as b1 or momentum.
+      multiply: "update", "gradient", or None (nothing).
+    lasso: The method's lasso groups; an optimizer in PROXIMAL needs them.
+    transforms: The method's transforms, at the end of the chain. An optimizer
+      in PROXIMAL ignores them, because its step must be the last transform.
+    **options: Options of the optimizer, such as b1 or momentum.
 
   Raises:
-    ValueError: An unknown row or option, another `project`, or a row of
-      PROXIMAL beside options that would change its step, or without groups.
+    ValueError: `name`, `schedule`, `project` or an option is unknown, or an
+      optimizer in PROXIMAL has options that would change its step, or no
+      lasso groups.
   """
   if project not in _PROJECTED:
     raise ValueError(f"project={project!r} must be one of {_PROJECTED}.")
@@ -111,9 +114,9 @@ def group_transform(
   if name in PROXIMAL:
     if lasso is None or project or normalize_columns or l2:
       raise ValueError(
-        f"The optimizer {name!r} takes a step of its own: set project=None, "
-        "normalize_columns=False and l2=0, and a method with groups to shrink; "
-        f"else take one of {sorted(OPTIMIZERS)}."
+        f"The optimizer {name!r} needs a method with lasso groups, and "
+        "project=None, normalize_columns=False and l2=0; set these, or name "
+        f"one of {sorted(OPTIMIZERS)}."
       )
     return _proximal(name, rate, lasso, weight_decay, **options)
   chain = [optax.add_decayed_weights(l2)] if l2 else []
@@ -137,7 +140,7 @@ def _proximal(
   weight_decay: float,
   **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns a row of PROXIMAL; alpha comes from the method at each step."""
+  """Returns an optimizer in PROXIMAL; the method gives alpha at each step."""
   if weight_decay:
     options["weight_decay"] = weight_decay
   return registry.build(
@@ -154,14 +157,14 @@ def _proximal(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-  """What turns gradients into a step.
+  """The optimizer of a run.
 
   Attributes:
-    tx: The whole transform.
-    groups: Which parameters it trains.
-    projected: Names of the groups that a method's factors multiply.
-    proximal: Names of the groups whose step shrinks a method's groups.
-    lasso: The method's groups.
+    tx: The whole optax transform.
+    groups: Its parameter groups.
+    projected: Names of the parameter groups that have a `project`.
+    proximal: Names of the parameter groups with an optimizer in PROXIMAL.
+    lasso: The method's lasso groups.
   """
 
   tx: optax.GradientTransformationExtraArgs
@@ -171,17 +174,17 @@ class Optimizer:
   lasso: LassoGroups | None = None
 
   def check(self, extra: Mapping[str, Any], params: Any) -> None:
-    """Checks that the groups fit the parameters and what a method asks for.
+    """Checks that the parameter groups fit the parameters and the method.
 
     Args:
       extra: The method's arrays for the transforms.
-      params: All parameters, the method's own included.
+      params: All parameters, including the method's own.
 
     Raises:
-      ValueError: A trained group without a parameter, factors for a parameter
-        whose group has no `project`, a `project` without factors, a weight of
-        the group lasso that no proximal optimizer reads, or a proximal
-        optimizer without one.
+      ValueError: A trained group has no parameter; the method has factors for a
+        parameter whose group has no `project`, or none although a group has
+        one; or the method has a weight of the group lasso and no group has an
+        optimizer in PROXIMAL, or the reverse.
     """
     self.groups.check(params)
     labels = trees.flatten(self.groups.labels(params))
@@ -191,20 +194,20 @@ class Optimizer:
   def _check_proximal(
     self, weighed: bool, params: Any, labels: Mapping[str, str]
   ) -> None:
-    """Checks that what the method shrinks is shrunk, and all of it at once."""
+    """Checks that whole lasso groups get a proximal step, if any does."""
     if weighed and not self.proximal:
       raise ValueError(
-        "The method shrinks groups of parameters by a proximal step, which "
-        f"none of the optimizer's groups {[n for n, _ in self.groups.patterns]}"
-        f" takes; name one of {sorted(PROXIMAL)} there, or set the method's "
-        "option that adds the penalty to its loss instead."
+        "The method shrinks its lasso groups by a proximal step, which none of "
+        f"the parameter groups {[n for n, _ in self.groups.patterns]} takes; "
+        f"set optimizer.GROUP.name to one of {sorted(PROXIMAL)}, or set the "
+        "method's option that adds the penalty to its loss instead."
       )
     if self.proximal and not weighed:
       raise ValueError(
-        f"The optimizer's groups {sorted(self.proximal)} take a proximal step, "
-        "and the method gives it no weight, so nothing would be shrunk; name "
-        f"one of {sorted(OPTIMIZERS)} there, or set the method's option that "
-        "leaves the penalty to the optimizer."
+        f"The parameter groups {sorted(self.proximal)} take a proximal step, "
+        "but the method gives no weight for it, so nothing would be shrunk; "
+        f"set optimizer.GROUP.name to one of {sorted(OPTIMIZERS)}, or set the "
+        "method's option that leaves the penalty to the optimizer."
       )
     if self.lasso is None or not self.proximal:
       return
@@ -212,15 +215,15 @@ class Optimizer:
       where = {labels[name] for name in members}
       if len(where) > 1 or not where <= self.proximal:
         raise ValueError(
-          f"The parameters of {group!r} are shrunk together, and lie in the "
-          f"optimizer's groups {sorted(where)}; put them into one, of "
-          f"{sorted(PROXIMAL)}."
+          f"The parameters of the lasso group {group!r} are shrunk together, "
+          f"but are in the parameter groups {sorted(where)}; put them into one "
+          f"group with one of the optimizers {sorted(PROXIMAL)}."
         )
 
   def _check_projected(
     self, extra: Mapping[str, Any], labels: Mapping[str, str]
   ) -> None:
-    """Checks that a method's factors reach the updates that they are for."""
+    """Checks that groups have a `project` where the method has factors."""
     names = {
       name
       for side in ("left", "right")
@@ -229,14 +232,14 @@ class Optimizer:
     lost = sorted(n for n in names if labels.get(n) not in self.projected)
     if lost:
       raise ValueError(
-        f"The method confines the updates of {len(lost)} parameters, such as "
-        f"{lost[0]!r} of the optimizer's group {labels.get(lost[0])!r}, which "
+        f"The method projects the updates of {len(lost)} parameters, such as "
+        f"{lost[0]!r} of the parameter group {labels.get(lost[0])!r}, which "
         "has no project; set it to 'update' (or 'gradient') there."
       )
     if self.projected and not names:
       raise ValueError(
-        f"The optimizer's groups {sorted(self.projected)} have a project, and "
-        "the method confines nothing; set project=None."
+        f"The parameter groups {sorted(self.projected)} have a project, but "
+        "the method projects nothing; set project=None."
       )
 
 
@@ -255,21 +258,23 @@ def build(
   """Builds the optimizer of a run.
 
   Args:
-    groups: Ordered (name, pattern).
+    groups: Parameter groups: ordered pairs (name, pattern).
     epochs: Length of a stage.
     lr_scale: Factor of every lr and min_lr (batch size / 256 in L2P).
-    clip_norm: Largest norm of the gradient; None does not clip.
-    clip_scope: Whose norm: "trainable", or "all" for parity with the L2P
-      code, which counts frozen weights' gradients (and so computes them).
+    clip_norm: Largest norm of the gradient; None: no clipping.
+    clip_scope: Gradients that the norm covers: "trainable", or "all" as in
+      L2P's code, which needs the gradients of frozen weights, too.
     l2: Weight of 0.5 * sum of squares over all leaves of two dimensions or
-      more, added to the gradient before clipping (L2P's decay in the loss).
-    lasso: Which parameters a proximal optimizer shrinks together.
-    transforms: The method's, at the end of every trained group's chain.
-    **settings: For each group a dict for `group_transform`, or None: frozen.
+      more; its gradient is added before clipping (L2P's decay in the loss).
+    lasso: The method's lasso groups.
+    transforms: The method's transforms, at the end of every trained group's
+      chain.
+    **settings: For each parameter group a dict of arguments of
+      `group_transform`, or None: frozen.
 
   Raises:
-    ValueError: A group without settings, settings without a group, an
-      unknown option, or an unknown clip_scope.
+    ValueError: A group has no settings, there are settings for no group, or an
+      option or clip_scope is unknown.
   """
   if clip_scope not in ("trainable", "all"):
     raise ValueError(f"clip_scope={clip_scope!r} must be 'trainable' or 'all'.")
@@ -278,7 +283,8 @@ def build(
   parts = Groups(tuple((name, pattern) for name, pattern in groups), frozen)
   clip: Any = transforms_lib.clip_by_global_norm(clip_norm)
   if clip_scope == "trainable":
-    # Outside the mask a clip reads, and so keeps alive, frozen gradients.
+    # Without the mask, the clip would read the frozen weights' gradients, and
+    # XLA would have to compute them.
     clip = optax.masked(clip, parts.trainable)
   shared = {"epochs": epochs, "lasso": lasso, "transforms": transforms}
   by_group: dict[Any, optax.GradientTransformation] = {
@@ -299,16 +305,16 @@ def build(
 
 
 def _check_settings(names: Sequence[str], settings: Mapping[str, Any]) -> None:
-  """Raises ValueError unless each group has settings, and they have a group."""
+  """Checks that parameter groups and settings have the same names."""
   for name in [*names, *settings]:
     if name not in settings:
       raise ValueError(
-        f"The optimizer's group {name!r} has no settings; give a dict, or "
-        "None to freeze it."
+        f"The parameter group {name!r} has no settings; set optimizer.{name} "
+        "to a dict, or to None to freeze it."
       )
     if name not in names:
       raise ValueError(
-        f"Optimizer settings for {name!r}, which is no group. "
+        f"The optimizer has settings for {name!r}, which is no group. "
         f"{registry.nearest(name, names)}"
       )
 
@@ -316,7 +322,7 @@ def _check_settings(names: Sequence[str], settings: Mapping[str, Any]) -> None:
 def _transform(
   options: Mapping[str, Any] | None, lr_scale: float, **shared: Any
 ) -> optax.GradientTransformation:
-  """Returns the transform of a group's settings, its rates scaled."""
+  """Returns the transform of a parameter group, with scaled learning rates."""
   if options is None:
     return optax.set_to_zero()
   settled: dict[str, Any] = {"min_lr": 0.0, **options}

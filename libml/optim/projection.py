@@ -1,4 +1,4 @@
-"""Updates confined to subspaces, and Adam with its epsilon inside."""
+"""Projection of updates to subspaces, and Adam in its "epsilon hat" form."""
 
 import math
 
@@ -20,21 +20,22 @@ def project_updates() -> optax.GradientTransformationExtraArgs:
     u \leftarrow L \, u \, R.
 
   With :math:`L = V_k V_k^\top`, where :math:`V_k` has orthonormal columns,
-  every update lies in their span, and so does all that a parameter moves. A
-  parameter without a factor passes through. At the end of a chain it projects
-  the optimizer's step (LoRA-Sub-DRS, Adam-NSCL), at its start the gradient
-  (gradient projection memory); then the moments lie in the subspace, too, but
-  Adam's step need not.
+  every update lies in the span of these columns, and so does the total change
+  of the parameter. The update of a parameter without a factor does not change.
+  At the end of a chain the transform projects the optimizer's step
+  (LoRA-Sub-DRS, Adam-NSCL); at the start it projects the gradient (gradient
+  projection memory), so that the moments are in the subspace, but Adam's step
+  need not be.
 
-  The factors are extra arguments of ``update``, so one compiled step serves
-  spaces that change:
+  The factors are extra arguments of ``update``, so that one compiled step works
+  for subspaces that change:
 
   - ``left``: nested dictionaries with the names of some parameters, each with
     a matrix :math:`[m, m]` for a parameter :math:`[m, n]`.
-  - ``right``: the same with :math:`[n, n]`.
+  - ``right``: the same with matrices :math:`[n, n]`.
 
-  Products are made in float32 with the highest precision; the update keeps its
-  type.
+  Products are computed in float32 with the highest precision; the update keeps
+  its type.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`.
@@ -90,7 +91,7 @@ def _multiply(name: str, side: str, a: jax.Array, b: jax.Array) -> jax.Array:
   if not fits or square.shape[0] != square.shape[1]:
     raise ValueError(
       f"The update of {name!r} cannot be projected: {a.shape} times {b.shape}; "
-      "a left factor of a parameter [m, n] is [m, m], a right one [n, n]."
+      "a left factor of a parameter [m, n] must be [m, m], a right one [n, n]."
     )
   return jnp.matmul(
     a.astype(jnp.float32),
@@ -109,15 +110,15 @@ def scale_by_adam_epsilon_hat(
     u_s = \frac{\sqrt{1 - \beta_2^s}}{1 - \beta_1^s} \cdot
       \frac{m_s}{\sqrt{v_s} + \hat\varepsilon}
 
-  the form after algorithm 1 of the paper ("epsilon hat") and of TensorFlow 1.
-  :func:`optax.scale_by_adam` adds epsilon to the corrected root, so its steps
-  are larger where gradients are as small as epsilon: 30 times at
-  :math:`|g| = 10^{-9}` in the first step.
+  This is the form that the paper gives after algorithm 1 ("epsilon hat"), and
+  that of TensorFlow 1. :func:`optax.scale_by_adam` adds epsilon after the bias
+  correction, so its steps are larger where gradients are as small as epsilon:
+  30 times in the first step at :math:`|g| = 10^{-9}`.
 
   Args:
     b1: Decay of the first moment.
     b2: Decay of the second moment.
-    eps: Added to the uncorrected root.
+    eps: Added to the square root before the bias correction.
 
   Returns:
     A :class:`optax.GradientTransformation`.
@@ -150,5 +151,5 @@ def scale_by_adam_epsilon_hat(
 
 
 def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
-  # 1 - 0.999 has an error of 1e-5 in float32.
+  # In float32, 1 - base**exponent has a relative error of 1e-5 at 0.999.
   return -jnp.expm1(exponent * (math.log(base) if base else -math.inf))

@@ -1,4 +1,4 @@
-"""Optimizers with the group lasso as a proximal step: groups exactly zero."""
+"""Optimizers with a proximal step for the group lasso, to exact zeros."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from libml.optim import group_lasso
 from libml.optim import proximal_step
 from libml.optim import shrinkage
 
-# Momentum -> factor of a new gradient, and of one that stays, in the long run.
+# Name -> function of the momentum that returns the factor of a new gradient,
+# and the limit of momentum / gradient under a constant gradient.
 ACCUMULATORS = {
   "trace": lambda mu: (1.0, 1.0 / (1.0 - mu)),
   "ema": lambda mu: (1.0 - mu, 1.0),
@@ -22,14 +23,15 @@ ACCUMULATORS = {
 
 
 class ProximalAdamState(NamedTuple):
-  """Moments of the loss's gradient alone, and what the last step did.
+  """Moments of the loss's gradient, without the penalty, and metrics.
 
   Attributes:
-    count: int32[], updates so far.
+    count: int32[], number of updates so far.
     mu: First moments, float32.
     nu: Second moments, float32.
-    learning_rate: float32[], of the last step.
-    zero_groups: int32[], groups that are exactly zero after the last step.
+    learning_rate: float32[], rate of the last step.
+    zero_groups: int32[], number of lasso groups that are exactly zero after the
+      last step.
   """
 
   count: jax.Array
@@ -39,18 +41,19 @@ class ProximalAdamState(NamedTuple):
   zero_groups: jax.Array
 
   def metrics(self, group: str) -> dict[str, jax.Array]:
-    """The rate, by group, and the number of groups at zero."""
+    """Returns the learning rate, and the number of lasso groups at zero."""
     return _metrics(self, group)
 
 
 class ProximalSgdState(NamedTuple):
-  """Momentum of the loss's gradient alone, and what the last step did.
+  """Momentum of the loss's gradient, without the penalty, and metrics.
 
   Attributes:
-    count: int32[], updates so far.
-    trace: Momentum, float32; None without.
-    learning_rate: float32[], of the last step.
-    zero_groups: int32[], groups that are exactly zero after the last step.
+    count: int32[], number of updates so far.
+    trace: Momentum, float32; None without momentum.
+    learning_rate: float32[], rate of the last step.
+    zero_groups: int32[], number of lasso groups that are exactly zero after the
+      last step.
   """
 
   count: jax.Array
@@ -59,7 +62,7 @@ class ProximalSgdState(NamedTuple):
   zero_groups: jax.Array
 
   def metrics(self, group: str) -> dict[str, jax.Array]:
-    """The rate, by group, and the number of groups at zero."""
+    """Returns the learning rate, and the number of lasso groups at zero."""
     return _metrics(self, group)
 
 
@@ -77,11 +80,11 @@ def proximal_group_lasso(
   clock: str | None = None,
   stacked: Callable[[str], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""AdamW for a loss plus a group lasso, which makes groups exactly zero.
+  r"""AdamW for a loss plus a group lasso, which makes lasso groups zero.
 
   It minimizes :math:`f(\theta) + \alpha \sum_g w_g \|\theta_g\|_2` over
-  disjoint groups of parameters, from gradients of f alone. Let
-  :math:`\hat m, \hat v` be Adam's moments of them,
+  disjoint lasso groups g, from gradients of f alone. Let
+  :math:`\hat m, \hat v` be Adam's bias-corrected moments of these gradients,
   :math:`h = \sqrt{\hat v} + \varepsilon`, and y the result of AdamW's step,
 
   .. math::
@@ -89,55 +92,58 @@ def proximal_group_lasso(
     y = \theta - \eta \, (\hat m / h + \omega \theta).
 
   Without decay, y minimizes :math:`\hat m^\top (z - \theta) + \frac{1}{2 \eta}
-  \sum_i h_i (z_i - \theta_i)^2` over z: the loss to first order, in the metric
-  h. With the penalty kept whole beside it, the minimum is
+  \sum_i h_i (z_i - \theta_i)^2` over z: the loss to first order, with a
+  proximity term in the diagonal metric h. Adding the penalty to this objective
+  gives the step
 
   .. math::
 
     \theta \leftarrow \arg\min_z \tfrac12 \sum_i h_i (z_i - y_i)^2
       + \eta \alpha \sum_g w_g \|z_g\|_2,
 
-  which is :func:`shrinkage.metric_prox` of each group. A fixed point without
-  decay has :math:`0 \in \nabla f + \alpha w_g \partial \|\theta_g\|` for any h:
-  the preconditioner does not change what is solved, as it does where y is
-  shrunk in the Euclidean metric (:func:`decoupled_group_lasso`). A subgradient
-  in Adam's gradient does not change it either, but never ends at zero. With
-  alpha 0 the steps are those of :func:`optax.adamw`; parameters without a group
-  always take them.
+  which is :func:`shrinkage.metric_prox` of each lasso group. Without decay, a
+  fixed point has :math:`0 \in \nabla f + \alpha w_g \partial \|\theta_g\|` for
+  any h, so the preconditioner does not change the solution. It does change it
+  if y is shrunk in the Euclidean metric (:func:`decoupled_group_lasso`). Adding
+  a subgradient of the penalty to Adam's gradient does not change the solution
+  either, but never reaches exact zeros. With alpha 0 the steps are those of
+  :func:`optax.adamw`; parameters without a lasso group always take these steps.
 
-  A group at zero stays there while :math:`\|\hat m_g\| \le \alpha w_g`. If both
-  factors of a product A B are zero, they have no gradient, and never leave:
-  keep alpha at 0 until B has grown.
+  A lasso group at zero stays there while :math:`\|\hat m_g\| \le \alpha w_g`.
+  If both factors of a product A B are zero, their gradients are zero and they
+  stay zero: keep alpha at 0 until B has grown.
 
-  It contains the learning rate and must be the last transform of a chain:
-  nothing may rescale what it returns. The extra argument `alpha` of its
-  ``update`` (float[]) wins over the given one, so one compiled step serves an
-  alpha that changes; other extra arguments are ignored. Moments and norms are
-  float32 for parameters of less, and zeros are exact in any type. Leaves may be
-  sharded under jit; inside shard_map the norms would be those of shards.
+  The step contains the learning rate, so the transform must be the last of a
+  chain: nothing may rescale its output. The extra argument `alpha` of
+  ``update`` (float[]) replaces the given alpha, so that one compiled step works
+  for an alpha that changes; other extra arguments are ignored. Moments and
+  norms are at least float32, and zeros are exact in any type. Leaves may be
+  sharded under jit, but not inside shard_map, where the norms would be those of
+  shards.
 
   Args:
     learning_rate: Eta, or its schedule over the number of updates so far.
     alpha: Strength of the penalty, or its schedule.
-    groups: Name of a parameter, such as "encoder/block_0/kernel", to the name
-      of its group, or to None.
+    groups: Function from the name of a parameter, such as
+      "encoder/block_0/kernel", to the name of its lasso group, or to None.
     b1: Decay of the first moment.
     b2: Decay of the second moment.
-    eps: Added to the root of the second moment.
-    weight_decay: Omega, decoupled, of all parameters.
-    updates: Of Newton's method, see :func:`shrinkage.metric_prox`.
+    eps: Added to the square root of the second moment.
+    weight_decay: Omega, the decoupled weight decay of all parameters.
+    updates: Number of Newton updates, see :func:`shrinkage.metric_prox`.
     weights: w_g, "one", or "sqrt_size": the root of the group's size.
-    clock: The extra argument of ``update`` that schedules are functions of, in
-      place of the number of updates.
-    stacked: Whether a parameter of this name holds many layers, one for each
-      index of its first axis (nn.scan); each is then a group of its own.
+    clock: Name of the extra argument of ``update`` that schedules are functions
+      of; None: the number of updates so far.
+    stacked: Function that says whether the parameter of a name holds many
+      layers, one for each index of its first axis (nn.scan). Each layer is then
+      a lasso group of its own.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`.
 
   Raises:
-    ValueError: A number out of range, unknown weights, and in ``init``, no
-      parameter in any group.
+    ValueError: A number is out of range or `weights` is unknown; in ``init``,
+      no parameter is in a lasso group.
 
   Examples:
     >>> import jax
@@ -178,9 +184,11 @@ def proximal_group_lasso(
     if not 0 <= value < 1:
       raise ValueError(f"{key}={value} must be at least 0 and below 1.")
   if not eps > 0:
-    raise ValueError(f"eps={eps} must be above 0, as the metric must.")
+    raise ValueError(f"eps={eps} must be above 0.")
   if not 0 <= weight_decay < math.inf:
-    raise ValueError(f"weight_decay={weight_decay} must be at least 0.")
+    raise ValueError(
+      f"weight_decay={weight_decay} must be at least 0 and finite."
+    )
   adam: Any = optax.scale_by_adam(b1, b2, eps)
 
   def advance(inner, grads, theta, rate):
@@ -222,33 +230,33 @@ def proximal_group_lasso_sgd(
   clock: str | None = None,
   stacked: Callable[[str], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""SGD for a loss plus a group lasso, which makes groups exactly zero.
+  r"""SGD for a loss plus a group lasso, which makes lasso groups zero.
 
   Each step of SGD is followed by :func:`shrinkage.soft_threshold` of each
-  group, by :math:`\eta \alpha w_g c`. At a fixed point the momentum is c times
-  the gradient, with :math:`c = 1 / (1 - \mu)` for :func:`optax.trace`
-  (:math:`m \leftarrow \mu m + g`) and 1 for an average
-  (:math:`m \leftarrow \mu m + (1 - \mu) g`), so without c it would be that of a
-  smaller alpha. All else is as in :func:`proximal_group_lasso`; alpha 0 gives
-  :func:`optax.sgd`.
+  lasso group with the threshold :math:`\eta \alpha w_g c`. The factor c keeps
+  the fixed points those of the given alpha: there the momentum is c times the
+  gradient, with :math:`c = 1 / (1 - \mu)` for :func:`optax.trace`
+  (:math:`m \leftarrow \mu m + g`) and :math:`c = 1` for an average
+  (:math:`m \leftarrow \mu m + (1 - \mu) g`). All else is as in
+  :func:`proximal_group_lasso`; alpha 0 gives :func:`optax.sgd`.
 
   Args:
     learning_rate: Eta, or its schedule over the number of updates so far.
     alpha: Strength of the penalty, or its schedule.
-    groups: Name of a parameter to the name of its group, or to None.
-    momentum: Mu; 0 keeps none.
-    nesterov: Whether to look ahead, as in :func:`optax.trace`.
-    accumulator: "trace" or "ema", without bias correction.
+    groups: As in :func:`proximal_group_lasso`.
+    momentum: Mu; 0: no momentum is kept.
+    nesterov: Whether to use Nesterov momentum, as in :func:`optax.trace`.
+    accumulator: "trace" or "ema" (an average without bias correction).
     weights: w_g, "one" or "sqrt_size".
-    clock: The extra argument of ``update`` that schedules are functions of.
-    stacked: Whether a parameter of this name holds many layers.
+    clock: As in :func:`proximal_group_lasso`.
+    stacked: As in :func:`proximal_group_lasso`.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`.
 
   Raises:
-    ValueError: A number out of range, unknown weights or accumulator, and in
-      ``init``, no parameter in any group.
+    ValueError: A number is out of range, or `weights` or `accumulator` is
+      unknown; in ``init``, no parameter is in a lasso group.
 
   References:
     Duchi and Singer, Efficient Online and Batch Learning Using Forward Backward
@@ -306,31 +314,32 @@ def decoupled_group_lasso(
   clock: str | None = None,
   stacked: Callable[[str], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Shortens each group by :math:`\eta \alpha w_g` after another's step.
+  r"""Shrinks each lasso group's norm by :math:`\eta \alpha w_g` after a step.
 
-  The last transform of a chain, after that which scales by the learning rate:
-  :func:`shrinkage.soft_threshold` of :math:`\theta + u`. After Adam it does not
-  minimize a loss plus a group lasso: its fixed points have :math:`\hat m / h +
-  \alpha w_g \theta / \|\theta\| = 0` and not :math:`\nabla f + \ldots = 0`, as
-  decay in AdamW is not that of a loss. A group without gradient shortens by
-  :math:`\eta \alpha w_g` a step whatever its metric, by :math:`\alpha w_g \sum
-  \eta` in all, so alpha is of another scale than in
-  :func:`proximal_group_lasso`, the one to take for a sparse minimum.
+  It must be the last transform of a chain, after the scaling by the learning
+  rate, and applies :func:`shrinkage.soft_threshold` to :math:`\theta + u`.
+  After Adam it does not minimize a loss plus a group lasso: its fixed points
+  have :math:`\hat m / h + \alpha w_g \theta / \|\theta\| = 0` in place of
+  :math:`\nabla f + \ldots = 0`, just as AdamW's decay is not the gradient of a
+  loss. The norm of a group without gradient falls by :math:`\eta \alpha w_g`
+  per step, whatever h is, and by :math:`\alpha w_g \sum \eta` in total. So its
+  alpha has another scale than that of :func:`proximal_group_lasso`; use the
+  latter to minimize the sum of both.
 
   Args:
-    learning_rate: Eta, the rate that the updates were scaled by.
+    learning_rate: Eta, the rate by which the updates were scaled.
     alpha: Strength, or its schedule.
-    groups: Name of a parameter to the name of its group, or to None.
+    groups: As in :func:`proximal_group_lasso`.
     weights: w_g, "one" or "sqrt_size".
-    clock: The extra argument of ``update`` that schedules are functions of.
-    stacked: Whether a parameter of this name holds many layers.
+    clock: As in :func:`proximal_group_lasso`.
+    stacked: As in :func:`proximal_group_lasso`.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`.
 
   Raises:
-    ValueError: A number out of range, unknown weights, and in ``init``, no
-      parameter in any group.
+    ValueError: A number is out of range or `weights` is unknown; in ``init``,
+      no parameter is in a lasso group.
   """
 
   def start(theta):

@@ -1,4 +1,4 @@
-"""The frame of proximal optimizers: a step, and then groups are shrunk."""
+"""The part that proximal optimizers share: a step, then shrinkage."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from libml import trees
 from libml.optim import group_lasso
 from libml.optim import shrinkage
 
-# Weight of a group in the penalty, from its number of parameters.
+# Name -> weight of a lasso group in the penalty, from its number of scalars.
 WEIGHTS: Mapping[str, Callable[[int], float]] = {
   "one": lambda size: 1.0,
   "sqrt_size": math.sqrt,
@@ -25,12 +25,12 @@ WEIGHTS: Mapping[str, Callable[[int], float]] = {
 
 
 class Group(NamedTuple):
-  """A group of parameters, or a stack of groups.
+  """A lasso group, or a stack of lasso groups.
 
   Attributes:
-    names: Of its parameters.
-    weight: In the penalty.
-    stacked: Whether each index of the parameters' first axis is a group.
+    names: Names of its parameters.
+    weight: Its weight in the penalty.
+    stacked: Whether each index of the parameters' first axis is a lasso group.
   """
 
   names: list[str]
@@ -40,20 +40,24 @@ class Group(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Penalty:
-  """What is shrunk, and how much.
+  """The group lasso: which parameters are shrunk, and by how much.
+
+  The threshold of a lasso group is learning_rate * alpha * gain * its weight.
 
   Attributes:
     learning_rate: Number or schedule.
     alpha: Number or schedule.
-    groups: Name of a parameter to the name of its group, or to None.
-    weights: Row of WEIGHTS.
-    clock: Extra argument that schedules are functions of; None: the number of
-      updates so far.
-    stacked: Whether a parameter of this name is a stack of layers.
-    gain: Further factor of the thresholds.
+    groups: Function from the name of a parameter to the name of its lasso
+      group, or to None.
+    weights: Key of WEIGHTS.
+    clock: Name of the extra argument that schedules are functions of; None: the
+      number of updates so far.
+    stacked: Function that says whether the parameter of a name is a stack of
+      layers; None: none is.
+    gain: Factor of all thresholds.
 
   Raises:
-    ValueError: On construction, for a number out of range or unknown weights.
+    ValueError: A number is out of range, or `weights` is unknown.
   """
 
   learning_rate: optax.ScalarOrSchedule
@@ -75,25 +79,25 @@ class Penalty:
         )
     if self.weights not in WEIGHTS:
       raise ValueError(
-        f"Unknown weights {self.weights!r} of groups. "
+        f"Unknown weights {self.weights!r} of lasso groups. "
         f"{registry.nearest(self.weights, WEIGHTS)}"
       )
 
   def find(self, params: Any) -> list[Group]:
-    """Returns the groups of a tree of parameters.
+    """Returns the lasso groups of a tree of parameters.
 
     Raises:
-      ValueError: No parameter in any group, or a stack whose parameters have
-        other numbers of layers.
+      ValueError: No parameter is in a lasso group, or the parameters of a stack
+        have different numbers of layers.
     """
     leaves = trees.flatten(params)
     found = group_lasso.members(params, self.groups)
-    # A tree without leaves is optax's stand-in for one, or nobody's part.
+    # Optax also calls this with trees without leaves: masked placeholders.
     if leaves and not found:
       raise ValueError(
         f"None of the {len(leaves)} parameters, such as {next(iter(leaves))!r},"
-        " is in a group, so nothing would be shrunk; let `groups` return a name"
-        " for some of them."
+        " is in a lasso group, so nothing would be shrunk; let `groups` return"
+        " a name for some of them."
       )
     return [self._group(group, n, leaves) for group, n in found.items()]
 
@@ -108,14 +112,20 @@ class Penalty:
     if not all(stacks) or len(lengths) > 1 or lengths == {()}:
       shapes = {name: leaves[name].shape for name in names}
       raise ValueError(
-        f"The group {group!r} is stacked in part, or to several lengths: "
-        f"{shapes}; stack all of its parameters alike, or name several groups."
+        f"The lasso group {group!r} is stacked in part, or its stacks have "
+        f"different lengths: {shapes}; stack all of its parameters alike, or "
+        "name several groups."
       )
     (length,) = lengths.pop()
     return Group(names, WEIGHTS[self.weights](size // length), True)
 
   def at(self, value: Any, count: jax.Array, extra: Mapping[str, Any]) -> Any:
-    """Returns a number, or what a schedule has at this update.
+    """Returns a number as an array, or the value of a schedule at this update.
+
+    Args:
+      value: Number or schedule.
+      count: int32[], number of updates so far.
+      extra: Extra arguments of ``update``, among them the clock.
 
     Raises:
       ValueError: The clock is not among the extra arguments.
@@ -132,7 +142,7 @@ class Penalty:
     return jnp.asarray(value(extra[self.clock]))
 
 
-# Problems of all groups -> what becomes of their arrays.
+# Maps the problems of all lasso groups to their solutions.
 Prox = Callable[[Sequence[shrinkage.Problem]], list[list[jax.Array]]]
 
 
@@ -144,16 +154,19 @@ def transform(
   advance: Callable[..., tuple[tuple[Any, ...], Any, Any]],
   prox: Prox,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns the transform that moves parameters, and then shrinks groups.
+  """Returns the transform that takes a step, and then shrinks lasso groups.
+
+  The inner state below is the state's fields without the last two. Trees that
+  `start` and `advance` get are at least float32.
 
   Args:
-    kind: NamedTuple of the state: count, others, learning_rate, zero_groups.
-    penalty: What is shrunk.
-    start: Maps parameters to the state's count and others.
-    advance: Maps these, gradients, parameters, all at least float32, and the
-      learning rate to the next such state, the step that is added to the
-      parameters, and the metric (None: Euclidean).
-    prox: Shrinks groups.
+    kind: NamedTuple of the state, with the fields count, more of the
+      optimizer's own, learning_rate, zero_groups.
+    penalty: The group lasso.
+    start: (parameters) -> inner state.
+    advance: (inner state, gradients, parameters, learning rate) -> next inner
+      state, step to add to the parameters, diagonal metric (None: Euclidean).
+    prox: Shrinks lasso groups.
   """
 
   def init(params):
@@ -184,7 +197,7 @@ def transform(
 
 
 def _shrink(theta, step, metric, *, groups, threshold, prox):
-  """Returns the step with the groups' parts of it led to their prox."""
+  """Returns the step to the proximal point, for parameters in lasso groups."""
   old, steps, h = (trees.flatten(tree) for tree in (theta, step, metric))
   problems = [
     shrinkage.Problem(
@@ -198,7 +211,7 @@ def _shrink(theta, step, metric, *, groups, threshold, prox):
   led = {}
   for group, problem, z in zip(groups, problems, prox(problems), strict=True):
     for name, leaf in zip(group.names, z, strict=True):
-      # (theta + u) - theta is not u: without a penalty, keep every digit.
+      # (theta + u) - theta is rounded: without a penalty, take the exact u.
       led[name] = jnp.where(
         problem.threshold > 0, leaf - old[name], steps[name]
       )
@@ -206,7 +219,7 @@ def _shrink(theta, step, metric, *, groups, threshold, prox):
 
 
 def _zeros(params, groups):
-  """Returns the number of groups that are exactly zero, int32[]."""
+  """Returns the number of lasso groups that are exactly zero, int32[]."""
   leaves = trees.flatten(params)
   counts = [jnp.zeros((), jnp.int32)]
   for group in groups:

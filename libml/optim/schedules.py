@@ -1,4 +1,8 @@
-"""Learning rates as functions of the epochs done in a stage."""
+"""Learning rates as functions of the number of epochs done in a stage.
+
+A decay is a function of epoch, a float[], and of the stage's length in epochs;
+it returns the factor of the peak learning rate.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +16,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def constant(epoch: jax.Array, length: float) -> jax.Array:
-  """Stays at 1."""
+  """Is 1 always."""
   del length
   return jnp.ones_like(epoch)
 
@@ -23,29 +27,29 @@ def cosine(epoch: jax.Array, length: float) -> jax.Array:
 
 
 def linear(epoch: jax.Array, length: float) -> jax.Array:
-  """Falls in a line from 1 to 0, and stays there."""
+  """Falls linearly from 1 to 0, and stays there."""
   return 1 - jnp.clip(epoch / length, 0.0, 1.0)
 
 
 def quarter_cosine(epoch: jax.Array, length: float) -> jax.Array:
-  """Falls as a cosine from 1 to nearly 0, in steps, one an epoch.
+  """Falls as a quarter of a cosine from 1 to 0.0157, in one step per epoch.
 
-  Epoch e = 0, 1, ... of K has cos(99 pi e / (200 (K - 1))), so the last has
-  1.57 % (LoRA-Sub-DRS, as meant). Past the end it would be negative.
+  In epoch e = 0, 1, ... of K it is cos(99 pi e / (200 (K - 1))), which
+  LoRA-Sub-DRS intends. Beyond the stage's end it would be negative.
   """
   return _quarter(_begun(epoch) - 1, length)
 
 
 def late_quarter_cosine(epoch: jax.Array, length: float) -> jax.Array:
-  """Is quarter_cosine one epoch late: the first two epochs are both at 1.
+  """Is quarter_cosine one epoch later, so that it is 1 in the first two.
 
-  So LoRA-Sub-DRS's code has it: cos(99 pi max(e - 1, 0) / (200 (K - 1))).
+  It is cos(99 pi max(e - 1, 0) / (200 (K - 1))), as in LoRA-Sub-DRS's code.
   """
   return _quarter(_begun(epoch) - 2, length)
 
 
 def _begun(epoch: jax.Array) -> jax.Array:
-  # XLA may divide by a reciprocal: 21 steps of 7 are 3.0000002 epochs.
+  # XLA may multiply by a reciprocal: 21 steps of 7 are 3.0000002 epochs.
   return jnp.ceil(epoch * (1 - 1e-6))
 
 
@@ -55,11 +59,12 @@ def _quarter(number: jax.Array, length: float) -> jax.Array:
 
 
 def _floored(decay: Callable[[jax.Array, float], jax.Array]) -> Any:
-  """Returns the builder of a decay that starts after the warm-up.
+  """Returns the builder of a schedule: linear warm-up, then a decay.
 
-  rate(e) = max(lr * decay((e - w) / (E - w)), min_lr) for e >= w; below, lr *
-  e / w, without the floor (L2P's schedule, which starts anew at each task;
-  unlike the original it does not rise again past its end).
+  With E epochs and w of warm-up, rate(e) = lr * e / w for e < w, and
+  max(lr * decay(e - w, E - w), min_lr) from w on. It is L2P's schedule, which
+  starts again at each task; unlike the original it does not rise again after
+  the stage's end.
   """
 
   def build(lr: float, epochs: float, warmup: float, min_lr: float) -> Schedule:
@@ -76,23 +81,23 @@ def _floored(decay: Callable[[jax.Array, float], jax.Array]) -> Any:
   return build
 
 
-# Where timm's warm-up starts.
+# Learning rate at the start of timm's warm-up.
 _WARMUP_LR = 1e-6
 
 
 def timm_cosine(
   lr: float, epochs: float, warmup: float, min_lr: float
 ) -> Schedule:
-  """Returns timm's cosine, which moves once an epoch e = 0, 1, ... (GS-LoRA).
+  """Returns timm's cosine, in one step per epoch e = 0, 1, ... (GS-LoRA).
 
-  min_lr + (lr - min_lr) (1 + cos(pi e / E)) / 2, from e = E on min_lr. A
-  warm-up 1e-6 + e (lr - 1e-6) / w takes the place of the first w epochs, so
-  that the cosine begins at its own position there and not at lr.
+  The rate is min_lr + (lr - min_lr) (1 + cos(pi e / E)) / 2, and min_lr from
+  e = E on. In the first w epochs it is 1e-6 + e (lr - 1e-6) / w instead, so
+  that the cosine starts at epoch w, already below lr.
   """
 
   def rate(epoch: jax.Array) -> jax.Array:
     e = jnp.maximum(_begun(epoch) - 1, 0)
-    # (1 + cos x) / 2, without the difference of near numbers at the end.
+    # (1 + cos x) / 2 = sin((pi - x) / 2)^2, without cancellation near x = pi.
     left = jnp.clip((epochs - e) / epochs, 0.0, 1.0)
     half = jnp.sin(left * (jnp.pi / 2)) ** 2
     value = min_lr + (lr - min_lr) * half
@@ -107,10 +112,15 @@ def timm_cosine(
 def late_drop(
   lr: float, epochs: float, warmup: float, min_lr: float
 ) -> Schedule:
-  """Returns lr, and min_lr in the last three tenths of the epochs (SCRUB)."""
+  """Returns lr, and min_lr in the last three tenths of the epochs (SCRUB).
+
+  Raises:
+    ValueError: There is a warm-up.
+  """
   if warmup:
     raise ValueError(
-      f"late_drop has no warm-up; set warmup_epochs={warmup} to 0."
+      f"The schedule late_drop has no warm-up, but warmup_epochs={warmup}; set "
+      "it to 0."
     )
 
   def rate(epoch: jax.Array) -> jax.Array:
@@ -120,7 +130,7 @@ def late_drop(
   return rate
 
 
-# Name -> builder from (peak rate, epochs of a stage, of the warm-up, lowest).
+# Name -> builder of a schedule from (lr, epochs, warmup_epochs, min_lr).
 SCHEDULES: dict[str, Callable[[float, float, float, float], Schedule]] = {
   "constant": _floored(constant),
   "cosine": _floored(cosine),
@@ -140,17 +150,18 @@ def build(
   warmup_epochs: float = 0.0,
   min_lr: float = 0.0,
 ) -> Schedule:
-  """Returns the learning rate as a function of the epochs done, a float32[].
+  """Returns the learning rate, float32[], as a function of the epochs done.
 
   Args:
-    name: Row of SCHEDULES.
+    name: Key of SCHEDULES.
     lr: Peak rate.
     epochs: Length E of a stage.
     warmup_epochs: Length w of the linear warm-up.
-    min_lr: Floor after the warm-up.
+    min_lr: Lowest rate after the warm-up.
 
   Raises:
-    ValueError: An unknown name, or a warm-up not shorter than the stage.
+    ValueError: The name is unknown, `epochs` is not above 0, or the warm-up is
+      not shorter than the stage.
   """
   if epochs <= 0:
     raise ValueError(f"epochs={epochs} must be above 0.")

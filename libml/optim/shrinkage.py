@@ -1,4 +1,4 @@
-"""Proximal operators of a norm: groups of arrays shrunk, or exactly zero."""
+"""Proximal operators of the Euclidean norm of a group of arrays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,14 @@ from libml import trees
 
 
 class Problem(NamedTuple):
-  """One group to shrink.
+  """A group of arrays to shrink, or a stack of groups.
 
   Attributes:
-    y: Its arrays.
-    h: The metric, arrays of the same shapes; none for the Euclidean one.
+    y: The arrays.
+    h: Diagonal metric, arrays of the same shapes; []: Euclidean.
     threshold: float[], lambda.
-    stacked: Whether the first axis of all arrays, [L, ...], counts groups.
+    stacked: Whether the arrays [L, ...] are L groups, one for each index of the
+      first axis.
   """
 
   y: list[jax.Array]
@@ -27,11 +28,11 @@ class Problem(NamedTuple):
 
 
 class _Scaled(NamedTuple):
-  """A problem divided by its metric's largest entry.
+  """A problem whose h and threshold are divided by the largest entry of h.
 
   Attributes:
-    hy: h y, at least float32.
-    h: The metric, at most 1.
+    hy: Products h y, at least float32.
+    h: Diagonal metric, at most 1.
     threshold: float[], lambda.
   """
 
@@ -41,7 +42,7 @@ class _Scaled(NamedTuple):
 
 
 def metric_prox(y: Any, h: Any, threshold: Any, *, updates: int = 8) -> Any:
-  r"""Returns the proximal operator of a norm in a diagonal metric.
+  r"""Returns the proximal operator of the norm in a diagonal metric.
 
   .. math::
 
@@ -58,24 +59,24 @@ def metric_prox(y: Any, h: Any, threshold: Any, *, updates: int = 8) -> Any:
   :math:`\varphi` falls from :math:`\|h \circ y\|^2 / \lambda^2` at 0, so there
   is a root if and only if :math:`\|h \circ y\| > \lambda`; otherwise z is
   exactly 0. As :math:`\varphi^{-1/2}` is increasing and concave, Newton's
-  method for :math:`\varphi^{-1/2} = 1` climbs from any point left of the root
+  method for :math:`\varphi^{-1/2} = 1` rises from any point below the root
   without overshooting. It starts at :math:`(\|h \circ y\| - \lambda) / \max h`.
   With constant h the result is :func:`soft_threshold` by :math:`\lambda / h`.
 
-  Sums are made in float32, or in float64 where y is.
+  Sums are computed in float32, or in float64 if y is float64.
 
   Args:
     y: Tree of arrays that form one group.
     h: Tree of the same shapes, the metric, above 0.
-    threshold: float[], lambda, at least 0; 0 returns y as it is.
-    updates: Of Newton's method; three bring the norm within 1e-6 for metrics
-      that spread over a factor of 1e6.
+    threshold: float[], lambda, at least 0; at 0 the result is y.
+    updates: Number of Newton updates. Three bring the norm within 1e-6 for
+      metrics whose entries differ by a factor of up to 1e6.
 
   Returns:
-    z, as y.
+    z, a tree like y.
 
   Raises:
-    ValueError: updates below 1.
+    ValueError: `updates` is below 1.
   """
   leaves, structure = jax.tree.flatten(y)
   problem = Problem(leaves, jax.tree.leaves(h), jnp.asarray(threshold))
@@ -100,7 +101,11 @@ def soft_threshold(y: Any, threshold: Any) -> Any:
 def metric_proxes(
   problems: Sequence[Problem], *, updates: int = 8
 ) -> list[list[jax.Array]]:
-  """Returns `metric_prox` of each problem, from one loop over all of them."""
+  """Returns `metric_prox` of each problem; all are solved in one loop.
+
+  Raises:
+    ValueError: `updates` is below 1.
+  """
   check_updates(updates)
   scaled = [_each(_scale, p)(p.y, p.h, p.threshold) for p in problems]
 
@@ -136,7 +141,7 @@ def check_updates(updates: int) -> None:
 
 
 def _each(function: Any, problem: Problem) -> Any:
-  """Returns a function of a group, mapped over a stack of them."""
+  """Returns the function, vectorized over the groups if they are stacked."""
   if not problem.stacked:
     return function
   in_axes = (0, 0, None) if function in (_scale, _shrink) else 0
@@ -148,10 +153,11 @@ def _sum(leaves: list[jax.Array]) -> jax.Array:
 
 
 def _scale(y, h, threshold):
-  """Returns a lower bound of z's norm, and the problem scaled."""
+  """Returns a lower bound of z's norm, and the scaled problem."""
   h, y = trees.widened(h), trees.widened(y)
   largest = jnp.stack([jnp.max(leaf, initial=0.0) for leaf in h]).max()
-  # The problem is homogeneous in (h, lambda); squares of h may underflow.
+  # Scaling h and lambda by a number leaves z as it is; without it, squares of
+  # h could underflow.
   largest = jnp.where(largest > 0, largest, 1.0)
   h = [leaf / largest for leaf in h]
   threshold = (threshold / largest).astype(largest.dtype)
@@ -163,7 +169,7 @@ def _scale(y, h, threshold):
 def _newton(norm, scaled):
   """Returns a better lower bound of the norm; 0 stays 0."""
   hy, h, threshold = scaled
-  # At threshold 0 the solution is y, and here is a quotient 0 / 0.
+  # At threshold 0, avoid 0 / 0: _solution returns y then.
   threshold = jnp.where(threshold > 0, threshold, 1.0)
   below = [norm * a + threshold for a in h]
   squares = [jnp.square(a / b) for a, b in zip(hy, below, strict=True)]

@@ -1,4 +1,4 @@
-"""Optax transforms of ours, usable by anyone; `epoch` is an extra argument."""
+"""General optax transforms; some take extra arguments such as `epoch`."""
 
 from typing import Any
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from libml.optim import schedules
 
 
 class RateState(NamedTuple):
-  """The rate of the last step, for the log."""
+  """The learning rate of the last step, float32[], for the log."""
 
   learning_rate: jax.Array
 
   def metrics(self, group: str) -> dict[str, jax.Array]:
-    """The rate, by group."""
+    """Returns the learning rate of the parameter group."""
     return {f"learning_rate/{group}": self.learning_rate}
 
 
@@ -40,12 +40,12 @@ def scale_by_rate(
 
 
 class ClipState(NamedTuple):
-  """The gradient's norm before the last clipping, for the log."""
+  """The gradient's norm before the last clipping, float32[], for the log."""
 
   l2_grads: jax.Array
 
   def metrics(self, group: str) -> dict[str, jax.Array]:
-    """The norm."""
+    """Returns the norm."""
     del group
     return {"l2_grads": self.l2_grads}
 
@@ -53,10 +53,13 @@ class ClipState(NamedTuple):
 def clip_by_global_norm(
   max_norm: float | None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales updates by min(1, max_norm / (norm + 1e-6)), and keeps the norm.
+  """Scales updates by min(1, max_norm / (norm + 1e-6)), and records the norm.
 
-  None only measures. Unlike optax's it has the 1e-6 of the L2P code, and
-  remembers what it saw.
+  Unlike :func:`optax.clip_by_global_norm`, it has the 1e-6 of L2P's code and
+  keeps the norm in its state.
+
+  Args:
+    max_norm: Largest norm; None: the norm is recorded only.
   """
 
   def init(params):
@@ -75,7 +78,10 @@ def clip_by_global_norm(
 
 
 def unit_columns() -> optax.GradientTransformationExtraArgs:
-  """Ends a step with each matrix's columns at length 1 (weight_norm in L2P)."""
+  """Changes updates so that matrices have columns of length 1 after the step.
+
+  It is L2P's weight_norm, and must come after the learning rate.
+  """
 
   def project(update, param):
     if param.ndim != 2:
@@ -96,12 +102,14 @@ def unit_columns() -> optax.GradientTransformationExtraArgs:
 def keep_salient() -> optax.GradientTransformationExtraArgs:
   """Zeroes the updates of weights outside a mask.
 
-  At the end of a chain it keeps these weights bit for bit, decay included:
-  SalUn's theta = m * (theta + step) + (1 - m) * theta. The mask is an extra
-  argument of ``update``, so one compiled step serves masks that change:
+  At the end of a chain these weights stay bit for bit the same, because weight
+  decay is masked, too: SalUn's theta = m * (theta + step) + (1 - m) * theta.
+  The mask is an extra argument of ``update``, so that one compiled step works
+  for masks that change:
 
-  - ``salient``: name of a parameter -> bool array of its shape. A parameter
-    without a mask passes through.
+  - ``salient``: nested dictionaries with the names of some parameters, each
+    with a bool array of the parameter's shape. The update of a parameter
+    without a mask does not change.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`.
