@@ -1,1 +1,1 @@
-"""Batches, made by tf.data and placed on the devices."""
+"""Batches of images, made by tf.data and placed on the devices."""

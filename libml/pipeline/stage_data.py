@@ -1,4 +1,4 @@
-"""The data of one stage, as batches that lie on the mesh."""
+"""The images of one stage, as batches on the device mesh."""
 
 import dataclasses
 import functools
@@ -27,18 +27,20 @@ class StageData:
   """Batches of a stage's images, for the loop and the method's hooks.
 
   Attributes:
-    train: Role -> images.
+    train: Role (such as "forget" or "retain") -> its training images.
     stage: Index of the stage, part of every seed.
-    preprocess: The train and eval chains.
-    batch_size: Global.
-    seed: Of the run.
-    mesh: Where batches go.
+    preprocess: The training and evaluation chains.
+    batch_size: Number of images of a batch, over all processes.
+    seed: The run's seed.
+    mesh: The device mesh.
     compiled: The run's compiled functions.
-    mixing: What is done to pairs of training examples; None: nothing.
-    epoch_steps: Role -> steps of one epoch, where its images do not say.
-    should_stop: Asked after each batch of a pass over images.
-    on_pass: (stage, name, total); told when a pass begins and when it is done.
-    tables: Role -> what joins its images in training: {name: [N, ...]}.
+    mixing: Mixup, CutMix and label smoothing; None: off.
+    epoch_steps: Role -> steps of one epoch; other roles: see steps_per_epoch.
+    should_stop: Called after each batch of a pass over images.
+    on_pass: Called as (stage, name, None) when a pass over images begins and as
+      (stage, name, result) when it has ended.
+    tables: Role -> {name: array [N, ...]}, whose rows join the N images of the
+      role in training batches.
   """
 
   train: Mapping[str, datasets.Subset]
@@ -56,7 +58,7 @@ class StageData:
     default_factory=dict
   )
 
-  # Name of a round -> stream that later rounds of this name continue.
+  # Name of a round -> the stream that later rounds of this name continue.
   _open: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
 
   def subset(self, roles: Sequence[str]) -> datasets.Subset:
@@ -64,7 +66,10 @@ class StageData:
     return functools.reduce(operator.add, (self.train[r] for r in roles))
 
   def steps_per_epoch(self, roles: Sequence[str]) -> int:
-    """Returns the whole batches in one pass over the roles, at least 1."""
+    """Returns the number of whole batches in the roles' images, at least 1.
+
+    If epoch_steps has some of the roles, it is the largest of their numbers.
+    """
     given = [self.epoch_steps[r] for r in roles if r in self.epoch_steps]
     if given:
       return max(given)
@@ -73,12 +78,12 @@ class StageData:
   def batches(
     self, rounds: Sequence[Any], number: int, start: int
   ) -> Iterator[dict[str, Any]]:
-    """Returns the batches of round `number` of a stage from step `start` on.
+    """Returns the batches of a round of the stage, from step `start` on.
 
     Args:
-      rounds: Of the stage: name, streams, steps, continues.
-      number: Position among them.
-      start: Steps of the round to leave out.
+      rounds: The rounds of the stage (`method.Round`).
+      number: Index of the round.
+      start: Number of steps of the round to skip.
     """
     name = rounds[number].name
     alike = [i for i, r in enumerate(rounds) if r.name == name]
@@ -93,7 +98,13 @@ class StageData:
   def stream(
     self, streams: Mapping[str, Sequence[str]], number: int, start: int
   ) -> Iterator[dict[str, Any]]:
-    """Yields the batches of round `number` from step `start` on, for ever."""
+    """Yields batches of shuffled images from step `start` on, without end.
+
+    Args:
+      streams: Name in the batch -> roles whose images are mixed.
+      number: Index of the round, part of the seed.
+      start: Number of steps to skip.
+    """
     from libml.pipeline import (
       streams as pipelines,
     )  # TensorFlow: only when needed
@@ -130,16 +141,16 @@ class StageData:
   def tabulate(
     self, fn: Callable[..., Mapping[str, Any]], state: Any, *roles: str
   ) -> "StageData":
-    """Returns the data with fn(params, memory, batch) beside the roles' images.
+    """Returns the data with the results of fn(params, memory, batch) added.
 
-    What it says of an image then joins it in every batch of a stream, so fn is
-    asked once and not in each step. Where images are augmented they are others
-    in each epoch, and nothing is joined.
+    The results for an image join it in every training batch, so that fn runs
+    once per image and not in each step. If images are augmented, they differ
+    from epoch to epoch; then no results are added.
 
     Args:
-      fn: Returns arrays [B, ...] by name.
-      state: The TrainState whose params and memory it sees.
-      *roles: Whose images.
+      fn: Returns {name: array [B, ...]}.
+      state: The TrainState with params and memory for fn.
+      *roles: Roles to whose images fn is applied.
 
     Raises:
       Stopped: The process was asked to stop.
@@ -169,11 +180,11 @@ class StageData:
   def sweep(
     self, subset: datasets.Subset, *, augment: bool = False
   ) -> Iterator[dict[str, Any]]:
-    """Yields every image once, on the host: padded, with mask and index.
+    """Yields batches of every image once, on the host; see `streams.sweep`.
 
     Args:
       subset: The images.
-      augment: Whether they go through the training chain, the same each time.
+      augment: Whether to use the training chain, with the same seeds each time.
     """
     from libml.pipeline import streams as pipelines
 
@@ -198,11 +209,11 @@ class StageData:
     """Returns the sum of fn(params, memory, batch) over the roles' images.
 
     Args:
-      name: Of the compiled function.
-      fn: Sums over the rows of a batch that batch["mask"] keeps.
-      state: The TrainState whose params and memory it sees.
-      *roles: Whose images; each once.
-      augment: Whether they go through the training chain, as in `sweep`.
+      name: Name of the compiled function.
+      fn: Returns sums over the rows of a batch where batch["mask"] is True.
+      state: The TrainState with params and memory for fn.
+      *roles: Roles whose images are summed over, each image once.
+      augment: Whether to use the training chain, as in `sweep`.
 
     Raises:
       Stopped: The process was asked to stop.
@@ -220,7 +231,8 @@ class StageData:
       batch = sharding.place_batch(batch, self.mesh)
       if total is None:
         shapes = jax.eval_shape(fn, state.params, state.memory, batch)
-        # Make zeros on the devices: those of the host are sent to be compared.
+        # Make zeros on the devices: with zeros from the host, the processes
+        # would send each other their arrays to compare them.
         zeros = functools.partial(_zeros, shapes)
         total = self.compiled(
           f"{name}_zeros", zeros, out_shardings=everywhere

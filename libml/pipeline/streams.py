@@ -1,7 +1,7 @@
-"""Batches of a subset: endless and shuffled, or one ordered pass.
+"""Batches of a subset: shuffled without end, or one pass in order.
 
-What a batch holds is a pure function of the seed and the step, whatever the
-number of threads or processes, so a run can stop and go on at any step.
+A batch depends only on the seed and the step, not on the number of threads or
+processes. So a run can stop and resume at any step.
 """
 
 import os
@@ -22,11 +22,11 @@ from libml.images import preprocess as preprocess_lib
 Batch = dict[str, np.ndarray]
 Example = dict[str, tf.Tensor]
 
-# Seed of all sweeps that augment; train streams start at another.
+# Seed of all sweeps with augmentation; train streams have other seeds.
 _AUGMENTED_SWEEP = [0, 1]
 
-# Turns AutoGraph off: no function here has an `if` or `for` on tensors, and the
-# conversion takes longer than the tracing.
+# Turns AutoGraph off: no function here has an `if` or `for` on tensors, and
+# AutoGraph's conversion takes longer than tracing.
 _as_it_is = tf.autograph.experimental.do_not_convert
 
 # More threads than this contend for locks; 16 keep a current GPU busy.
@@ -53,23 +53,22 @@ def train_stream(
 ) -> Iterator[Batch]:
   """Returns an endless iterator of shuffled and augmented batches.
 
-  Each epoch is a new permutation of the whole subset. Batches straddle the
-  border between epochs, so no image is dropped, and a subset may be smaller
-  than a batch.
+  Each epoch is a new permutation of the whole subset. A batch may contain
+  images of two epochs, so no image is dropped, and a subset may be smaller than
+  a batch.
 
   Args:
-    subset: The images, classes already chosen: processes divide what is left
-      after that choice.
+    subset: The images.
     preprocess: Its training chain is used.
-    batch_size: Over all processes.
+    batch_size: Number of images of a batch, over all processes.
     seed: Integers folded together: run, stage, round, role.
     start_step: Number of batches to skip, without reading an image.
     process_index: Which part of every batch to return.
     process_count: Number of parts.
-    threads: Threads that read and augment; None: one a core, 16 at most.
+    threads: Threads that read and augment; None: one per core, 16 at most.
     mixing: Mixes each example with another one of the subset, which doubles
-      the images read; None or off: none.
-    table: Name -> array [len(subset), ...], whose rows join the examples'.
+      the number of images read; None: off.
+    table: Name -> array [len(subset), ...], whose rows join the examples.
 
   Returns:
     Batches {"image": float32 [B, H, W, 3], "label": int32 [B], or float32
@@ -77,7 +76,8 @@ def train_stream(
     is batch_size // process_count.
 
   Raises:
-    ValueError: No images, a batch that processes cannot divide, a label >= C.
+    ValueError: There are no images, the processes cannot divide the batch, or
+      a label is not below C (with mixing).
   """
   part = _part(subset, batch_size, process_index, process_count)
   first = start_step * batch_size
@@ -96,7 +96,7 @@ def train_stream(
   data = tf.data.Dataset.counter(start=first // num, dtype=tf.int64)
   data = data.flat_map(shuffle)
   if process_count > 1:
-    # Only numbers up to here: an image is read by one process alone.
+    # Divide indices, not images, so that only one process reads an image.
     share = _as_it_is(lambda *at: [x[part] for x in at])
     data = data.batch(batch_size).map(share)
     data = data.unbatch()
@@ -118,18 +118,18 @@ def sweep(
 ) -> Iterator[Batch]:
   """Returns batches of one pass over the whole subset in its order.
 
-  The last batch is filled up with repetitions of image 0 under a mask of
-  False: no image is lost, and all processes run the same number of batches.
+  The last batch is filled up with copies of image 0, whose mask is False. So no
+  image is lost, and all processes have the same number of batches.
 
   Args:
     subset: The images.
     preprocess: Its evaluation chain is used.
-    batch_size: Over all processes.
+    batch_size: Number of images of a batch, over all processes.
     process_index: Which part of every batch to return.
     process_count: Number of parts.
-    threads: As train_stream's.
-    augment: Whether the training chain is used instead, seeded by the
-      position in the subset: the same at each pass.
+    threads: As in train_stream.
+    augment: Whether to use the training chain instead, seeded by the position
+      in the subset, so that each pass gives the same images.
 
   Returns:
     Batches {"image": float32 [B, H, W, 3], "label": int32 [B], "mask": bool
@@ -137,7 +137,7 @@ def sweep(
     batch_size // process_count.
 
   Raises:
-    ValueError: An empty subset, or a batch that processes cannot divide.
+    ValueError: The subset is empty, or the processes cannot divide the batch.
   """
   part = _part(subset, batch_size, process_index, process_count)
   read = _reader(subset)
@@ -163,13 +163,13 @@ def sweep(
 def _part(
   subset: subset_lib.Subset, batch_size: int, index: int, count: int
 ) -> slice:
-  """Returns a process's part of each batch, after the common checks."""
+  """Returns the slice of each batch for one process; checks the arguments."""
   if not len(subset):
     raise ValueError("The subset has no images; check its classes.")
   if batch_size < 1 or batch_size % count:
     raise ValueError(
       f"Batch size {batch_size} must be a positive multiple of the number "
-      f"of processes, {count}."
+      f"of processes, {count}; change batch_size."
     )
   if not 0 <= index < count:
     raise ValueError(f"Process index {index} must lie in 0 to {count - 1}.")
@@ -185,7 +185,7 @@ def _fold(seed: tf.Tensor | list[int], *data: tf.Tensor | int) -> tf.Tensor:
 
 
 def _constant(array: Any) -> tf.Tensor:
-  # Any, because TensorFlow's stubs know another ndarray.
+  # Any, because TensorFlow's type stubs have an ndarray of their own.
   return tf.constant(array)
 
 
@@ -196,7 +196,7 @@ def _images(split: source.Split) -> tf.Tensor:
 
 
 def _reader(subset: subset_lib.Subset) -> Callable[..., Example]:
-  """Returns a function (index, chain) -> example after the chain."""
+  """Returns a function (index, chain) -> preprocessed example."""
   splits = list(dict.fromkeys(piece.split for piece in subset.pieces))
   images = [_images(split) for split in splits]
   numbers = [splits.index(piece.split) for piece in subset.pieces]
@@ -255,7 +255,8 @@ def _train_loader(
   def load_mixed(epoch: tf.Tensor, index: tf.Tensor) -> Example:
     example = soft(_fold(seed, epoch, index), index)
     if mixing.has_partners:
-      # No epoch has this number: the example itself is that without mixing.
+      # No epoch has the number -1, so mixing does not change how the example
+      # itself is augmented.
       rng = _fold(seed, -1, epoch, index)
       step_seed, other_seed, mix_seed = tf.unstack(tf.random.split(rng, 3))
       num = len(subset)
@@ -272,6 +273,7 @@ def _train_loader(
 def _joined(
   load: Callable[..., Example], table: Mapping[str, np.ndarray]
 ) -> Callable[..., Example]:
+  """Returns a loader that adds an example's rows of the table."""
   rows = {name: _constant(array) for name, array in table.items()}
 
   def load_joined(epoch: tf.Tensor, index: tf.Tensor) -> Example:
@@ -301,13 +303,13 @@ def _iterate(
 
 
 def _named(batches: Iterator[Batch]) -> Iterator[Batch]:
-  """Yields the batches; what is wrong with an image is a ValueError."""
+  """Yields the batches; turns TensorFlow's errors on images to ValueErrors."""
   try:
     yield from batches
   except tf.errors.InvalidArgumentError as error:
     reason = error.message.partition("} ")[2] or error.message
     raise ValueError(
-      f"An image cannot be used: {reason.splitlines()[0]} Where sizes differ, "
-      "take preprocess.eval='center_crop' (or preprocess.train), or resize "
-      "the files."
+      f"An image cannot be used: {reason.splitlines()[0]} If sizes differ, set "
+      "preprocess.eval='center_crop' and preprocess.train="
+      "'random_resized_crop', or resize the files."
     ) from error

@@ -1,4 +1,4 @@
-"""What an example is, and how far an output is from it."""
+"""Problems: how a model's outputs are compared with the ground truth."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ class Problem(Protocol):
   """A kind of task: loss, measures of a batch, metrics of a whole split.
 
   Attributes:
-    name: By which methods say that they serve it.
-    metric: Key of `summarize` that scenarios sum up and tables show.
+    name: Name of the problem; `Method.problems` lists those that it supports.
+    metric: Key of `summarize` that scenarios summarize and tables show.
     targets: Names of the entries of a batch that hold the ground truth; audits
       remove them before the model runs.
-    hidden: Those of them that evaluation removes, too.
+    hidden: The targets that evaluation removes, too, before the model runs.
   """
 
   name: ClassVar[str]
@@ -37,24 +37,31 @@ class Problem(Protocol):
   def constants(
     self, classes: Sequence[int], num_classes: int
   ) -> dict[str, np.ndarray]:
-    """Returns what joins all batches of a test set for `measure`, as a mask.
+    """Returns arrays that join each batch of a test set, for `measure`.
 
     Args:
-      classes: Ids that a prediction may name.
-      num_classes: Columns of the head.
+      classes: Ids of the classes that a prediction may name.
+      num_classes: Number of columns of the head.
     """
     ...
 
   def measure(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
   ) -> Any:
-    """Returns arrays of fixed shape; rows where batch["mask"] is False."""
+    """Returns the measures of a batch, arrays of fixed shape.
+
+    Args:
+      outputs: What the model returns for the batch.
+      batch: The batch with targets and `constants`. Rows where batch["mask"] is
+        False are padding and must not count.
+    """
     ...
 
   def summarize(self, measures: Sequence[Any]) -> dict[str, Any]:
     """Returns the metrics of a split from the measures of its batches.
 
-    A curve is a mapping of two names to as many numbers: x and y.
+    A metric is a number, or a curve: a mapping of two names to lists of equal
+    length, x first and y second.
     """
     ...
 

@@ -17,8 +17,8 @@ from libml.problems import losses
 class Classification:
   """Classification by `outputs["logits"]` [B, C] against `batch["label"]`.
 
-  Labels are not hidden: the published accuracies of heads with a margin are
-  measured with the margin on the true class.
+  Evaluation does not hide labels: published accuracies of heads with a margin
+  are measured with the margin on the true class.
   """
 
   name: ClassVar[str] = "classification"
@@ -32,8 +32,8 @@ class Classification:
     """Returns the mean cross entropy, and the batch's accuracy.
 
     Args:
-      outputs: logits [B, C]; loss [B], which takes the place of the cross
-        entropy, of models that have one of their own.
+      outputs: logits [B, C]; optionally loss [B], a loss of the model's own
+        that replaces the cross entropy.
       batch: label int32 [B], or probabilities [B, C].
     """
     logits, label = outputs["logits"], batch["label"]
@@ -46,16 +46,16 @@ class Classification:
   def constants(
     self, classes: Sequence[int], num_classes: int
   ) -> dict[str, np.ndarray]:
-    """Returns "allowed", bool [C]: classes that a prediction may name."""
+    """Returns "allowed", bool [C]: the classes that a prediction may name."""
     return {"allowed": np.isin(np.arange(num_classes), classes)}
 
   def measure(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
   ) -> dict[str, jax.Array]:
-    """Returns sums over the rows that batch["mask"] keeps.
+    """Returns "hits", "loss" and "count", sums over rows with mask True.
 
     Args:
-      outputs: logits [B, C], perhaps loss [B], as in `loss`.
+      outputs: logits [B, C]; optionally loss [B], as in `loss`.
       batch: label int32 [B], mask bool [B], allowed bool [C] of `constants`.
     """
     logits = losses.mask_logits(outputs["logits"], batch["allowed"])

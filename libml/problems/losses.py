@@ -1,15 +1,20 @@
-"""Losses and their parts, as pure functions of arrays."""
+"""Losses and their parts."""
 
 import jax
 import jax.numpy as jnp
 
-# Finite, so that 0 * mask stays 0 where labels are probabilities; exp of it
-# is exactly 0 in every float type, so a masked column gets no gradient.
+# Finite, so that a probability of 0 times the masked value is 0. Its exp is
+# exactly 0 in every float type, so a masked column gets no gradient.
 _MASKED = -1e9
 
 
 def mask_logits(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-  """Returns logits [B, C], masked outside allowed bool [C], or [B or 1, C]."""
+  """Returns logits with -1e9 for classes that are not allowed.
+
+  Args:
+    logits: [B, C].
+    allowed: bool [C], or [B or 1, C].
+  """
   allowed = allowed if allowed.ndim == 2 else allowed[None, :]
   return jnp.where(allowed, logits, _MASKED)
 
@@ -31,14 +36,15 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 def distillation(
   student: jax.Array, teacher: jax.Array, temperature: float = 1.0
 ) -> jax.Array:
-  """Returns T^2 times the mean KL of teacher to student at temperature T.
+  """Returns T^2 times the mean of KL(teacher || student) at temperature T.
 
-  Hinton et al., 2015; as in LwF and SCRUB.
+  Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; as in LwF
+  and SCRUB.
 
   Args:
     student: Logits [B, C].
-    teacher: Logits [B, C], masked where the student's are.
-    temperature: T.
+    teacher: Logits [B, C], with the same classes masked.
+    temperature: T, by which both logits are divided.
   """
   wide = jnp.promote_types(student.dtype, jnp.float32)
   log_q = jax.nn.log_softmax(student.astype(wide) / temperature, axis=-1)

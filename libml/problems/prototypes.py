@@ -1,4 +1,4 @@
-"""Class means of features, and the answer of the nearest."""
+"""Prototypes (class means of features), and prediction of the nearest one."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from libml import vectors
 def class_sums(
   features: jax.Array, label: jax.Array, mask: jax.Array, num_classes: int
 ) -> dict[str, jax.Array]:
-  """Returns what one batch adds to its classes' sums, at least float32.
+  """Returns the sums of a batch's features by class, at least float32.
 
   Args:
     features: [B, D].
     label: int32 [B].
-    mask: bool [B], the rows that count.
+    mask: bool [B], whether a row counts.
     num_classes: C.
 
   Returns:
@@ -39,15 +39,15 @@ def means(sums: jax.Array, counts: jax.Array) -> jax.Array:
 def cosine_logits(
   features: jax.Array, prototypes: jax.Array, known: jax.Array
 ) -> jax.Array:
-  """Returns the cosine of each feature to each prototype, [B, C].
+  """Returns the cosine of each feature with each prototype, [B, C].
 
-  The largest is the nearest in Euclidean distance on the unit sphere. A class
-  that is not known has -2 and cannot win.
+  The largest cosine belongs to the prototype that is nearest on the unit
+  sphere. Classes without a prototype get -2, so that they are never predicted.
 
   Args:
     features: [B, D].
     prototypes: [C, D].
-    known: bool [C].
+    known: bool [C], whether a class has a prototype.
   """
   cosine = jnp.matmul(
     vectors.unit(features),
@@ -60,7 +60,7 @@ def cosine_logits(
 def kl_divergence(features: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns the mean over rows of KL(softmax(target) || softmax(feature)).
 
-  Both softmaxes are over the D features (GS-LoRA++).
+  Both softmaxes are over the D dimensions of a feature (GS-LoRA++).
 
   Args:
     features: [B, D].

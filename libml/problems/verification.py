@@ -1,8 +1,9 @@
 """Face verification: whether two images show one person (the LFW protocol).
 
-Huang et al., "Labeled Faces in the Wild", 2007. Each pair of images gets a
-similarity, the cosine of the two embeddings. Accuracy is that of a threshold:
-for each of ten folds of pairs the one that is best on the other nine.
+Huang et al., "Labeled Faces in the Wild", 2007. The similarity of a pair of
+images is the cosine of their embeddings. A pair above a threshold is predicted
+to show one person. For each of ten folds of pairs, accuracy is measured with
+the threshold that is best on the other nine folds.
 """
 
 import dataclasses
@@ -17,18 +18,23 @@ import numpy as np
 
 from libml.datasets import pairs as pairs_lib
 
-# False accept rates at which the true accept rate is reported.
+# False accept rates at which the true accept rate is a metric.
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
-# Those of the curve: ten a decade.
+# False accept rates of the ROC curve in the results: ten per decade.
 CURVE = tuple(round(float(x), 6) for x in np.geomspace(1e-4, 1, 41))
 
 
 def similarities(
   embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-  """Returns the cosine [P] of the embeddings [N, D] of each pair.
+  """Returns the cosine of the two embeddings of each pair, float64 [P].
 
-  An embedding of zeros is at a right angle to all.
+  An embedding of zeros has the cosine 0 with all others.
+
+  Args:
+    embeddings: [N, D].
+    first: int [P], index of each pair's first image.
+    second: int [P], index of each pair's second image.
   """
   e = np.asarray(embeddings, np.float64)
   e = e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12)
@@ -36,21 +42,23 @@ def similarities(
 
 
 def best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
-  """Returns the threshold above which "one person" is most often right.
+  """Returns the threshold with the most correct predictions.
 
-  Halfway between two similarities, or beyond all; the lowest of equally good.
+  It is halfway between two neighbouring similarities, or 1e-6 below or above
+  all of them. Of equally good thresholds it is the lowest.
 
   Args:
     similarity: [P].
-    same: bool [P].
+    same: bool [P], whether a pair shows one person.
   """
   order = np.argsort(similarity, kind="stable")
   values, kinds = similarity[order], same[order]
-  # Right predictions where the first k pairs are taken for two persons.
+  # Correct predictions if the k lowest pairs are predicted to show two persons.
   right = np.concatenate([[0], np.cumsum(~kinds)])
   right = right + np.concatenate([np.cumsum(kinds[::-1])[::-1], [0]])
   bounds = np.concatenate([[-np.inf], values, [np.inf]])
-  right[1:-1][values[1:] == values[:-1]] = -1  # no threshold parts equals
+  # No threshold lies between equal similarities.
+  right[1:-1][values[1:] == values[:-1]] = -1
   k = int(np.argmax(right))
   below, above = bounds[k], bounds[k + 1]
   if np.isinf(below):
@@ -61,21 +69,21 @@ def best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
 def fold_accuracies(
   similarity: np.ndarray, same: np.ndarray, *, folds: int = 10
 ) -> np.ndarray:
-  """Returns the accuracy of each fold at the others' best threshold, [F].
+  """Returns the accuracy of each fold at the other folds' best threshold, [F].
 
-  Folds are stretches of pairs in their order, as LFW's list has them.
+  A fold is a run of consecutive pairs, as in LFW's list.
 
   Args:
     similarity: [P].
-    same: bool [P].
+    same: bool [P], whether a pair shows one person.
     folds: F.
 
   Raises:
-    ValueError: Fewer pairs than folds, or fewer than 2 folds.
+    ValueError: There are fewer pairs than folds, or fewer than 2 folds.
   """
   if not 2 <= folds <= len(same):
     raise ValueError(
-      f"folds={folds} of {len(same)} pairs: take 2 to {len(same)}."
+      f"folds={folds} of {len(same)} pairs must be in 2 to {len(same)}."
     )
   accuracies = []
   for held_out in np.array_split(np.arange(len(same)), folds):
@@ -90,13 +98,16 @@ def fold_accuracies(
 def roc(
   similarity: np.ndarray, same: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns false accept rates, true accept rates and thresholds, falling.
+  """Returns the ROC curve: false and true accept rates at falling thresholds.
 
   Args:
     similarity: [P].
-    same: bool [P].
+    same: bool [P], whether a pair shows one person.
+
+  Returns:
+    False accept rates, true accept rates and thresholds, each [K].
   """
-  from sklearn import metrics  # takes seconds
+  from sklearn import metrics  # The import takes seconds.
 
   return metrics.roc_curve(same, similarity, drop_intermediate=False)
 
@@ -104,12 +115,13 @@ def roc(
 def true_accept_rate(
   similarity: np.ndarray, same: np.ndarray, false_accept_rate: float
 ) -> float:
-  """Returns the largest true accept rate at most so many false ones allow.
+  """Returns the largest true accept rate within a false accept rate.
 
   Args:
     similarity: [P].
-    same: bool [P].
-    false_accept_rate: Share of the pairs of two persons.
+    same: bool [P], whether a pair shows one person.
+    false_accept_rate: Largest share of the pairs of two persons that may be
+      accepted as one person.
   """
   false, true, _ = roc(similarity, same)
   return float(true[false <= false_accept_rate].max())
@@ -118,16 +130,17 @@ def true_accept_rate(
 def pair_metrics(
   similarity: np.ndarray, same: np.ndarray, *, folds: int = 10
 ) -> dict[str, float]:
-  """Returns what papers report of a list of pairs.
+  """Returns the usual metrics of a list of pairs.
 
   Args:
     similarity: [P].
-    same: bool [P].
+    same: bool [P], whether a pair shows one person.
     folds: F.
 
   Returns:
-    "accuracy" in [0, 1] and "accuracy_std" over the folds, "auc", "tar_at_far
-    0.001" and its like, and "count", the number of pairs.
+    "accuracy" and "accuracy_std", the mean in [0, 1] and the standard deviation
+    over the folds; "auc", the area under the ROC curve; "tar_at_far_0.001" and
+    so on for FALSE_ACCEPT_RATES; and "count", the number of pairs.
   """
   from sklearn import metrics
 
@@ -148,11 +161,11 @@ def pair_metrics(
 class Verification:
   """Verification as a problem: embeddings of a batch, metrics of a list.
 
-  Images come with their number in `pairs.images` as label, so that order and
-  padding of batches do not matter.
+  The label of an image is its index in `pairs.images`, so the order of images
+  in batches does not matter.
 
   Attributes:
-    pairs: From `pairs.read`.
+    pairs: The list of pairs, from `pairs.read`.
   """
 
   pairs: pairs_lib.Pairs
@@ -160,12 +173,16 @@ class Verification:
   name: ClassVar[str] = "verification"
   metric: ClassVar[str] = "accuracy"
   targets: ClassVar[tuple[str, ...]] = ("label",)
-  hidden: ClassVar[tuple[str, ...]] = ("label",)  # they are no classes
+  hidden: ClassVar[tuple[str, ...]] = ("label",)  # Labels are not classes.
 
   def loss(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Raises: pairs measure what classification trains."""
+    """Raises an error, since pairs only measure a model that has been trained.
+
+    Raises:
+      ValueError: Always.
+    """
     raise ValueError(
       "Verification has no loss: train with problem.name='classification'."
     )
@@ -180,14 +197,15 @@ class Verification:
   def measure(
     self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
   ) -> dict[str, jax.Array]:
-    """Returns the embeddings, and which images they are.
+    """Returns "features", float32 [B, D], and "number", their images' index.
 
     Args:
       outputs: features [B, D].
-      batch: label int32 [B], numbers of images; mask bool [B].
+      batch: label int32 [B], index in `pairs.images`; mask bool [B]. The index
+        of padding becomes -1.
 
     Raises:
-      ValueError: Outputs without features.
+      ValueError: The outputs have no features.
     """
     if "features" not in outputs:
       raise ValueError(
@@ -203,7 +221,7 @@ class Verification:
   def summarize(self, measures: Sequence[Any]) -> dict[str, Any]:
     """Returns `pair_metrics`, and "roc".
 
-    The latter has "false_accept_rate", CURVE, and "true_accept_rate" at each.
+    "roc" has the lists "false_accept_rate" (CURVE) and "true_accept_rate".
 
     Raises:
       ValueError: An image of a pair was not measured.
