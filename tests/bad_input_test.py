@@ -22,7 +22,7 @@ CASES = {
   ),
   "images of another size": (
     {"model__image_size": 16},
-    r"8.*16.*Take 'center",
+    r"8.*16.*eval='center",
   ),
   "top_k above the pool": ({"method__top_k": 11}, r"top_k=11.*pool_size=10"),
   "vote group that does not divide": (
