@@ -9,9 +9,10 @@ layer is
   P = sum_{m < (t + 1) n} cos(q * a_m, k_m) p_m
 
 Components m < t n, those of earlier tasks, are not trained. The cross entropy
-masks the classes of other tasks; the rows of V are the vectors p, k or a:
+masks the classes of other tasks. V has the vectors p, k or a of a layer as
+rows; the sum runs over the layers and these three kinds:
 
-  loss = CE(f(x; P), y) + ortho_loss * sum_{p, k, a} mean (V V^T - I)^2
+  loss = CE(f(x; P), y) + ortho_loss * sum mean (V V^T - I)^2
 
 The defaults are those of the released code: it starts each task's components
 orthonormal and has ortho_loss 0, where the paper starts the whole pool

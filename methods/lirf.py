@@ -2,13 +2,14 @@
 
 Ye et al., "Learning with Recoverable Forgetting", ECCV 2022, in the GS-LoRA
 code's version for transformers. The network is cut in the middle. The student s
-trains the lower half; the upper half keeps the given weights. With y' wrong
-labels, t the given network, AT the distance of the attention maps of s and t at
-the cut, d the network with the deposit as lower half, and the default weights
-(deposit: the released code's):
+trains the lower half; the upper half keeps the given weights. x_f are images to
+forget with wrong labels y', x_r images to retain, t is the given network, AT
+the distance of the attention maps of s and t at the cut, d the network with the
+deposit as lower half; KL is taken on x_f over the columns of some classes. With
+the weights of the released code:
 
-  (1 - a) CE(s(x_f), y') - 300 AT + 10 a T^2 KL(t || s; classes that stay)
-  + 0.05 [a T^2 KL(t || d; classes that go) + (1 - a) CE(d(x_f), y')]
+  (1 - a) CE(s(x_f), y') - 300 AT + 10 a T^2 KL(t || s; classes to retain)
+  + 0.05 [a T^2 KL(t || d; classes to forget) + (1 - a) CE(d(x_f), y')]
   + 5 CE(s(x_r))
 """
 

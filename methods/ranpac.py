@@ -2,8 +2,8 @@
 
 McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for
 Continual Learning", NeurIPS 2023, without its first-session PETL training (row
-"no PETL" of its ablation). With f [D] the feature of an image and y [C] its
-one-hot label, summed over the images of all tasks so far:
+"no PETL" of its ablation). f [D] is the feature of an image and y [C] its
+one-hot label; sums run over the images of all tasks so far:
 
   h = relu(f W), W [D, M] ~ N(0, 1), drawn once
   G = sum h h^T [M, M]  (Gram matrix),  C = sum h y^T [M, C]  (class prototypes)

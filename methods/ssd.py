@@ -1,4 +1,4 @@
-"""SSD: dampens weights that are more important to images to forget.
+"""SSD: dampens weights that matter more for images to forget than for all.
 
 Foster et al., "Fast Machine Unlearning Without Retraining Through Selective
 Synaptic Dampening", AAAI 2024. F_f is the diagonal of the Fisher information on
@@ -22,9 +22,9 @@ from methods.parts import unlearning
 class SSD(unlearning.Unlearning):
   """Measures F in two passes over the images; trains nothing.
 
-  As in the authors' code, F is the square of a batch's mean gradient. Their
-  batches for F_d mix images to forget and to retain; here a batch has images of
-  one kind only.
+  As in the authors' code, F comes from the squares of batches' mean gradients.
+  Their batches for F_d mix images to forget and to retain; here a batch has
+  images of one kind only.
 
   Attributes:
     select: A weight is dampened if F_f > select F_d. Images to forget are part

@@ -33,7 +33,7 @@ from methods.parts import low_rank
 from methods.parts import pairing
 from models import lora
 
-# Goal of a stage -> roles in a step's batch; an epoch is one of the first role.
+# Goal of a stage -> roles in a step's batch; the first one makes an epoch.
 _STREAMS = {
   "learn": ("retain", "learn"),
   "forget": ("retain", "forget"),
