@@ -184,7 +184,7 @@ def estimate(chip: Chip, flops: float, size: float, batch: int) -> list[Any]:
   """Returns one dict for each number of chips.
 
   Args:
-    chip: Row of CHIPS.
+    chip: Key of CHIPS.
     flops: FLOPs of a step for each image.
     size: Bytes that a step all-reduces.
     batch: Images on each chip.

@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
       # Whether the final weights are written to WORKDIR/export, with adapters
       # merged and without the method's memory, such as prototypes.
       "export": False,
-      # Row of SCENARIOS, and its options.
+      # Key of SCENARIOS, and its options.
       "scenario": {
         "name": "class_incremental",
         "num_tasks": 10,
@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
         # of that task.
         "task_incremental": False,
       },
-      # Row of DATASETS, and its options.
+      # Key of DATASETS, and its options.
       "dataset": {"name": "synthetic"},
       # Face verification at the end (libml/problems/verification.py): file of
       # pairs, folder of the images, number of folds; None: no verification.
@@ -105,9 +105,9 @@ def get_config() -> ml_collections.ConfigDict:
       # Parameters of mixup's and cutmix's Beta distributions; 0: off. If both
       # are above 0, each image gets one of the two.
       "mixing": {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0},
-      # Row of PROBLEMS.
+      # Key of PROBLEMS.
       "problem": {"name": "classification"},
-      # Row of MODELS, and its options; num_classes comes from the data.
+      # Key of MODELS, and its options; num_classes comes from the data.
       "model": {
         "name": "vit",
         "variant": "ViT-B_16",
@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
         "review_epochs": 0,
         "review_last_only": False,
       },
-      # Row of METHODS, and its options.
+      # Key of METHODS, and its options.
       "method": options.method("finetune"),
       "optimizer": {
         # Parameter groups: (name, pattern of parameters); the first match

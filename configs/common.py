@@ -198,7 +198,7 @@ REHEARSAL = {
 
 
 def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
-  """Sets rehearsal as in a row of REHEARSAL.
+  """Sets rehearsal as in an entry of REHEARSAL.
 
   Raises:
     ValueError: REHEARSAL has no such row.
@@ -210,7 +210,7 @@ def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
   config.rehearsal.update(REHEARSAL[preset])
 
 
-# Reference methods for the prompt methods: row of METHODS, changed options, and
+# Reference methods for the prompt methods: key of METHODS, changed options, and
 # factor of `body_lr`, the backbone's learning rate (0: frozen).
 REFERENCES: dict[str, tuple[str, dict[str, Any], float]] = {
   "finetune": ("finetune", {}, 1.0),

@@ -25,7 +25,7 @@ from configs import casia100
 from configs import common
 from configs import swaps
 
-# Name -> (row of DATASETS, its classes).
+# Name -> (key of DATASETS, its classes).
 LEARN = {
   "cub": ("caltech_birds2011", 200),
   "pets": ("oxford_iiit_pet", 37),

@@ -16,7 +16,7 @@ from methods import METHODS
 
 
 def method(name: str, **changes: Any) -> dict[str, Any]:
-  """Returns the section of a method: a row of METHODS and all its options.
+  """Returns the section of a method: a key of METHODS and all its options.
 
   Options that are not in `changes` have the defaults of the method's class. An
   option that is None becomes a placeholder of its type, so that a flag can set
@@ -29,7 +29,7 @@ def method(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def scenario(name: str, **changes: Any) -> dict[str, Any]:
-  """Returns the section of a scenario: a row of SCENARIOS and its options."""
+  """Returns the section of a scenario: a key of SCENARIOS and its options."""
   return _section("scenario", SCENARIOS, name, changes=changes)
 
 

@@ -25,7 +25,7 @@ class GsLoraPlus(group_sparse.GroupSparse):
     proto_retain: w_r, one value for each request.
     proto_bound: bound_p, the mean distance above which a batch to forget has no
       further effect.
-    proto_distance: Row of prototypes.DISTANCES.
+    proto_distance: Key of prototypes.DISTANCES.
     proto_source: Which model computes prototypes: "start", the model at the
       start of the request; "pretrained", the model before the first request.
   """

@@ -52,7 +52,7 @@ class Swapping(Method):
     forget_weight: w_f.
     bound: Loss above which a batch to forget has no further effect.
     alpha: Weight of the group lasso.
-    grouping: Row of group_lasso.GROUPINGS.
+    grouping: Key of group_lasso.GROUPINGS.
     subgradient: Whether the norms are a term of the loss, as in the paper. If
       not, the optimizer takes their proximal step, which makes lasso groups
       exactly zero.

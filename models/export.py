@@ -166,7 +166,7 @@ def settings(
     classes: Name of each class id, for timm's label_names.
 
   Returns:
-    "model", a row of MODELS with its options; "preprocess"; and timm's config
+    "model", a key of MODELS with its options; "preprocess"; and timm's config
     of the model, or "not_in_timm": the fields that timm cannot express.
   """
   ours = {

@@ -75,7 +75,7 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     head_dim: K, the width of a head; None: D / H.
     image_size: Side of the square images.
     dropout: Rate in the blocks and after the position embedding.
-    head: Row of heads.HEADS.
+    head: Key of heads.HEADS.
     scale: Scale of the head's logits; None: the row's default.
     margin: Margin of the head; None: the row's default.
     dtype: Compute type; norms, softmax, features and head stay float32.
@@ -276,7 +276,7 @@ def build(
   lora: Mapping[str, Any] | None = None,
   **overrides: Any,
 ) -> FaceViT:
-  """Returns a FaceViT: a row of VARIANTS, with some of its fields replaced.
+  """Returns a FaceViT: an entry of VARIANTS, with some of its fields replaced.
 
   Args:
     variant: Name in VARIANTS; None if the overrides give all sizes.

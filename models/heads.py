@@ -214,7 +214,7 @@ HEADS: dict[str, Callable[..., Head]] = {
 
 
 def needs_label(row: str) -> bool:
-  """Returns whether a row of HEADS trains with the label of each example."""
+  """Returns whether an entry of HEADS trains with the label of each example."""
   return HEADS[row](num_classes=1, parent=None).needs_label
 
 
@@ -246,7 +246,7 @@ def build(
   margin: float | None = None,
   **options: Any,
 ) -> Head:
-  """Returns a head: a row of HEADS.
+  """Returns a head: an entry of HEADS.
 
   Args:
     row: Its name.

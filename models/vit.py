@@ -324,7 +324,7 @@ def build(
   lora: Mapping[str, Any] | None = None,
   **overrides: Any,
 ) -> ViT:
-  """Returns a ViT: a row of VARIANTS, with some of ViT's fields replaced.
+  """Returns a ViT: an entry of VARIANTS, with some of ViT's fields replaced.
 
   Args:
     variant: Name in VARIANTS; None if the overrides give all sizes.

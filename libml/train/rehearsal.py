@@ -242,7 +242,7 @@ def join(
   Args:
     batch: Stream -> {"image": [B, ...], "label": int32 [B] or [B, C], ...}.
     memory: From `stage_memory`.
-    mask: Row of MASKS, for the exemplars.
+    mask: Key of MASKS, for the exemplars.
 
   Returns:
     B rows, or 2 B of which the odd ones are exemplars: neighbours lie on the

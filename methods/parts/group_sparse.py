@@ -49,7 +49,7 @@ class GroupSparse(Method):
     beta_decay_epoch: Number of epochs after which beta is 1e-4; None: never.
     alpha: Weight of the group lasso.
     alpha_epoch: Number of epochs before which alpha is 0.
-    grouping: Row of group_lasso.GROUPINGS.
+    grouping: Key of group_lasso.GROUPINGS.
     subgradient: Whether the norms are a term of the loss, as in the released
       code; then no lasso group becomes exactly zero.
     restart_slope: Slope of the Kaiming-uniform draw of A from the second

@@ -59,7 +59,7 @@ def check_trained(trainable: Any) -> None:
 
 
 def check_grouping(grouping: str) -> None:
-  """Raises ValueError unless grouping is a row of group_lasso.GROUPINGS."""
+  """Raises ValueError unless grouping is a key of group_lasso.GROUPINGS."""
   if grouping not in group_lasso.GROUPINGS:
     raise ValueError(
       f"method.grouping={grouping!r} must be one of "

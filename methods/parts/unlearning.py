@@ -187,7 +187,7 @@ class Relabelling(Unlearning):
   """Forgets with wrong labels, drawn anew in every step.
 
   Attributes:
-    relabel: Row of relabel.RELABELS: "kept" draws a class to retain; "shifted"
+    relabel: Key of relabel.RELABELS: "kept" draws a class to retain; "shifted"
       draws, as the released GS-LoRA code does, one of the ids 0 to P - 1 for P
       classes to forget.
   """
