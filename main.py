@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# TensorFlow only feeds images; it reads both when it is imported.
+# TensorFlow reads both when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -59,17 +59,21 @@ _LOG = logging.getLogger("palimpsest")
 _CONFIG = config_flags.DEFINE_config_file(
   "my_config", None, "Config file, with :arguments.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where a run writes.")
-_EXP_ID = flags.DEFINE_string("exp_id", None, "Folder in the workdir.")
-_AUDIT = flags.DEFINE_bool("audit", False, "Audit a finished run's model.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder that a run writes to.")
+_EXP_ID = flags.DEFINE_string(
+  "exp_id", None, "Subfolder of --workdir to write to."
+)
+_AUDIT = flags.DEFINE_bool("audit", False, "Audit a finished run.")
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Find the run's other processes: TPU pods, SLURM."
+  "distributed", False, "Join the run's processes on a TPU pod or in SLURM."
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, where nothing finds it."
+  "coordinator", None, "HOST:PORT of process 0, outside TPU pods and SLURM."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Process count.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Number of processes."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 
 
 def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
@@ -106,7 +110,7 @@ def build_optimizer(config: ConfigDict, method: Any) -> optim.Optimizer:
 
 
 def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
-  """Returns the images and the order in which they come."""
+  """Returns the data set, and the scenario that divides it into stages."""
   source = registry.build(datasets.DATASETS, "dataset", **plain(config.dataset))
   if config.holdout:
     source = datasets.hold_out(source, config.holdout, config.holdout_seed)
@@ -121,8 +125,8 @@ def build_scenario(config: ConfigDict) -> tuple[Any, scenarios.Scenario]:
 def build_run(
   config: ConfigDict, scenario: scenarios.Scenario, **others: Any
 ) -> run_lib.Run:
-  """Returns a config's run of a scenario; `others` are Run's own arguments."""
-  # These pull in TensorFlow, which takes seconds.
+  """Returns the Run of a config; `others` are further arguments of Run."""
+  # These import TensorFlow, which takes seconds.
   from libml.images import mixing
   from libml.images import preprocess
 
@@ -151,13 +155,16 @@ def initial_params(
   scenario: scenarios.Scenario | None = None,
   should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Any, dict[str, Any]]:
-  """Returns the parameters on the host, and what the results say of them.
+  """Returns the first parameters, on the host, and their entry in the results.
 
   Args:
     config: From a config file.
     model: The module.
-    scenario: Says which columns of the file's head to load; None: all.
-    should_stop: Asked while weights are made.
+    scenario: Decides which columns of the file's head to load; None: all.
+    should_stop: Called while weights are made; True stops.
+
+  Raises:
+    ValueError: The config names no weights, or they do not fit the model.
   """
   path, prefix = config.init_checkpoint, ""
   if path is None and config.pretrain:
@@ -171,17 +178,17 @@ def initial_params(
   if not config.random_init:
     raise ValueError(
       "No pretrained weights: give --my_config.init_checkpoint=FILE (.npz or "
-      ".safetensors), or say --my_config.random_init=True."
+      ".safetensors), or set --my_config.random_init=True."
     )
   params = initial.draw(model, seed=config.seed)
-  if config.init_head == "keep":  # no gradient passes a head of zeros
+  if config.init_head == "keep":  # a head of zeros passes no gradient
     key = jax.random.key(config.seed)
     params = class_heads.draw(params, key, model.class_heads)
   return jax.device_get(params), {"name": "random", "seed": config.seed}
 
 
 def upstream(name: str, should_stop: Callable[[], bool]) -> str:
-  """Returns the file of weights that a config makes, on its first use."""
+  """Returns the path of weights that a config makes on first use."""
   module, _, arg = name.partition(":")
   config = importlib.import_module(f"configs.{module}").get_config(arg)
   run = functools.partial(execute, should_stop=should_stop)
@@ -197,18 +204,25 @@ def execute(
   audit: bool = False,
   observer: Observer | None = None,
 ) -> dict[str, Any]:
-  """Runs a config to its end, or goes on where it stopped.
+  """Runs a config to its end; a run that was stopped is resumed.
 
   Args:
     config: From a config file.
-    workdir: Where checkpoints, results and curves are.
-    should_stop: Asked after each step.
-    mesh: Takes the place of the config's.
+    workdir: Of checkpoints, results and TensorBoard's files.
+    should_stop: Called after each step; True stops the run.
+    mesh: Used instead of the config's mesh.
     audit: Whether to audit a finished run instead.
-    observer: Watches the run.
+    observer: Its hooks are called during the run.
 
   Returns:
-    The results; in a run of several processes, what process 0 returns counts.
+    The results. With several processes only those of process 0 are complete.
+
+  Raises:
+    ValueError: Settings, images or weights that do not fit each other, or a
+      workdir that holds the run of another config.
+    OSError: A file that cannot be read or written.
+    Interrupted: `should_stop` said so; a checkpoint is saved.
+    FloatingPointError: A loss or gradient is not finite.
   """
   mesh = mesh or sharding.make_mesh(**plain(config.mesh))
   config = settings_lib.with_global_batch(config, mesh)
@@ -225,7 +239,7 @@ def execute(
   model = run.method.model
   params, weights = initial_params(config, model, scenario, should_stop)
   state = run.start(params)
-  del params  # or the host would keep them for as long as the run takes
+  del params  # or they stay in host memory during the whole run
   facts = results.facts(
     plain_config,
     weights=weights,

@@ -55,7 +55,7 @@ def test_run_that_learns_is_refused_before_it_trains(tmp_path):
 
 def test_sample_is_no_retrained_model(finished):
   workdir, _ = finished
-  with pytest.raises(ValueError, match="saw a sample of the images"):
+  with pytest.raises(ValueError, match="saw only a sample of the images"):
     main.execute(config(retrained=str(workdir)), workdir, audit=True)
 
 

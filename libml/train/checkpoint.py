@@ -1,7 +1,8 @@
 """Checkpoints; the only file that imports orbax.
 
-A checkpoint holds the leaves that change during a run, no frozen weight, and a
-checksum of each leaf, because orbax restores damaged data without an error.
+A checkpoint holds the leaves that change during a run, but no frozen weights.
+It also holds a checksum of each leaf, because orbax restores damaged data
+without an error.
 """
 
 import json
@@ -43,10 +44,10 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 def fingerprint(tree: Any) -> list[int]:
   """Returns a checksum of every leaf.
 
-  It is a sum modulo 2^32 of hashes of value and position, computed on the
-  devices, so it is the same on every mesh. A changed element always changes it,
-  and so does an exchange of two, but for a collision. All processes must call
-  this.
+  A leaf's checksum is the sum modulo 2^32 of hashes of each element's value and
+  position. It is computed on the devices and is the same on every mesh. One
+  changed element always changes it; two exchanged elements do, too, unless
+  hashes collide. All processes must call this.
   """
 
   def checksum(leaf):
@@ -61,7 +62,7 @@ def fingerprint(tree: Any) -> list[int]:
 
 
 class Saver:
-  """Saves asynchronously, restores the newest checkpoint that is sound."""
+  """Saves asynchronously; restores the newest undamaged checkpoint."""
 
   def __init__(self, folder: pathlib.Path, *, keep: int):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
@@ -73,10 +74,15 @@ class Saver:
     leaves: Mapping[str, jax.Array],
     progress: Mapping[str, Any],
   ) -> None:
-    """Starts to save; `number` must grow from call to call.
+    """Starts to save a checkpoint.
+
+    Args:
+      number: Of the checkpoint; it must grow from call to call.
+      leaves: Name -> array.
+      progress: As plain data.
 
     Raises:
-      RuntimeError: The number is not above the newest one.
+      RuntimeError: The number is not above the newest checkpoint's.
     """
     record = {"progress": progress, "checksums": fingerprint(leaves)}
     saved = self._manager.save(
@@ -87,21 +93,24 @@ class Saver:
       ),
     )
     if not saved:
-      raise RuntimeError(f"Checkpoint {number} was not saved: it is not new.")
+      raise RuntimeError(
+        f"Checkpoint {number} was not saved: its number must be above that of "
+        f"the newest checkpoint, {self._manager.latest_step()}."
+      )
 
   def restore(
     self, abstract: Mapping[str, Any]
   ) -> tuple[int, dict[str, jax.Array], dict[str, Any]] | None:
-    """Returns (number, leaves, progress) of the newest sound checkpoint.
+    """Returns (number, leaves, progress) of the newest undamaged checkpoint.
 
     Args:
-      abstract: Shapes and shardings of the leaves, by name.
+      abstract: Name -> shape and sharding of the leaf.
 
     Returns:
-      None where nothing was ever saved.
+      None if there is no checkpoint.
 
     Raises:
-      ValueError: There are checkpoints, and none can be read.
+      ValueError: There are checkpoints, but none can be read.
     """
     errors = {}
     for number in sorted(self._manager.all_steps(), reverse=True):
@@ -109,7 +118,7 @@ class Saver:
       if processes.all_say(got is not None):
         if fingerprint(got.state) == got.progress["checksums"]:
           return number, got.state, got.progress["progress"]
-        error = "its arrays are not those that were saved"
+        error = "its arrays do not match their checksums"
       errors[number] = error or "another process cannot read it"
       _LOG.warning(
         "Checkpoint %d cannot be used (%s); trying the one before.",
@@ -153,7 +162,7 @@ class Saver:
     return self
 
   def __exit__(self, kind: Any, error: BaseException | None, *unused) -> None:
-    # A save in progress would wait for the dead process.
+    # close() would wait for a dead process that takes part in a save.
     if not processes.has_lost_peer(error):
       # Without close() the process hangs at its exit while a save runs.
       self._manager.close()

@@ -1,4 +1,4 @@
-"""Whether method, scenario, images and devices go together."""
+"""Checks that method, scenario, images and devices fit each other."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ def check(
   mesh: jax.sharding.Mesh,
   mixes: bool,
 ) -> None:
-  """Raises ValueError for what would fail, or mislead, once a run goes on.
+  """Raises ValueError if the parts of a run do not fit each other.
 
   Args:
-    method: Its problem and goals, and whether its labels may be probabilities.
-    scenario: What it is to do.
-    batch_size: Global.
-    mesh: That batches are divided over.
-    mixes: Whether labels are made probabilities.
+    method: The method, with its model, problem and rehearsal.
+    scenario: The stages.
+    batch_size: Images of a batch, over all devices.
+    mesh: Of the devices; batches are divided along its axis "data".
+    mixes: Whether mixing turns labels into probabilities.
   """
   ways = mesh.shape["data"]
   if batch_size % ways:
@@ -32,7 +32,7 @@ def check(
       f"devices along the batch; take a multiple of {ways}, or set "
       "per_device_batch_size."
     )
-  sharding.batch_part(mesh)  # processes must be able to divide it, too
+  sharding.batch_part(mesh)  # raises if processes cannot divide the batch
   if method.problem.name not in method.problems:
     raise ValueError(
       f"{type(method).__name__} serves {' or '.join(method.problems)}, and the "
@@ -62,7 +62,7 @@ def check(
 
 
 def _check_sizes(scenario: scenarios.Scenario, batch_size: int) -> None:
-  """Raises ValueError where a stage that retains lacks images of a batch."""
+  """Raises ValueError if a stage that retains has a role below one batch."""
   for stage in scenario.stages:
     for role, images in stage.train.items():
       if "retain" in stage.train and len(images) < batch_size:

@@ -1,4 +1,4 @@
-"""Measuring a model on the test sets of a stage."""
+"""Measures a model on the test sets of a stage."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from libml.train import steps
 
 
 class Evaluator:
-  """One compiled step a problem, and what is computed once a test set."""
+  """Measures test sets with one compiled step for each type of problem."""
 
   def __init__(
     self,
@@ -41,7 +41,7 @@ class Evaluator:
     data: stage_data.StageData,
     scenario: scenarios.Scenario,
   ) -> None:
-    """Traces one batch a problem: what cannot work fails before training."""
+    """Traces a batch of each type of problem: errors come before training."""
     self._has_fixed = False
     test_sets: dict[Any, scenarios.TestSet] = {}
     for stage in scenario.stages:
@@ -67,7 +67,7 @@ class Evaluator:
     return test_set.problem or self._method.problem
 
   def _fn(self, problem: Problem | None) -> Callable[..., Any]:
-    """Returns the step of the method's problem (None) or another one."""
+    """Returns the step of a problem; None: that of the method's problem."""
     method, asked = self._method, problem or self._method.problem
 
     def predict(params, memory, batch):
@@ -111,10 +111,19 @@ class Evaluator:
     *,
     stop: Callable[[], bool],
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns ({test set: {reading: metrics}}, {test set: {name: counts}}).
+    """Measures a model.
+
+    Args:
+      state: Of the run.
+      test_sets: Name -> test set.
+      data: Reads the images.
+      stop: Called after each batch; True stops.
+
+    Returns:
+      {test set: {reading: metrics}} and {test set: {name: counts}}.
 
     Raises:
-      stage_data.Stopped: `stop` said so between two batches.
+      stage_data.Stopped: `stop` returned True.
     """
     row, observed = {}, {}
     for name, test_set in test_sets.items():
@@ -122,8 +131,8 @@ class Evaluator:
       constants, batches = self._constants(test_set), []
       for batch in self._batches(name, test_set, state, data):
         batches.append(step(state.params, state.memory, batch, constants))
-        # Fetch one batch late: the device stays busy, and holds the measures of
-        # two batches at most.
+        # Fetch one batch late: the device stays busy, and holds at most the
+        # measures of two batches.
         batches[-2:-1] = jax.device_get(batches[-2:-1])
         if stop():
           raise stage_data.Stopped

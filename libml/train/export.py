@@ -23,11 +23,11 @@ def write(
   """Writes a run's model for use elsewhere; all processes must call it.
 
   Args:
-    workdir: Gets the folder export.
-    run: Its method and scenario.
-    params: The last ones, on the mesh.
+    workdir: Of the run; the export is its folder "export".
+    run: The run, for its method and scenario.
+    params: Parameters after the last stage, on the mesh.
     config: Of the run, as plain data.
-    mesh: Where the parameters lie.
+    mesh: Of the devices.
   """
   params = trees.without(params, run.method.private)
   params = sharding.to_host(params, mesh)

@@ -16,7 +16,7 @@ from libml.devices import processes
 from libml.devices import sharding
 from models import pretrained
 
-# Of made weights, and of compiled functions.
+# Folder of the weights made here, and of compiled functions.
 CACHE = pathlib.Path(
   os.environ.get("PALIMPSEST_CACHE")
   or pathlib.Path.home() / ".cache" / "palimpsest"
@@ -26,21 +26,24 @@ _LOG = logging.getLogger("palimpsest")
 
 
 def upstream(name: str, config: ConfigDict, execute: Callable[..., Any]) -> str:
-  """Returns the file of weights that a pretraining config makes, in the cache.
+  """Returns the cached weights of a pretraining config; made on first use.
 
   Args:
-    name: Of the config, perhaps with :arguments.
-    config: What it returns.
-    execute: (config, workdir, mesh=) runs a config.
+    name: Of the config, with its :arguments, if any.
+    config: The config of this name.
+    execute: (config, workdir, mesh=) -> runs a config.
+
+  Returns:
+    The path of the file.
   """
   settings = json.loads(config.to_json())
-  del settings["audit"]  # weights are the same, whatever is asked of them
+  del settings["audit"]  # audits do not change the weights
   text = json.dumps(settings, sort_keys=True)
   folder = f"{name.partition(':')[0]}-{zlib.crc32(text.encode()):08x}"
 
   def make(workdir: pathlib.Path) -> None:
     _LOG.info("Making the weights of configs/%s.py, once.", name)
-    # The weights must not depend on the devices, so batch_size stands.
+    # Weights must not depend on the number of devices: keep batch_size.
     ways = math.gcd(config.batch_size, jax.device_count())
     mesh = sharding.make_mesh(ways, jax.device_count() // ways)
     execute(config, workdir, mesh=mesh)
@@ -53,15 +56,15 @@ def weights(
   make: Callable[[pathlib.Path], None],
   checksum: Callable[[pathlib.Path], str],
 ) -> str:
-  """Returns the file of weights in a folder; made first, if need be.
+  """Returns the path of the weights in a folder; they are made if missing.
 
-  All processes make them together; where their checksum is not the one that was
-  written beside them, they are written again from the run's checkpoint.
+  All processes make them together. If a file's checksum differs from the one
+  written beside it, the run's last checkpoint is exported again.
 
   Args:
     folder: For these weights alone.
-    make: Runs, or goes on, in a workdir, until export/params.npz is there.
-    checksum: Of a file.
+    make: Trains or resumes in a workdir, and writes its export/params.npz.
+    checksum: Path -> checksum of the file.
   """
   processes.check_shared(folder)
   params, note = folder / "params.npz", folder / "params.sha256"
@@ -75,7 +78,7 @@ def weights(
     note.write_text(checksum(params))
     return True
 
-  with processes.lock(folder / "lock"):  # two first uses at a time
+  with processes.lock(folder / "lock"):  # two runs may need them at once
     if not processes.first_says(is_sound):
       make(folder / "run")
       processes.first_says(publish)

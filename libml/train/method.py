@@ -1,4 +1,4 @@
-"""What a method is: how parameters change from stage to stage."""
+"""The contract of a method: hooks that a run calls in each stage."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from libml.train.rehearsal import Rehearsal
 from libml.train.train_state import TrainState
 
 Outputs = dict[str, Any]
-# Fields of a method that a run gives; all others are options of a config.
+# Fields that a run sets; all others are options of a config's method section.
 GIVEN = (
   "model",
   "problem",
@@ -30,7 +30,7 @@ GIVEN = (
 
 
 def readings(outputs: Outputs) -> dict[str, Outputs]:
-  """Returns a model's outputs by reading; "" is the one that counts."""
+  """Returns reading -> a model's outputs; "" is the main reading."""
   others = outputs.get("readings", {})
   return {
     "": outputs,
@@ -40,16 +40,16 @@ def readings(outputs: Outputs) -> dict[str, Outputs]:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-  """Some steps of one loss on some streams.
+  """A number of training steps with one loss.
 
   Attributes:
-    name: Rounds of one name share one compiled step.
+    name: Rounds with the same name share one compiled step.
     loss: (params, memory, batch, rng) -> (scalar, {name: scalar}).
-    streams: Name in the batch -> roles whose data are mixed into it.
+    streams: Name in the batch -> roles whose images it mixes.
     steps: Number of steps.
-    finish: Applied to the state after the last step.
-    continues: Whether its images go on where those of the stage's last round of
-      this name stopped, instead of a new order.
+    finish: state -> state, called after the last step.
+    continues: Whether images continue in the order of the stage's last round of
+      this name, instead of a new order.
   """
 
   name: str
@@ -62,16 +62,16 @@ class Round:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-  """How a pretrained model changes, stage after stage: pure hooks.
+  """How a pretrained model changes from stage to stage: pure hooks.
 
   Attributes:
     model: A flax linen module, (inputs, *, train) -> {name: array}.
-    problem: What an example is.
+    problem: Loss and metrics of an example.
     num_classes: Columns of the head.
     num_stages: Length of the scenario.
-    epochs: Passes over the anchor data of a stage.
-    rehearsal: What is kept of earlier stages' images, and its use.
-    restart_optimizer: Whether a stage starts with fresh moments.
+    epochs: Passes over a stage's images of `roles`.
+    rehearsal: Which images of earlier stages are kept, and how they are used.
+    restart_optimizer: Whether a stage starts with moments of 0.
   """
 
   model: Any
@@ -84,22 +84,21 @@ class Method:
 
   @property
   def rewrites(self) -> str:
-    """Pattern of untrained parameters that hooks rewrite between stages.
+    """Pattern of untrained parameters that hooks change between stages.
 
-    Checkpoints must hold them. A fixed pattern may be a class attribute.
+    Checkpoints hold them. A fixed pattern may be a class attribute.
     """
     return r"(?!)"
 
-  # Pattern of the memory's leaves that no stage changes. Checkpoints need not
-  # hold them.
+  # Pattern of the memory's leaves that no stage changes; checkpoints omit them.
   constant: ClassVar[str] = r"(?!)"
-  # Parameters of the method's own that no export holds, by their first name.
+  # Top-level names of parameters that the method adds and exports leave out.
   private: ClassVar[tuple[str, ...]] = ()
   # Roles whose images go through `prepare`.
   prepared: ClassVar[tuple[str, ...]] = ()
   # Names of the problems that it serves.
   problems: ClassVar[tuple[str, ...]] = ("classification",)
-  # Goals of the stages that it can serve.
+  # Goals of the stages that it can train.
   goals: ClassVar[tuple[str, ...]] = ("learn",)
   # Whether `loss` takes labels that are probabilities.
   mixes: ClassVar[bool] = True
@@ -110,44 +109,46 @@ class Method:
 
   @classmethod
   def fewest_blocks(cls, options: Mapping[str, Any]) -> int:
-    """Returns how many blocks a model needs, by the options of a config."""
+    """Returns the fewest blocks that a model must have for these options."""
     del options
     return 1
 
   @property
   def groups(self) -> LassoGroups | None:
-    """Groups of parameters that a proximal optimizer shrinks together."""
+    """Lasso groups, each of which a proximal optimizer shrinks as a whole."""
     return None
 
   @property
   def transforms(self) -> tuple[optax.GradientTransformation, ...]:
-    """Transforms that end the chain of every trained group.
+    """Transforms at the end of the chain of every trained parameter group.
 
     Their extra arguments come from `extra_args`.
     """
     return ()
 
   def check(self, scenario: Scenario) -> None:
-    """Raises ValueError for a scenario that the options do not fit."""
+    """Raises ValueError if the options do not fit a scenario."""
     del scenario
 
   def init_params(self, params: Any, rng: jax.Array) -> Any:
-    """Returns the model's parameters with the method's own ones added."""
+    """Returns the model's parameters and those that the method adds."""
     del rng
     return params
 
   def init_memory(self, params: Any, trainable: Any) -> Any:
-    """Returns what the method carries over stages: arrays, fixed structure.
+    """Returns the arrays that the method carries over stages.
+
+    Their structure, shapes and dtypes must not change during a run.
 
     Args:
       params: All parameters.
-      trainable: Booleans of the same structure.
+      trainable: Which of them are trained, booleans of the same structure.
     """
     del params, trainable
     return {}
 
   def roles(self, stage: Stage) -> tuple[str, ...]:
-    """Returns the roles whose data make an epoch."""
+    """Returns the roles whose images make an epoch."""
     if not self.rehearsal.train:
       return ("buffer",)
     return ("retain",) if "retain" in stage.train else (stage.goal,)
@@ -160,25 +161,25 @@ class Method:
     return state
 
   def steps_per_epoch(self, stage: Stage, data: StageData) -> int:
-    """Returns the length of an epoch, by which learning rates go."""
+    """Returns the steps of an epoch, the unit of learning-rate schedules."""
     return data.steps_per_epoch(self.roles(stage))
 
   def prepare(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
-    """Returns arrays [B, ...] of training images that no step will change.
+    """Returns arrays [B, ...] of training images that are fixed in a stage.
 
-    They are made once a stage and join the batches that `loss` receives, unless
-    images are augmented; then they are missing there.
+    They are computed once a stage and added to the batches that `loss` gets. If
+    images are augmented they are not computed, and batches lack them.
     """
     del params, memory, batch
     return {}
 
   def stage_epochs(self, stage: Stage) -> int:
-    """Returns how many epochs a stage trains."""
+    """Returns the number of epochs of a stage."""
     del stage
     return self.epochs
 
   def rounds(self, stage: Stage, data: StageData) -> tuple[Round, ...]:
-    """Returns what is trained in a stage, in order."""
+    """Returns the rounds of a stage, in order."""
     roles = self.roles(stage)
     steps = self.stage_epochs(stage) * data.steps_per_epoch(roles)
     train = Round("train", self.loss, {"train": roles}, steps)
@@ -199,23 +200,24 @@ class Method:
   def after_stage(
     self, state: TrainState, stage: Stage, data: StageData
   ) -> TrainState:
-    """Returns the state that is measured after a stage."""
+    """Returns the state with which a stage ends, and which is measured."""
     del stage, data
     return state
 
   def precompute(self, params: Any, memory: Any, batch: Any) -> dict[str, Any]:
-    """Returns arrays [B, ...] of test images that no stage will change.
+    """Returns arrays [B, ...] of test images that are fixed in a run.
 
-    They are made once a run and join the batch that `predict` receives.
+    They are computed once a run and added to the batch that `predict` gets.
     """
     del params, memory, batch
     return {}
 
   def predict(self, params: Any, memory: Any, batch: Any) -> dict[str, Outputs]:
-    """Returns the outputs by reading; "" is the one that counts.
+    """Returns reading -> outputs; "" is the main reading.
 
-    A further reading's name is the suffix of its metrics ("_batchwise"). Those
-    of the model itself are its outputs["readings"]: name -> logits [B, C].
+    Another reading is a second way to predict, such as "_batchwise"; its name
+    is the suffix of its metrics. A model's own readings are in its
+    outputs["readings"]: name -> logits [B, C].
     """
     del memory
     return readings(self.apply(params, batch))
@@ -223,28 +225,28 @@ class Method:
   def observe(
     self, readings: Mapping[str, Outputs], batch: Any
   ) -> dict[str, jax.Array]:
-    """Returns counts to sum over a test set and draw as histograms."""
+    """Returns name -> counts; their sums over a test set become histograms."""
     del readings, batch
     return {}
 
   def report(self, state: TrainState) -> dict[str, Any]:
-    """Returns what to tell of a finished stage: name -> number, or a picture's.
+    """Returns name -> number, or name -> {label: number}, of a finished stage.
 
-    A picture is a mapping of names to numbers. Names are free: numbers become
-    curves, and columns of the table that `libml.results.cells.columns` titles.
+    Numbers become curves in TensorBoard and columns of the tables, with titles
+    from `libml.results.cells.columns`. A mapping becomes a bar chart.
     """
     del state
     return {}
 
   def edit(self, state: TrainState) -> dict[str, jax.Array]:
-    """Returns what a finished stage did to the weights, to be kept on disk."""
+    """Returns name -> array, the stage's change of weights to write to disk."""
     del state
     return {}
 
   def apply(
     self, params: Any, inputs: Any, rng: jax.Array | None = None
   ) -> Outputs:
-    """Runs the model; with an rng in training mode, dropout on."""
+    """Runs the model; with an rng it is in training mode, with dropout."""
     rngs = None if rng is None else {"dropout": rng}
     return self.model.apply(
       {"params": params}, inputs, train=rng is not None, rngs=rngs

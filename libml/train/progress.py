@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How far a run is, and what it has found: a checkpoint's part beside arrays.
+  """How far a run is, and what it has measured; checkpoints hold it as JSON.
 
   Attributes:
     stage: Stages finished.

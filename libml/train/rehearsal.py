@@ -1,9 +1,9 @@
-"""Rehearsal: exemplars of earlier stages, beside a stage's images or after.
+"""Rehearsal: training on exemplars (kept images) of earlier stages.
 
-A buffer is a list of row numbers. The images themselves, uint8 or still
-encoded, already lie in host memory once, so a buffer of any size costs 12 bytes
-an image and is augmented anew each time. What is drawn depends on the seed
-alone, and a checkpoint holds the draw's checksum.
+A buffer is a list of row numbers. The images themselves, uint8 or encoded, are
+in host memory already, so a buffer costs 12 bytes an image. Exemplars are
+augmented anew each time. The seed alone decides which images are kept; a
+checkpoint holds a checksum of their rows.
 """
 
 import dataclasses
@@ -24,24 +24,25 @@ MASKS = ("seen", "old", "none")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-  """What is kept of earlier stages, and how it is trained on.
+  """Which images of earlier stages are kept, and how stages train on them.
 
   Attributes:
-    per_class: Images kept of each class of each stage; 0 turns all of it off.
-    include_current: Whether what joins a step may be of the stage itself.
-    replay: Whether as many exemplars as new images join each step, which then
-      holds twice the batch.
-    mask: Classes that the loss of an exemplar sees: "seen" up to this stage,
-      "old" those without the stage's own, "none": all.
-    train: Whether the stage's own images are trained on; if not, only the
-      review is (GDumb: Prabhu et al., ECCV 2020).
-    review_epochs: Passes over the buffer after a stage's own images. Learning
-      rates start again with it, on a schedule as long as the stage's.
+    per_class: Images kept of each class of each stage; 0: no rehearsal.
+    include_current: Whether a stage's steps may also replay exemplars of the
+      stage itself.
+    replay: Whether exemplars join each training step, as many as new images;
+      a step then has twice the batch.
+    mask: Classes in the loss of an exemplar: "seen", all up to this stage;
+      "old", those without the stage's own; "none", all classes of the head.
+    train: Whether to train on the stage's own images; if not, only the review
+      trains (GDumb: Prabhu et al., ECCV 2020).
+    review_epochs: Epochs over the buffer after a stage's own images. The
+      learning-rate schedule starts again; it is as long as the stage's.
     review_last_only: Whether only the last stage has a review.
 
   Raises:
-    ValueError: An unknown mask, a number below 0, or settings under which
-      nothing would be trained.
+    ValueError: An unknown mask, a number below 0, or settings that have no
+      effect or would train nothing.
   """
 
   per_class: int = 0
@@ -95,15 +96,17 @@ class Rehearsal:
   ) -> scenarios.Scenario:
     """Adds the roles "replay" and "buffer" to the stages of a scenario.
 
-    "replay" is what joins a stage's steps, "buffer" all that is kept after it.
+    "replay" has the exemplars that join a stage's steps, "buffer" all images
+    kept after the stage.
 
     Args:
       scenario: Its stages have the role "learn".
       seed: Decides which images of a class are kept.
 
     Raises:
-      ValueError: A class with fewer images than are to be kept, classes that
-        come again under the mask "old", or a stage that is not to learn.
+      ValueError: A class with fewer images than `per_class`, a class that two
+        stages learn under the mask "old", or a stage with another goal than
+        "learn".
     """
     if not self.per_class:
       return scenario
@@ -118,8 +121,9 @@ class Rehearsal:
       again = sorted(known & set(stage.classes["learn"]))
       if self.mask == "old" and again:
         raise ValueError(
-          f"rehearsal.mask='old' hides the classes {again}, which come again "
-          f"in stage {stage.index + 1}, from their own exemplars; take 'seen'."
+          f"rehearsal.mask='old' hides the classes {again} from the loss of "
+          f"their exemplars in stage {stage.index + 1}, which learns them "
+          "again; take 'seen'."
         )
       known |= set(stage.classes["learn"])
       own = stage.train["learn"].take_per_class(self.per_class, seed)
@@ -144,7 +148,7 @@ class Rehearsal:
   def rounds(
     self, train: Any, stage: scenarios.Stage, data: Any, *, last: bool
   ) -> tuple[Any, ...]:
-    """Returns a stage's rounds.
+    """Returns the rounds of a stage, with replay and review.
 
     Args:
       train: The round without rehearsal.
@@ -166,7 +170,7 @@ class Rehearsal:
       per_epoch = data.steps_per_epoch(("buffer",))
 
       def restart(state):
-        # The learning rate's schedule has come to its end.
+        # The schedule of learning rates is at its end.
         return state.replace(
           step=jnp.zeros((), jnp.int32),
           steps_per_epoch=jnp.asarray(per_epoch, jnp.int32),
@@ -190,7 +194,7 @@ class Joined(NamedTuple):
 
   Attributes:
     batch: Arrays [B, ...].
-    allowed: Classes that each row's loss sees, bool [B, C] or [1, C].
+    allowed: Classes in each row's loss, bool [B, C] or [1, C].
     task: Task of each row, int32 [B] or [].
     streams: How many streams were joined.
   """
@@ -202,10 +206,12 @@ class Joined(NamedTuple):
 
 
 def initial_memory(num_classes: int) -> dict[str, jax.Array]:
-  """Returns what `join` reads, before the first stage.
+  """Returns the memory that `join` reads, as it is before the first stage.
 
-  "classes" bool [C] that the loss of new images sees, "current" bool [C] and
-  "seen" bool [C] of the stages, "task" int32 [], "task_of" int32 [C].
+  Returns:
+    "classes" bool [C], in the loss of new images; "current" and "seen" bool
+    [C], learned by this stage, and up to it; "task" int32 [], the stage's
+    index; "task_of" int32 [C], the last stage that learned each class.
   """
   return {
     "classes": jnp.ones(num_classes, bool),
@@ -219,8 +225,14 @@ def initial_memory(num_classes: int) -> dict[str, jax.Array]:
 def stage_memory(
   memory: Mapping[str, jax.Array], stage: scenarios.Stage, *, masked: bool
 ) -> dict[str, Any]:
-  """Returns the memory with which a stage starts; `masked`: "classes" too."""
-  # NumPy, because several processes can share no array of one device.
+  """Returns the memory with which a stage starts.
+
+  Args:
+    memory: As `initial_memory`.
+    stage: Its classes to learn become "current" and "seen".
+    masked: Whether they also become "classes".
+  """
+  # NumPy: several processes cannot share an array that is on one device.
   current = np.isin(np.arange(len(memory["seen"])), stage.classes["learn"])
   task = np.int32(stage.index)
   return {
@@ -229,7 +241,7 @@ def stage_memory(
     "current": current,
     "seen": memory["seen"] | current,
     "task": task,
-    # Where domains share their classes, the newest one's prompts serve.
+    # If domains share classes, the newest domain's prompts are used.
     "task_of": jnp.where(current, task, memory["task_of"]),
   }
 
@@ -242,11 +254,11 @@ def join(
   Args:
     batch: Stream -> {"image": [B, ...], "label": int32 [B] or [B, C], ...}.
     memory: From `stage_memory`.
-    mask: Key of MASKS, for the exemplars.
+    mask: One of MASKS, for the exemplars.
 
   Returns:
-    B rows, or 2 B of which the odd ones are exemplars: neighbours lie on the
-    same device, so no image moves between devices.
+    B rows of one stream, or 2 B of both, in which the odd rows are exemplars.
+    Neighbours are on the same device, so no image moves between devices.
   """
   if "replay" not in batch:
     return Joined(

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a state, and how a run goes on from one."""
+"""Which leaves of a state a checkpoint holds, and how a run resumes."""
 
 import json
 import logging
@@ -24,8 +24,8 @@ def changing(
 
   Args:
     state: Of a run.
-    method: Its `constant` and `rewrites` are patterns of leaf names.
-    optimizer: Says which parameters it trains.
+    method: Its patterns `constant` and `rewrites` match names of leaves.
+    optimizer: Knows which parameters are trained.
   """
   trainable = trees.flatten(optimizer.groups.trainable(state.params))
 
@@ -46,7 +46,7 @@ def frozen(state: TrainState, saved: Mapping[str, Any]) -> int:
 
   Args:
     state: Of a run.
-    saved: Name -> leaf of those that it holds.
+    saved: Name -> leaf that the checkpoint holds.
   """
   leaves = trees.flatten(state).items()
   left = {name: leaf for name, leaf in leaves if name not in saved}
@@ -59,16 +59,16 @@ def restore(
   saved: Mapping[str, jax.Array],
   facts: Mapping[str, Any],
 ) -> tuple[dict[str, jax.Array], Progress]:
-  """Returns the leaves of the newest sound checkpoint, and how far it is.
+  """Returns leaves and progress of the newest undamaged checkpoint.
 
   Args:
     state: Before the first stage, placed on the mesh.
     saver: Of the run's checkpoints.
-    saved: Name -> leaf of what a checkpoint holds.
-    facts: "data" and "scenario" say which images there are.
+    saved: Name -> leaf that a checkpoint holds.
+    facts: Entries "data" and "scenario" of the results, which must not change.
 
   Returns:
-    No leaves and a Progress that is at the start, where there is no checkpoint.
+    Without a checkpoint {}, and a Progress at the start of the run.
 
   Raises:
     ValueError: No checkpoint can be read, or the run was started with other
@@ -89,8 +89,8 @@ def restore(
   if progress.frozen != weights:
     raise ValueError(
       "The frozen weights are not those with which this run started, and "
-      "its checkpoints hold none. Give the old file as init_checkpoint "
-      "again, or take another --workdir."
+      "checkpoints do not hold frozen weights. Give the old file as "
+      "init_checkpoint again, or take another --workdir."
     )
   if progress.data != data:
     raise ValueError(

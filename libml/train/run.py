@@ -35,12 +35,12 @@ Audit = Callable[[TrainState, scenarios.Stage, StageData], dict[str, Any]]
 
 
 class Run:
-  """What is settled before a run begins, and the loop through its stages.
+  """The fixed parts of a run, and the loop over its stages.
 
   Attributes:
-    method: How parameters change.
-    scenario: What arrives when.
-    optimizer: What a gradient does.
+    method: The Method.
+    scenario: The stages.
+    optimizer: The Optimizer.
     settings: Seed, batch size, how often to log and save.
   """
 
@@ -58,19 +58,20 @@ class Run:
     mixing: Any = None,
     observer: observer_lib.Observer | None = None,
   ):
-    """Checks that the parts go together, and builds what all stages share.
+    """Checks that the parts fit, and builds what all stages share.
 
     Args:
-      method: How parameters change.
-      scenario: What arrives when.
-      optimizer: What a gradient does.
-      preprocess: The train and eval chains of images.
+      method: The Method.
+      scenario: The stages.
+      optimizer: The Optimizer.
+      preprocess: The preprocessing chains for training and for evaluation.
       settings: Seed, batch size, how often to log and save.
       mesh: Of the devices.
       rules: How arrays are sharded over the mesh.
-      should_stop: Asked after each step and each batch of a pass.
-      mixing: What is done to pairs of training examples; None: nothing.
-      observer: Watches the run.
+      should_stop: Called after each step and each batch of a pass; True stops
+        the run.
+      mixing: Mixup, CutMix and label smoothing of training batches; None: off.
+      observer: Its hooks are called during the run; None: no hooks.
 
     Raises:
       ValueError: As `compatibility.check`.
@@ -156,17 +157,18 @@ class Run:
     *,
     audit: Audit = lambda *_: {},
   ) -> tuple[TrainState, dict[str, Any]]:
-    """Goes through all stages that are left; returns last state and results.
+    """Runs all stages that are left; returns the last state and the results.
 
     Args:
       state: From `start`; its buffers are donated.
       workdir: Of checkpoints and results.
-      facts: Joins the results: config, weights, versions.
-      writer: Shows people what goes on.
-      audit: What it finds joins the results.
+      facts: Entries of the results that are known already, as `results.facts`
+        returns them.
+      writer: Writes to TensorBoard and to the terminal.
+      audit: Called after each stage; the results hold what it returns.
 
     Raises:
-      Interrupted: It was asked to stop.
+      Interrupted: `should_stop` said so; a checkpoint is saved.
       FloatingPointError: A loss or gradient is not finite.
     """
     assemble = functools.partial(
@@ -180,7 +182,8 @@ class Run:
       walk = self._resume(state, saver, facts, writer)
       data = self.data(self.scenario.stages[0])
       self._evaluator.check(walk.state, data, self.scenario)
-      if walk.progress.rows:  # a kill may have come between save and results
+      # The run may have been killed after a save, before it wrote results.
+      if walk.progress.rows:
         results.write(path, assemble(walk.progress))
       elif self.scenario.before:
         with walk.stoppable():
@@ -191,7 +194,7 @@ class Run:
         walk.restart_stage_clock()
         data = self.data(stage)
         if not walk.progress.begun:
-          with walk.stoppable(save=False):  # the last stage's save stands
+          with walk.stoppable(save=False):  # the last stage's checkpoint holds
             self._trainer.begin(walk, stage, data)
         with walk.stoppable():
           if not walk.progress.trained:
@@ -211,12 +214,12 @@ class Run:
     facts: Mapping[str, Any],
     audit: Audit,
   ) -> dict[str, Any]:
-    """Audits a finished run's last stage; its results get the findings.
+    """Audits a finished run's last stage; adds the findings to its results.
 
     The arguments are those of `walk`.
 
     Raises:
-      Interrupted: It was asked to stop; nothing is changed.
+      Interrupted: `should_stop` said so; nothing is changed.
     """
     path, stage = workdir / "results.json", self.scenario.stages[-1]
     with self._saver(workdir) as saver:
@@ -227,7 +230,7 @@ class Run:
       audits = (*asked[: stage.index], found)
       walk.to(audits=audits)
       walk.save()
-    # The other keys say how the run was made, which need not be here.
+    # Keep the other entries: they describe the run, not this process.
     record = {**(results.read(path) or {}), "audits": list(audits)}
     results.write(path, record)
     return record
@@ -271,7 +274,7 @@ class Run:
   def _write_edit(
     self, walk: Walk, stage: scenarios.Stage, workdir: pathlib.Path
   ) -> None:
-    """Writes what the stage did to the weights, where the method says so."""
+    """Writes `Method.edit` to disk, unless it is empty."""
     edit = sharding.to_host(self.method.edit(walk.state), self._mesh)
     if edit:
       results.write_edit(workdir, stage, edit)

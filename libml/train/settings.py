@@ -11,11 +11,14 @@ class Settings:
   """Settings of a run that do not depend on its method.
 
   Attributes:
-    seed: Of data order, augmentation, dropout and fresh parameters.
-    batch_size: Over all devices.
+    seed: Of data order, augmentation, dropout and new parameters.
+    batch_size: Images of a batch, over all devices.
     log_every: Steps between two points of the training curves.
     checkpoint_every: Steps between two checkpoints inside a stage.
     checkpoint_keep: Number of checkpoints that are kept.
+
+  Raises:
+    ValueError: A number below its minimum.
   """
 
   seed: int
@@ -53,7 +56,7 @@ def of(config: ConfigDict) -> Settings:
 def with_global_batch(
   config: ConfigDict, mesh: jax.sharding.Mesh
 ) -> ConfigDict:
-  """Returns a copy whose batch_size is that over all devices of the mesh."""
+  """Returns a copy of a config with batch_size over all devices of the mesh."""
   config = config.copy_and_resolve_references()
   if config.per_device_batch_size is not None:
     config.batch_size = config.per_device_batch_size * mesh.shape["data"]

@@ -16,12 +16,15 @@ def make_train_step(
   extra_args: Callable[[Any], Mapping[str, Any]],
   optimizer: optim.Optimizer,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns the step of one round: loss, gradient, transform, update.
+  """Returns a training step: loss, gradient, transform, update.
 
   Args:
     loss: (params, memory, batch, rng) -> (scalar, {name: scalar}).
     extra_args: memory -> arrays for the optimizer's transforms.
-    optimizer: Its transform and which parameters it trains.
+    optimizer: Its transform, and which parameters are trained.
+
+  Returns:
+    (state, batch) -> (state, {metric: scalar}).
   """
 
   def step(state, batch):
@@ -58,8 +61,8 @@ def first_state(
 
   Args:
     method: Initializes the memory.
-    optimizer: Says which parameters are trained, and initializes its moments.
-    params: All parameters, the method's own included.
+    optimizer: Knows which parameters are trained; initializes its moments.
+    params: All parameters, those that the method adds included.
     rng: Typed key of the state.
   """
   trainable = optimizer.groups.trainable(params)
@@ -105,11 +108,16 @@ def make_evaluate_step(
   measure: Callable[..., Any],
   observe: Callable[..., Any],
 ) -> Callable[..., Any]:
-  """Returns the step that measures one batch under every reading.
+  """Returns the step that measures one batch of a test set.
 
-  It takes params, memory, a batch, and what the problem adds to all batches of
-  a test set (`Problem.constants`).
-  Its result is {"measures": {reading: measures}, "observed": {name: sums}}.
+  Args:
+    predict: (params, memory, batch) -> {reading: outputs}.
+    measure: (outputs, batch) -> measures (`Problem.measure`).
+    observe: ({reading: outputs}, batch) -> {name: sums} (`Method.observe`).
+
+  Returns:
+    (params, memory, batch, constants) -> {"measures": {reading: measures},
+    "observed": {name: sums}}; constants are those of `Problem.constants`.
   """
 
   def evaluate(params, memory, batch, constants):

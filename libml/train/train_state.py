@@ -1,4 +1,4 @@
-"""Everything that changes while a run goes on, as one pytree."""
+"""All arrays of a run, as one pytree."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from flax import struct
 
 
 class TrainState(struct.PyTreeNode):
-  """The arrays of a run; settings live in frozen objects elsewhere.
+  """The arrays of a run; a Method and an Optimizer hold the settings.
 
   Attributes:
     step: int32[], steps taken in this stage.
-    steps_per_epoch: int32[], length of this stage's epoch, for the schedules.
+    steps_per_epoch: int32[], steps of one epoch, for the schedules.
     params: All parameters, frozen ones included.
-    opt_state: Moments of what is trained; frozen weights have none.
-    memory: What the method carries over stages; its structure is fixed.
-    rng: Typed key of this stage; a step folds its number in.
+    opt_state: Moments of the trained parameters.
+    memory: Arrays that the method carries over stages, of fixed structure.
+    rng: Typed key of this stage; each step folds its number into it.
   """
 
   step: jax.Array

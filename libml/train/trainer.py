@@ -1,4 +1,4 @@
-"""Training a stage: its begin, and the steps of its rounds."""
+"""Training a stage: its start, and the steps of its rounds."""
 
 import functools
 import time
@@ -26,7 +26,7 @@ from libml.train.walk import Walk
 
 
 class Trainer:
-  """Trains one stage after the other; rounds of one name share a step."""
+  """Trains stages; rounds with the same name share one compiled step."""
 
   def __init__(
     self,
@@ -43,14 +43,14 @@ class Trainer:
     """Keeps the run's objects.
 
     Args:
-      method: Says what a stage trains.
-      optimizer: What a gradient does.
+      method: Its hooks and rounds are run.
+      optimizer: Updates the parameters.
       settings: Seed, how often to log and save.
       mesh: Of the devices.
-      place: Puts every leaf of a state where the sharding rules want it.
+      place: Shards every leaf of a state by the sharding rules.
       compiled: The run's compiled functions.
-      should_stop: Asked after each step.
-      observer: Watches the run.
+      should_stop: Called after each step; True stops the run.
+      observer: Its hooks are called during training.
     """
     self._method = method
     self._optimizer = optimizer
@@ -62,7 +62,7 @@ class Trainer:
     self._observer = observer
 
   def begin(self, walk: Walk, stage: scenarios.Stage, data: StageData) -> None:
-    """Brings the state to a stage's first step.
+    """Prepares the state for a stage's first step.
 
     Raises:
       Stopped: The process was asked to stop.
@@ -121,7 +121,7 @@ class Trainer:
     """Takes the steps of a round that are left.
 
     Args:
-      walk: At the step to take next.
+      walk: Its progress says which step comes next.
       stage: Of the round.
       round_: Its loss and number of steps.
       batches: From that step on.
@@ -172,7 +172,7 @@ class Trainer:
     )
 
   def _save_or_stop(self, walk: Walk, window: writer_lib.Window) -> None:
-    """Saves after every so many steps; raises Stopped where one is asked."""
+    """Saves at every `checkpoint_every`-th step; raises Stopped if asked to."""
     stop = self._should_stop()
     due = walk.progress.steps % self._settings.checkpoint_every == 0
     if stop or due:

@@ -1,4 +1,4 @@
-"""A run on its way through the stages: what moves, and how it is saved."""
+"""What changes while a run goes through its stages, and how it is saved."""
 
 import contextlib
 import dataclasses
@@ -20,17 +20,17 @@ from libml.train.train_state import TrainState
 
 
 class Interrupted(Exception):
-  """The run was asked to stop, and is saved. The message says where it is."""
+  """The run was asked to stop, and is saved. The message says where."""
 
 
 class Walk:
-  """What moves while a run goes on.
+  """The changing parts of a run: its state, its progress and its clocks.
 
   Attributes:
-    state: The arrays; the loop puts the next state in the place of the last,
-      whose buffers are donated.
+    state: The arrays. The loop replaces it at each step, which donates the
+      buffers of the state before.
     progress: How far the state is.
-    writer: Shows people what goes on; None: nobody.
+    writer: Writes to TensorBoard and to the terminal; None: nothing is written.
   """
 
   def __init__(
@@ -46,12 +46,12 @@ class Walk:
     """Starts the clock.
 
     Args:
-      state: From which the run goes on.
-      progress: How far it is.
-      saver: Of the run's checkpoints.
-      changing: Returns the leaves that a checkpoint holds.
+      state: From which the run starts or resumes.
+      progress: How far the state is.
+      saver: Saves the run's checkpoints.
+      changing: state -> {name: leaf} that a checkpoint holds.
       compiled: The run's compiled functions.
-      writer: Shows people what goes on.
+      writer: As the attribute.
     """
     self.state = state
     self.progress = progress
@@ -64,24 +64,24 @@ class Walk:
     self.restart_stage_clock()
 
   def to(self, **changes: Any) -> None:
-    """Changes fields of the progress."""
+    """Replaces the progress by one with these fields changed."""
     self.progress = self.progress.to(**changes)
 
   def restart_stage_clock(self) -> None:
-    """Counts a stage's seconds from those that it has taken already."""
+    """Starts to count a stage's seconds, on top of those from before a stop."""
     self._stage_began = time.time() - self.progress.seconds["stage"]
 
   def stop_stage_clock(self) -> None:
-    """Notes the seconds that a stage's training took."""
+    """Stores the seconds of a stage's training in the progress."""
     spent = time.time() - self._stage_began
     self.to(seconds={**self.progress.seconds, "stage": spent})
 
   def add_train_time(self, seconds: float, batches: int) -> None:
-    """Adds to what the throughput is computed from.
+    """Adds timed steps, from which the throughput is computed.
 
     Args:
-      seconds: Wall time of some steps.
-      batches: That these steps trained on.
+      seconds: Wall time of these steps.
+      batches: Number of batches that they trained on.
     """
     spent = dict(self.progress.seconds)
     spent["train"] += seconds
@@ -112,11 +112,11 @@ class Walk:
   def publish(
     self, path: pathlib.Path, assemble: Callable[[Progress], dict[str, Any]]
   ) -> None:
-    """Saves, and only then writes and shows the results.
+    """Saves a checkpoint, waits for it, and writes and shows the results.
 
     Args:
       path: Of results.json.
-      assemble: Returns the record of a run so far.
+      assemble: progress -> the record of the run so far.
     """
     self.save()
     self._saver.wait()
@@ -133,7 +133,10 @@ class Walk:
 
     Args:
       save: Whether the state has changed since the last checkpoint.
-      where: Takes the step's place in the message.
+      where: Message of `Interrupted`; None: the number of steps taken.
+
+    Raises:
+      Interrupted: The block raised Stopped.
     """
     try:
       yield

@@ -17,15 +17,15 @@ _FREE = ("mesh", "sharding", "audit", "export")
 def begin(
   workdir: pathlib.Path, config: Mapping[str, Any], *, audit: bool
 ) -> tuple[dict[str, Any] | None, bool]:
-  """Makes a workdir a config's own, and says what is left to do there.
+  """Claims a workdir for a config, and returns what is left to do there.
 
   Args:
     workdir: Of the run.
     config: As plain data.
-    audit: Whether a finished run is to be audited, whatever the config says.
+    audit: Whether to audit a finished run even if the config does not.
 
   Returns:
-    The results, if the run is finished; whether to audit it.
+    The results of a finished run, or None; whether to audit it.
 
   Raises:
     ValueError: As `claim`, or there is no finished run to audit.
@@ -33,7 +33,7 @@ def begin(
   record = finished(workdir, exported=config["export"])
   if audit and record is None:
     raise ValueError(
-      f"{workdir} holds no finished run to audit; first leave --audit out."
+      f"{workdir} holds no finished run to audit; run without --audit first."
     )
   claim(workdir, config)
   due = config["audit"]["stages"] != "none" and lacks_audits(record)
@@ -43,11 +43,11 @@ def begin(
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Writes the config into a workdir, which then belongs to it.
 
-  A workdir without a checkpoint or results may be claimed by another config:
-  its run ended early, because of a bad setting.
+  Another config may claim a workdir that has neither a checkpoint nor results:
+  a run ended there before its first checkpoint.
 
   Args:
-    workdir: Made if need be.
+    workdir: Created if it is missing.
     config: As plain data.
 
   Raises:
@@ -73,13 +73,13 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
-  """Returns the results of a finished run; None where there is none.
+  """Returns the results of a finished run; None: the run is not finished.
 
-  Process 0 decides; another process that does not see the file yet gets {}.
+  Process 0 decides. Another process that cannot see the file yet gets {}.
 
   Args:
     workdir: Of the run.
-    exported: Whether an export belongs to it.
+    exported: Whether a finished run must have an export, too.
 
   Raises:
     ValueError: An earlier version finished the run.
@@ -98,7 +98,7 @@ def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
 
 
 def lacks_audits(record: Mapping[str, Any] | None) -> bool:
-  """Whether results of a finished run hold no audit."""
+  """Whether a run is finished and its results hold no audit."""
   return processes.first_says(
     lambda: record is not None and not any(record.get("audits", ()))
   )
