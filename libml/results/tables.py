@@ -19,7 +19,7 @@ from libml.results import results
 # Title of a stage's seconds.
 _SECONDS = "s"
 
-# Wider than this the columns of tasks no longer fit a terminal's line.
+# More columns of tasks than this do not fit a terminal's width.
 _MOST_TASKS = 10
 
 
@@ -147,7 +147,7 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
     if name not in test_sets
   }
   summaries.update(_reported(record, {*test_sets, *summaries}))
-  # Names of classes may be long: they wrap, figures do not.
+  # Names of classes may be long: they wrap, numbers do not.
   out.add_column(
     "after", justify="left" if named else "right", no_wrap=not named
   )

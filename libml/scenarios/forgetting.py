@@ -285,7 +285,7 @@ def _checked(order: Sequence[int], total: int) -> tuple[int, ...]:
   """Returns an order of all classes.
 
   Raises:
-    ValueError: A class is missing, stands twice or does not exist.
+    ValueError: A class is missing, is named twice, or does not exist.
   """
   order = tuple(order)
   if sorted(order) != list(range(total)):

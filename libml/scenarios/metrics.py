@@ -93,7 +93,7 @@ def class_incremental(
     matrix: R, [T, T].
     counts: Test images of each task, [T].
     task: The last task.
-    name: Of the figure in R, such as "acc".
+    name: Of the metric in R, such as "acc".
   """
   summary = {
     f"avg_{name}": avg_acc(matrix, task),
