@@ -58,6 +58,12 @@ class LIRF(teaching.Taught, unlearning.Relabelling):
   epoch = ("forget",)
   private = ("deposit",)
 
+  @classmethod
+  def fewest_blocks(cls, options):
+    """Returns two blocks: one for each half of the network."""
+    del options
+    return 2
+
   def __post_init__(self):
     super().__post_init__()
     if not 0 <= self.mixed <= 1:

@@ -20,20 +20,23 @@ from libml.train.observer import Observer
 from methods import METHODS
 from methods.parts import class_heads
 
-# Method -> a method with the same sums over devices and the same saved leaves;
-# its run on one device covers both.
-LIKE = {
-  "l2": "ewc",
-  "mas": "ewc",
-  "lwf": "der_plus",
-  "der": "der_plus",
-  "fdr": "der_plus",
-  "scrub": "scrub_s",
-  "random_labels": "salun",
-  "retrain": "neg_grad",
-  "gradient_ascent": "neg_grad",
-  "finetune_retain": "neg_grad",
-  "swapping": "gs_lora",
+# Methods that also run on one device: each uses a batch, or sums over images,
+# in a way of its own. L2P, LoRA-Sub, GS-LoRA and swapping are in
+# devices_test and processes_test.
+ALONE = (
+  "dualprompt",  # a vote of the batch
+  "ranpac",  # sums of features
+  "inflora",  # second moments of inputs
+  "ewc",  # squared gradients
+  "der_plus",  # exemplars with stored predictions
+  "salun",  # a mask of gradients
+  "scrub",  # two rounds of an epoch, a teacher
+)
+
+# Prompts in fewer blocks than in the smoke config.
+FEWER = {
+  "dualprompt": {"e_layers": (1,), "g_layers": (0,)},
+  "coda_prompt": {"e_layers": (0,)},
 }
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -62,39 +65,34 @@ def smoke_config(name):
   raise ValueError(f"No config names the method {name!r}.")
 
 
+def order(name):
+  """Returns where a method stands among the tests."""
+  return ALONE.index(name) if name in ALONE else len(ALONE)
+
+
 def watch(name, workdir, mesh=None):
-  """Runs a method's smoke config; returns what is there to see of it."""
+  """Runs a method's smoke config on few blocks; returns what it showed."""
+  config = smoke_config(name)
+  config.method.update(FEWER.get(name, {}))
+  config.model.depth = max(1, METHODS[name].fewest_blocks(config.method))
   with pytest.MonkeyPatch.context() as patch:
     if mesh is not None:
       patch.setattr(main.sharding, "make_mesh", lambda **_: mesh)
-    seen = walks.watch(smoke_config(name), workdir)
+    seen = walks.watch(config, workdir)
   seen.name, seen.states = name, [seen.start, *seen.merged]
   return seen
 
 
-@pytest.fixture(scope="module", params=METHODS)
+# Pytest orders tests by the place of a parameter: those of ALONE come first,
+# so that test_one_device_trains_the_same finds its run still there.
+@pytest.fixture(scope="module", params=sorted(METHODS, key=order))
 def run(request, tmp_path_factory):
   """Returns each method's smoke run on two devices."""
   name, workdir = request.param, tmp_path_factory.mktemp(request.param)
-  if name not in LIKE:
+  if name in ALONE:
     return watch(name, workdir)
   with nowhere.leave_nothing():
     return watch(name, workdir)
-
-
-@pytest.fixture(scope="module")
-def alone(run, tmp_path_factory):
-  """Returns the same run on one device."""
-  if run.name in LIKE:
-    pytest.skip(f"{LIKE[run.name]} stands for it")
-  mesh = jax.make_mesh(
-    (1, 1),
-    ("data", "model"),
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-    devices=jax.devices()[:1],
-  )
-  with nowhere.leave_nothing():
-    return watch(run.name, tmp_path_factory.mktemp(f"{run.name}_1"), mesh)
 
 
 def trained(run):
@@ -171,18 +169,24 @@ def test_metrics_are_finite_scalars(run):
     assert np.isfinite(list(metrics.values())).all()
 
 
-def test_parameters_are_the_same_on_one_device(run, alone):
+@pytest.mark.parametrize("run", ALONE, indirect=True)
+def test_one_device_trains_the_same(run, tmp_path):
+  mesh = jax.make_mesh(
+    (1, 1),
+    ("data", "model"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[:1],
+  )
+  with nowhere.leave_nothing():
+    alone = watch(run.name, tmp_path, mesh)
+  assert alone.record["devices"]["count"] == 1
+  assert run.record["matrix"] == alone.record["matrix"]
+  assert run.record["summary"] == alone.record["summary"]
   for ours, theirs in zip(run.states, alone.states, strict=True):
     for name, value in ours.items():
       np.testing.assert_allclose(
         value, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name
       )
-
-
-def test_figures_are_the_same_on_one_device(run, alone):
-  assert alone.record["devices"]["count"] == 1
-  assert run.record["matrix"] == alone.record["matrix"]
-  assert run.record["summary"] == alone.record["summary"]
 
 
 def build(name, **changes):
