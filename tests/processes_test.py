@@ -219,7 +219,7 @@ def test_sharded_weights_of_two_processes_serve_in_one(folder, alone):
 MISFITS = {
   "config": (
     "--my_config.seed=7",
-    r"ValueError: The processes \[1\] have .*conf",
+    r"ValueError: The processes \[1\] do not have .*conf",
   ),
   "folder": ("--workdir={}", r"ValueError: The processes \[1\] do not see"),
 }

@@ -124,7 +124,7 @@ def limit(whole: Collection, per_class: int) -> Collection:
     ValueError: `per_class` is below 1.
   """
   if per_class < 1:
-    raise ValueError(f"per_class {per_class} must be at least 1.")
+    raise ValueError(f"per_class={per_class} must be at least 1.")
 
   @functools.cache  # by identity, so that a shared split stays shared
   def smaller(split: source_lib.Split) -> source_lib.Split:

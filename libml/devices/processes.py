@@ -78,7 +78,7 @@ def join(
     )
   except ValueError as error:
     raise ValueError(
-      f"--distributed found neither a TPU pod nor SLURM ({error}) Give "
+      f"--distributed found neither a TPU pod nor SLURM: {error} Give "
       "--coordinator, --num_processes and --process_id."
     ) from None
 
@@ -135,7 +135,7 @@ def check_same(what: str, value: Any) -> None:
   others = _others(np.uint32(zlib.crc32(text.encode())))
   if others:
     raise ValueError(
-      f"The processes {others} have another {what} than process 0. Start all "
+      f"The processes {others} do not have the {what} of process 0. Start all "
       f"with the same; this one has {text[:2000]}."
     )
 
@@ -163,8 +163,8 @@ def check_shared(folder: pathlib.Path) -> None:
   if missing:
     raise ValueError(
       f"The processes {missing} do not see what process 0 writes to {folder}. "
-      "It must be a folder that all hosts share (NFS, a mounted bucket): "
-      "--workdir, or PALIMPSEST_CACHE for weights that are made on first use."
+      "Set --workdir, or PALIMPSEST_CACHE for weights that are made on first "
+      "use, to a folder that all hosts share (NFS, a mounted bucket)."
     )
 
 

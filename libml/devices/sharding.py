@@ -38,7 +38,8 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
   if data * model != count:
     raise ValueError(
       f"A mesh of data={data} x model={model} does not fit {count} devices; "
-      "their product must be that number (data=-1 fills up)."
+      f"the product must be {count}. Set mesh.model to a divisor of {count}, "
+      "and mesh.data to -1."
     )
   # With Explicit axes, the default, plain linen modules fail to type-check.
   return jax.make_mesh(
@@ -54,7 +55,7 @@ def _spec(rule: Any, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P:
     if not re.fullmatch(r"fsdp(:\d+)?", rule):
       raise ValueError(
         f"Unknown sharding rule {rule!r}. {registry.nearest(rule, _NAMED)} "
-        "Or a tuple of axis names."
+        "A tuple of axis names is allowed, too."
       )
     least = int(rule.partition(":")[2] or _FSDP_MIN_BYTES)
     size = math.prod(shape) * np.dtype(dtype).itemsize
