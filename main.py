@@ -38,6 +38,7 @@ from libml.registry import plain
 from libml.results import console
 from libml.results import results
 from libml.results import tables
+from libml.results.progress_line import ProgressLine
 from libml.results.writer import Writer
 from libml.scenarios import verification
 from libml.train import export
@@ -45,6 +46,7 @@ from libml.train import made_once
 from libml.train import run as run_lib
 from libml.train import settings as settings_lib
 from libml.train import workdirs
+from libml.train.display import Display
 from libml.train.observer import Observer
 from libml.train.rehearsal import Rehearsal
 from libml.train.walk import Interrupted
@@ -154,6 +156,8 @@ def initial_params(
   model: Any,
   scenario: scenarios.Scenario | None = None,
   should_stop: Callable[[], bool] = lambda: False,
+  *,
+  observer: Observer | None = None,
 ) -> tuple[Any, dict[str, Any]]:
   """Returns the first parameters, on the host, and their entry in the results.
 
@@ -162,13 +166,15 @@ def initial_params(
     model: The module.
     scenario: Decides which columns of the file's head to load; None: all.
     should_stop: Called while weights are made; True stops.
+    observer: Watches the run that needs them.
 
   Raises:
     ValueError: The config names no weights, or they do not fit the model.
   """
   path, prefix = config.init_checkpoint, ""
   if path is None and config.pretrain:
-    path, prefix = upstream(config.pretrain, should_stop), f"{config.pretrain}/"
+    path = upstream(config.pretrain, should_stop, observer)
+    prefix = f"{config.pretrain}/"
   if path is not None:
     columns = scenario.columns(config.init_head_names) if scenario else {}
     head = dict(head=config.init_head, **columns)
@@ -187,11 +193,14 @@ def initial_params(
   return jax.device_get(params), {"name": "random", "seed": config.seed}
 
 
-def upstream(name: str, should_stop: Callable[[], bool]) -> str:
+def upstream(
+  name: str, should_stop: Callable[[], bool], observer: Observer | None = None
+) -> str:
   """Returns the path of weights that a config makes on first use."""
   module, _, arg = name.partition(":")
   config = importlib.import_module(f"configs.{module}").get_config(arg)
-  run = functools.partial(execute, should_stop=should_stop)
+  inner = observer.inner(name) if observer else None
+  run = functools.partial(execute, should_stop=should_stop, observer=inner)
   return made_once.upstream(name, config, run)
 
 
@@ -232,12 +241,17 @@ def execute(
   if record is not None and not audit:
     _LOG.info("%s is finished; nothing is trained.", workdir)
     return record
+  observer = observer or Observer()
+  observer.on_work("reading the list of images")
   source, scenario = build_scenario(config)
+  observer.on_work("loading TensorFlow")
   run = build_run(
     config, scenario, mesh=mesh, should_stop=should_stop, observer=observer
   )
-  model = run.method.model
-  params, weights = initial_params(config, model, scenario, should_stop)
+  observer.on_work("reading the weights")
+  params, weights = initial_params(
+    config, run.method.model, scenario, should_stop, observer=observer
+  )
   state = run.start(params)
   del params  # or they stay in host memory during the whole run
   facts = results.facts(
@@ -277,7 +291,11 @@ def main(_: list[str]) -> None:
     # After join: jax.distributed installs its own handler of SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     stop = functools.partial(bool, stopped)
-    record = execute(_CONFIG.value, workdir, stop, audit=_AUDIT.value)
+    with ProgressLine(quiet=not processes.is_first()) as line:
+      display = Display(line)
+      record = execute(
+        _CONFIG.value, workdir, stop, audit=_AUDIT.value, observer=display
+      )
   except Interrupted as stop:
     _LOG.info("Stopped and saved; the same command goes on %s.", stop)
     return

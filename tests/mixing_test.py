@@ -17,7 +17,7 @@ from libml.images.mixing import Mixing
 from libml.images.preprocess import Preprocess
 from libml.pipeline import streams
 from libml.problems import losses
-from libml.results import writer as writer_lib
+from libml.train.observer import Observer
 from libml.train.walk import Interrupted
 
 CHAIN = Preprocess(size=8, train="none", eval="native")
@@ -199,20 +199,22 @@ def test_masked_loss_of_probabilities_is_that_of_the_allowed_classes():
     assert not found[:, [0, 1, 3]].any()
 
 
-def test_masked_run_with_mixing_has_sane_losses(tmp_path, monkeypatch):
+def test_masked_run_with_mixing_has_sane_losses(tmp_path):
   config = tiny()
   config.mixing.update(mixup=0.2, cutmix=1.0, label_smoothing=0.1)
   config.log_every = 1
   assert config.method.mask_classes
   points = []
-  monkeypatch.setattr(
-    writer_lib.Writer,
-    "train",
-    lambda *at, means, **of: points.append(means),
-  )
+
+  class Watcher(Observer):
+    def on_means(self, stage, means):
+      points.append(means)
+
   calls = iter(range(30))
   with pytest.raises(Interrupted):
-    main.execute(config, tmp_path, lambda: next(calls) == 14)
+    main.execute(
+      config, tmp_path, lambda: next(calls) == 14, observer=Watcher()
+    )
   # Two stages have begun; two classes and their smoothing: above 0.2 nats.
   assert len(points) > 10
   for point in points:

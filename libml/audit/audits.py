@@ -189,10 +189,7 @@ class Audits:
     """
     models = self._models(params, method)
     images = _images(stage, test_sets, earlier, self.seed)
-    forgotten, retained = (
-      tuple(np.unique(images[role].labels).tolist())
-      for role in ("forget", "retain")
-    )
+    forgotten, retained = (_ids(images[r]) for r in ("forget", "retain"))
     known = stage.classes.get("known", (*forgotten, *retained))
     teaching = self._teaching(
       method, data, images, classes=(forgotten, retained, known)
@@ -202,17 +199,18 @@ class Audits:
     for name, tree in models.items():
       tree = _placed(tree, params, data.mesh)
       found[name] = predictions.collect(
-        method, data, images, params=tree, memory=memory
+        method, data, images, params=tree, memory=memory, name=name
       )
       if name == "before":
         there = predictions.accuracy(found[name]["forget_test"], known)
         # What was never known cannot come back.
         target = relearning.SHARE * there if there > 1 / len(known) else None
-      taught[name] = teaching.curve(tree, memory, target)
+      taught[name] = teaching.curve(tree, memory, target, name=name)
       if name == "before" and target and taught[name]["steps"] is None:
         target, taught[name]["steps"] = relearning.within_reach(
           taught[name]["curve"], there
         )
+    data.on_work("audit, linear probes and membership")
     return {
       "classes": [int(c) for c in forgotten],
       "seed": self.seed,
@@ -295,6 +293,11 @@ def _images(
     "forget_test": pool.select(sorted(gone)),
     "retain_test": pool.select(sorted(kept)),
   }
+
+
+def _ids(subset: datasets.Subset) -> tuple[int, ...]:
+  """Returns the classes of some images, in order."""
+  return tuple(np.unique(subset.labels).tolist())
 
 
 def _membership(found, known, seed):

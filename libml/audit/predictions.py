@@ -56,6 +56,7 @@ def collect(
   *,
   params: Any,
   memory: Any,
+  name: str,
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns "features" [N, D], "logits" [N, C] and "label" [N] of images.
 
@@ -68,13 +69,14 @@ def collect(
     images: Role -> images; the result has the same roles.
     params: On the mesh.
     memory: Of the method.
+    name: Of the model, for `data.on_work`.
 
   Raises:
     stage_data.Stopped: The process was asked to stop.
   """
   parts = []
   whole = functools.reduce(operator.add, images.values())
-  for batch in data.sweep(whole):
+  for batch in data.sweep(whole, what=f"audit of the model {name}"):
     batch = sharding.place_batch(batch, data.mesh)
     found = ask(method, data, batch, params=params, memory=memory)
     parts.append(jax.device_get(found))

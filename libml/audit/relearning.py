@@ -144,7 +144,12 @@ class Relearning:
   max_steps: int
 
   def curve(
-    self, params: Any, memory: Any, target: float | None
+    self,
+    params: Any,
+    memory: Any,
+    target: float | None,
+    *,
+    name: str,
   ) -> dict[str, Any]:
     """Fine-tunes a copy of all weights until the forgotten classes are back.
 
@@ -157,6 +162,7 @@ class Relearning:
       memory: Of the method.
       target: Accuracy at which they count as relearned; None: all steps are
         taken.
+      name: Name of the model, for `data.on_work`.
 
     Returns:
       "steps" to the target, None if max_steps do not reach it; "curve":
@@ -183,6 +189,9 @@ class Relearning:
     for step in range(1, self.max_steps + 1):
       if target is not None and curve[-1][1] >= target:
         break
+      data.on_work(
+        f"audit of the model {name}, relearning", step - 1, self.max_steps
+      )
       state = step_fn(state, next(batches)["train"], masks[2])
       if step == self.max_steps or step % max(1, step // 10) == 0:
         accuracy = self._accuracy(state["params"], memory)

@@ -39,7 +39,13 @@ def keep_compiled(folder: pathlib.Path) -> None:
 class Compiled:
   """Jitted functions by name; counts how often each was compiled."""
 
-  def __init__(self):
+  def __init__(self, on_compile: Callable[[str], None] = lambda _: None):
+    """Holds no function yet.
+
+    Args:
+      on_compile: Told the name of a function that is about to be compiled.
+    """
+    self._on_compile = on_compile
     self._given: dict[str, Callable[..., Any]] = {}
     self._jitted: dict[str, Any] = {}
     self._before: dict[str, int] = {}
@@ -64,6 +70,7 @@ class Compiled:
     if name not in self._given:
 
       def named(*args):
+        self._on_compile(name)  # runs while JAX traces, not in each call
         return fn(*args)
 
       named.__name__ = name

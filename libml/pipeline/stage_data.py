@@ -39,6 +39,7 @@ class StageData:
     should_stop: Called after each batch of a pass over images.
     on_pass: Called as (stage, name, None) when a pass over images begins and as
       (stage, name, result) when it has ended.
+    on_work: Called as (what, done, total) for each batch of a pass.
     tables: Role -> {name: array [N, ...]}, whose rows join the N images of the
       role in training batches.
   """
@@ -54,6 +55,7 @@ class StageData:
   epoch_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
   should_stop: Callable[[], bool] = lambda: False
   on_pass: Callable[[int, str, Any], None] = lambda *_: None
+  on_work: Callable[..., None] = lambda *_: None
   tables: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
     default_factory=dict
   )
@@ -163,7 +165,7 @@ class StageData:
     self.on_pass(self.stage, "tabulate", None)
     for role in roles:
       parts = []
-      for batch in self.sweep(self.train[role]):
+      for batch in self.sweep(self.train[role], what="tabulate"):
         batch = sharding.place_batch(batch, self.mesh)
         found = ask(state.params, state.memory, batch)
         parts.append(jax.device_get(found))
@@ -178,18 +180,19 @@ class StageData:
     return dataclasses.replace(self, tables=tables)
 
   def sweep(
-    self, subset: datasets.Subset, *, augment: bool = False
+    self, subset: datasets.Subset, *, augment: bool = False, what: str = ""
   ) -> Iterator[dict[str, Any]]:
     """Yields batches of every image once, on the host; see `streams.sweep`.
 
     Args:
       subset: The images.
       augment: Whether to use the training chain, with the same seeds each time.
+      what: Name of the work, for `on_work`; "": it is not called.
     """
     from libml.pipeline import streams as pipelines
 
     index, count = sharding.batch_part(self.mesh)
-    return pipelines.sweep(
+    batches = pipelines.sweep(
       subset,
       self.preprocess,
       batch_size=self.batch_size,
@@ -197,6 +200,11 @@ class StageData:
       process_count=count,
       augment=augment,
     )
+    total = -(-len(subset) // self.batch_size)
+    for number, batch in enumerate(batches):
+      if what:
+        self.on_work(what, number, total)
+      yield batch
 
   def accumulate(
     self,
@@ -227,7 +235,7 @@ class StageData:
     )
     total = None
     self.on_pass(self.stage, name, None)
-    for batch in self.sweep(self.subset(roles), augment=augment):
+    for batch in self.sweep(self.subset(roles), augment=augment, what=name):
       batch = sharding.place_batch(batch, self.mesh)
       if total is None:
         shapes = jax.eval_shape(fn, state.params, state.memory, batch)

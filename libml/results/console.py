@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import app
+from absl import flags
 from absl import logging as absl_logging
 
 
@@ -21,6 +22,8 @@ class Lines(logging.Handler):
 def start(log: logging.Logger) -> None:
   """Lets a logger print lines with the time, and no other one."""
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every file
+  # Libraries' lines go to what sys.stderr is at the time, too.
+  flags.FLAGS.logtostderr = True
   log.setLevel(logging.INFO)
   log.propagate = False
   lines = Lines()

@@ -1,9 +1,7 @@
-"""What a person sees of a run: TensorBoard, a progress bar, log lines."""
+"""What a person reads of a run: TensorBoard, and a line a measured stage."""
 
 import logging
-import math
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,20 +68,6 @@ class Writer:
       if chief
       else None
     )
-    self._bar = None
-    if chief and sys.stderr.isatty():
-      from rich import progress
-
-      columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("loss {task.fields[loss]:.3f}"),
-      )
-      self._bar = progress.Progress(*columns, transient=True)
-      self._bar.start()
-      self._task = self._bar.add_task("", total=None, loss=math.nan)
 
   def hparams(self, config: Mapping[str, Any]) -> None:
     """Writes the config as TensorBoard's hyperparameters, "section.key"."""
@@ -91,13 +75,7 @@ class Writer:
       self._tensorboard.write_hparams(_flat(config))
 
   def train(
-    self,
-    step: int,
-    stage: scenarios.Stage,
-    means: Mapping[str, float],
-    *,
-    done: int,
-    total: int,
+    self, step: int, stage: scenarios.Stage, means: Mapping[str, float]
   ) -> None:
     """Writes a point of the training curves.
 
@@ -105,8 +83,6 @@ class Writer:
       step: Steps taken in the run.
       stage: The stage in training.
       means: Name -> mean since the last point.
-      done: Steps taken in the stage.
-      total: Steps of the stage.
     """
     if not self._tensorboard:
       return
@@ -115,18 +91,6 @@ class Writer:
       for name, value in means.items()
     }
     self._tensorboard.write_scalars(step, {**scalars, "task_id": stage.index})
-    label = f"stage {stage.index + 1}/{self._stages}"
-    if self._bar:
-      self._bar.update(
-        self._task,
-        description=label,
-        completed=done,
-        total=total,
-        loss=means["loss"],
-      )
-    else:
-      at = f"{label}, step {done}/{total}"
-      _LOG.info("%s: %s", at, _line(means))
 
   def measured(self, step: int, record: Mapping[str, Any]) -> None:
     """Writes what was measured last, under L2P's tags.
@@ -161,7 +125,8 @@ class Writer:
       self._tensorboard.write_histograms(step, {tag: ids}, num_buckets=buckets)
     self._tensorboard.flush()
     label = f"stage {step}/{self._stages}" if step else "before"
-    _LOG.info("%s, measured: %s", label, _line(summaries))
+    plain = record["summary"][record["figure"]][-1]
+    _LOG.info("%s, measured: %s", label, _line(plain))
     for test_set, readings in record["test_sets"][-1].items():
       numbers, curves = _parted(readings.get("", {}))
       if curves:  # and so metrics that no summary has
@@ -174,9 +139,7 @@ class Writer:
     self.close()
 
   def close(self) -> None:
-    """Ends the progress bar, and flushes and closes TensorBoard's file."""
-    if self._bar:
-      self._bar.stop()
+    """Flushes and closes TensorBoard's file."""
     if self._tensorboard:
       self._tensorboard.close()
 

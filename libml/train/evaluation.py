@@ -92,7 +92,9 @@ class Evaluator:
 
   def _batches(self, name, test_set, state, data):
     known = self._fixed.setdefault(name, []) if self._has_fixed else None
-    batches = data.sweep(test_set.subset, augment=test_set.augment)
+    batches = data.sweep(
+      test_set.subset, augment=test_set.augment, what=f"measuring {name}"
+    )
     for number, batch in enumerate(batches):
       batch = sharding.place_batch(batch, self._mesh)
       if known is None:

@@ -42,7 +42,11 @@ def upstream(name: str, config: ConfigDict, execute: Callable[..., Any]) -> str:
   folder = f"{name.partition(':')[0]}-{zlib.crc32(text.encode()):08x}"
 
   def make(workdir: pathlib.Path) -> None:
-    _LOG.info("Making the weights of configs/%s.py, once.", name)
+    _LOG.info(
+      "making the upstream weights, configs/%s.py; later runs find them in %s",
+      name,
+      CACHE / folder,
+    )
     # Weights must not depend on the number of devices: keep batch_size.
     ways = math.gcd(config.batch_size, jax.device_count())
     mesh = sharding.make_mesh(ways, jax.device_count() // ways)

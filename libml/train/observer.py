@@ -47,6 +47,49 @@ class Observer:
       metrics: On the devices.
     """
 
+  def on_round(self, stage: int, *, done: int, total: int, images: int) -> None:
+    """Called before the first step of a round, or the first after a resume.
+
+    Args:
+      stage: Its index.
+      done: Steps of the stage that are taken.
+      total: Steps of the stage, of all its rounds.
+      images: In a step, over all devices and streams.
+    """
+
+  def on_means(self, stage: int, means: Mapping[str, float]) -> None:
+    """Called after each `log_every` steps, and at the end of a round.
+
+    Args:
+      stage: Its index.
+      means: Of the metrics of the steps since the last call.
+    """
+
+  def on_work(self, what: str, done: int = 0, total: int | None = None) -> None:
+    """Called while a run does other work than training steps.
+
+    Args:
+      what: The work, such as "measuring task_0".
+      done: Parts of it that are done, such as batches.
+      total: All parts; None: nobody knows.
+    """
+
+  def on_compile(self, name: str) -> None:
+    """Called when a function of the run is about to be compiled.
+
+    Args:
+      name: Of the function, such as "train/main".
+    """
+
+  def inner(self, name: str) -> "Observer":
+    """Returns what watches a run that makes this run's upstream weights.
+
+    Args:
+      name: Of that run's config.
+    """
+    del name
+    return Observer()
+
   def on_pass(self, stage: int, name: str, total: Any) -> None:
     """Called when a pass over a stage's images begins, and when it is done.
 

@@ -92,11 +92,11 @@ class Run:
     self._mesh = mesh
     self._place = functools.partial(sharding.place, rules=rules, mesh=mesh)
     self._should_stop = processes.agree(should_stop, mesh)
-    self._compiled = Compiled()
+    self._observer = observer or observer_lib.Observer()
+    self._compiled = Compiled(self._observer.on_compile)
     self._evaluator = evaluation.Evaluator(
       method, scenario.num_classes, mesh, self._compiled
     )
-    self._observer = observer or observer_lib.Observer()
     self._trainer = trainer.Trainer(
       method,
       optimizer,
@@ -118,6 +118,7 @@ class Run:
     Raises:
       ValueError: The optimizer does not fit the parameters or the method.
     """
+    self._observer.on_work("building the model and the optimizer")
     params = self.method.init_params(params, jax.random.fold_in(self._rng, 0))
     params = self._place({"params": params})["params"]
     rng = jax.random.fold_in(self._rng, 1)
@@ -146,6 +147,7 @@ class Run:
       mixing=self._mixing,
       should_stop=self._should_stop,
       on_pass=self._observer.on_pass,
+      on_work=self._observer.on_work,
     )
 
   def walk(

@@ -134,6 +134,12 @@ class Trainer:
     step_fn = self._step(round_, walk.state)
     window, began = writer_lib.Window(stage.index), None
     self._observer.on_stage(stage.index, "train", walk.state)
+    self._observer.on_round(
+      stage.index,
+      done=span[0] + walk.progress.step,
+      total=span[1],
+      images=self._settings.batch_size * len(round_.streams),
+    )
     for step in range(walk.progress.step, round_.steps):
       walk.state, metrics = step_fn(walk.state, next(batches))
       self._observer.on_step(stage.index, walk.progress.steps, metrics)
@@ -144,13 +150,9 @@ class Trainer:
         jax.block_until_ready(metrics)
         began = time.time(), taken
       if step + 1 == round_.steps or taken % self._settings.log_every == 0:
-        walk.writer.train(
-          taken,
-          stage,
-          done=span[0] + step + 1,
-          total=span[1],
-          means=window.read(),
-        )
+        means = window.read()
+        walk.writer.train(taken, stage, means)
+        self._observer.on_means(stage.index, means)
       self._save_or_stop(walk, window)
     if began is not None:
       timed = walk.progress.steps - began[1]
