@@ -238,7 +238,7 @@ def _from_order(
     raise ValueError(
       f"scenario.num_requests={count} times scenario.classes_per_request="
       f"{size} are {count * size} of {len(order)} classes; both must be 1 or "
-      "more, and a class must be left."
+      "more, and their product less than the number of classes."
     )
   ends = [len(order) - i * size for i in range(count)]
   return [order[end - size : end] for end in ends]
@@ -331,13 +331,13 @@ def _retained(
   retain: Sequence[Name],
   missing: int,
 ) -> tuple[int, ...]:
-  """Returns the kept classes that have training images, as named."""
+  """Returns the ids of `retain`: never forgotten, with training images."""
   chosen = source.ids(retain, "scenario.retain")
   both = sorted(set(chosen).difference(kept))
   if both or not chosen:
     raise ValueError(
-      f"The classes {both} are both in a request and in scenario.retain; "
-      "take them out of one."
+      f"The classes {both} are both in a request and in scenario.retain; take "
+      "them out of one of the two."
       if both
       else "scenario.retain is empty; name classes, or set None for all."
     )

@@ -1,4 +1,4 @@
-"""Samples of training images: what is still there when a request comes."""
+"""Samples of the training images, for stages that do not get all of them."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from libml import datasets
 
 
 class Sample:
-  """The training images that are still there."""
+  """Draws training images, a share of all or a number of each class."""
 
   def __init__(
     self,

@@ -67,7 +67,7 @@ def swapping(
     )
     for name in datasets.SETS
   }
-  # What to learn has options of its own.
+  # `ratio` and `shots` do not apply to the new classes.
   samples["learn"] = sampling.Sample(
     images["learn"],
     ratio=None,

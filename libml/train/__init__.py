@@ -1,1 +1,1 @@
-"""The loop, and what it moves."""
+"""The training loop, its state and checkpoints, and the contract of methods."""

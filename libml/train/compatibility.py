@@ -28,8 +28,8 @@ def check(
   ways = mesh.shape["data"]
   if batch_size % ways:
     raise ValueError(
-      f"batch_size={batch_size} does not divide among the {ways} "
-      f"devices along the batch; take a multiple of {ways}, or set "
+      f"batch_size={batch_size} cannot be split evenly over the {ways} devices "
+      f"along the mesh's axis 'data'; take a multiple of {ways}, or set "
       "per_device_batch_size."
     )
   sharding.batch_part(mesh)  # raises if processes cannot divide the batch
