@@ -166,7 +166,7 @@ def initial_params(
     model: The module.
     scenario: Decides which columns of the file's head to load; None: all.
     should_stop: Called while weights are made; True stops.
-    observer: Watches the run that needs them.
+    observer: Of the run; its `inner` observes the run that makes weights.
 
   Raises:
     ValueError: The config names no weights, or they do not fit the model.

@@ -203,7 +203,7 @@ class Audits:
       )
       if name == "before":
         there = predictions.accuracy(found[name]["forget_test"], known)
-        # What was never known cannot come back.
+        # A class that the first model did not know cannot be relearned.
         target = relearning.SHARE * there if there > 1 / len(known) else None
       taught[name] = teaching.curve(tree, memory, target, name=name)
       if name == "before" and target and taught[name]["steps"] is None:

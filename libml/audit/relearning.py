@@ -32,7 +32,7 @@ _ROUND = 1_000_000
 
 
 def few(subset: datasets.Subset, count: int, seed: int) -> datasets.Subset:
-  """Returns `count` random images of each class, or all where there are less.
+  """Returns at most `count` random images of each class.
 
   Args:
     subset: The images.

@@ -1,7 +1,7 @@
-"""One line that says what a process does, how far it is, and what is left.
+"""One line that says what a process does, how far it is, and the time left.
 
-On a terminal it is a bar that rich draws again four times a second. Elsewhere
-it is a plain line of the log at most every ten seconds.
+On a terminal it is a bar, which rich redraws four times a second. Elsewhere it
+is a plain line of the log, at most one every ten seconds.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 _LOG = logging.getLogger("palimpsest")
 
-# Seconds between two lines of a log, at least.
+# Least seconds between two lines of a log.
 EVERY = 10.0
 
 
@@ -24,9 +24,9 @@ class Shown:
   Attributes:
     what: The work.
     done: Units of it that are done.
-    total: All units; None: nobody knows.
+    total: All units; None: unknown.
     unit: Name of a unit, for a log; "": it has none.
-    notes: Further facts, such as the time that is left.
+    notes: Further facts, such as the time left.
   """
 
   what: str
@@ -62,7 +62,7 @@ class ProgressLine:
     self._live: Any = None
 
   def follow(self, tell: Callable[[], Shown]) -> None:
-    """Shows what `tell` says, from now on; logs it where the log is quiet.
+    """Shows what `tell` returns; logs it if the last line is EVERY seconds old.
 
     Args:
       tell: Returns what to show. On a terminal another thread calls it.
@@ -72,7 +72,7 @@ class ProgressLine:
       self.say(str(tell()))
 
   def say(self, text: str) -> None:
-    """Logs a line that stays; on a terminal it stands above the bar."""
+    """Logs a line; on a terminal it is printed above the bar."""
     self._logged = self._clock()
     if not self._quiet:
       _LOG.info("%s", text)
@@ -112,7 +112,7 @@ def drawn(shown: Shown) -> Any:
 
 
 def duration(seconds: float) -> str:
-  """Returns a length of time in words: "12 s", "3 min 20 s", "1 h 5 min"."""
+  """Returns a duration in words: "12 s", "3 min 20 s", "1 h 5 min"."""
   whole = round(seconds)
   if whole < 60:
     return f"{whole} s"

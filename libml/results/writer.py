@@ -1,4 +1,4 @@
-"""What a person reads of a run: TensorBoard, and a line a measured stage."""
+"""Metrics of a run: TensorBoard's files, and a log line per measured stage."""
 
 import logging
 import pathlib
@@ -52,12 +52,12 @@ class Window:
 
 
 class Writer:
-  """Writes metrics for people; on one process, for all."""
+  """Writes metrics to TensorBoard and to the log, in process 0 only."""
 
   def __init__(
     self, workdir: pathlib.Path, *, total_stages: int, quiet: bool = False
   ):
-    from clu import metric_writers  # pulls in TensorFlow
+    from clu import metric_writers  # imports TensorFlow
 
     self._stages = total_stages
     chief = jax.process_index() == 0 and not quiet

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on."""
+"""The progress of a run on one line: stage, step, and time left."""
 
 import dataclasses
 import time
@@ -16,25 +16,25 @@ from libml.results.progress_line import duration
 from libml.train.observer import Observer
 from libml.train.train_state import TrainState
 
-# A stage's line names so many classes; of more it says the number.
+# Most classes that a stage's label names; of more it gives the number.
 _MOST_CLASSES = 5
 
-# First part of a compiled function's name -> how people call it.
+# First part of a compiled function's name -> what the line calls it.
 _COMPILED = {"train": "the training step", "evaluate": "the evaluation step"}
 
 
 @dataclasses.dataclass
 class _Work:
-  """What goes on now: the steps of a round, or batches of something else.
+  """The work at present: steps of a round, or parts of other work.
 
   Attributes:
-    began: Seconds of the clock.
+    began: Time of the clock, in seconds.
     what: The work; "": training.
     done: Units of it that are done.
-    total: All units; None: nobody knows.
-    images: Of a training step.
-    timed: Seconds of the clock and units done after the first unit, which may
-      hold a compilation.
+    total: All units; None: unknown.
+    images: Images of a training step; 0: other work.
+    timed: Time of the clock and units done after the first unit, which may
+      include a compilation; None: no unit is done.
   """
 
   began: float
@@ -51,7 +51,7 @@ class _Work:
       self.timed = now, done
 
   def pace(self, now: float) -> float | None:
-    """Returns the seconds that a unit takes; None: not known yet."""
+    """Returns the seconds that a unit takes; None: not yet known."""
     if self.timed is None or self.done <= self.timed[1]:
       return None
     return (now - self.timed[0]) / (self.done - self.timed[1])
@@ -74,7 +74,7 @@ class Display(Observer):
 
     Args:
       line: Where to show it.
-      title: Stands before all that is shown.
+      title: Prefix of all that is shown.
       clock: Returns seconds.
     """
     self._line = line
@@ -135,7 +135,7 @@ class Display(Observer):
     self._sizes = [sum(map(len, s.train.values())) for s in stages]
 
   def on_stage(self, stage: int, event: str, state: TrainState) -> None:
-    """Moves to a stage; before it is measured, says what it took."""
+    """Moves to a stage; logs the time of its training before it is measured."""
     del state
     self._stage = stage
     if event in ("begin", "measure"):
@@ -164,7 +164,7 @@ class Display(Observer):
     self._line.follow(self.shown)
 
   def on_means(self, stage: int, means: Mapping[str, float]) -> None:
-    """Takes the loss."""
+    """Keeps the loss, which the line shows."""
     self._loss = means["loss"]
 
   def on_work(self, what: str, done: int = 0, total: int | None = None) -> None:
@@ -176,7 +176,7 @@ class Display(Observer):
     self._line.follow(self.shown)
 
   def on_compile(self, name: str) -> None:
-    """Says that a function is compiled; of the training step the log, too."""
+    """Shows that a function is compiled; logs it for the training step."""
     kind, _, _ = name.partition("/")
     self._end_compilation()
     self._compiling = _COMPILED.get(kind, name), self._clock()
@@ -205,7 +205,7 @@ class Display(Observer):
     return sum(self._sizes[:stage]) + self._share * self._sizes[stage]
 
   def _run_left(self, now: float) -> list[str]:
-    """Returns the time that the run takes after now: [] where it is unknown."""
+    """Returns the time left of the run, in words; []: unknown."""
     if self._first is None or self._done() <= self._first[1]:
       return []
     spent = now - self._first[0] - self._compiled
@@ -214,7 +214,7 @@ class Display(Observer):
     return [f"run {duration(left)} left"] if len(self._sizes) > 1 else []
 
   def _say_trained(self) -> None:
-    """Logs what the training of a stage took."""
+    """Logs the time that the training of a stage took."""
     if self._training is None:
       return
     (began, steps), now = self._training, self._clock()

@@ -1,4 +1,4 @@
-"""What may watch a run while it goes on."""
+"""Hooks that a run calls while it goes on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from libml.train.train_state import TrainState
 
 
 class Observer:
-  """Watches a run; each hook does nothing here and is made to be overridden.
+  """The hooks of a run; here each does nothing, subclasses override them.
 
   A hook must not change what it is given. The buffers of a state are donated to
   the next step, so a hook copies what it wants to keep. An exception from a
@@ -32,7 +32,7 @@ class Observer:
       event: "begin": the method's `before_stage` comes next. "train": a round
         comes next, or is resumed. "trained": the last step of a round is
         taken, and its `finish` comes next. "measure": the test sets come next.
-        "audit": the audit comes next. "end": all of it is done, and saved.
+        "audit": the audit comes next. "end": the stage is done and saved.
       state: At that moment.
     """
 
@@ -62,7 +62,7 @@ class Observer:
 
     Args:
       stage: Its index.
-      means: Of the metrics of the steps since the last call.
+      means: Name -> mean over the steps since the last call.
     """
 
   def on_work(self, what: str, done: int = 0, total: int | None = None) -> None:
@@ -71,7 +71,7 @@ class Observer:
     Args:
       what: The work, such as "measuring task_0".
       done: Parts of it that are done, such as batches.
-      total: All parts; None: nobody knows.
+      total: All parts; None: unknown.
     """
 
   def on_compile(self, name: str) -> None:
@@ -82,7 +82,7 @@ class Observer:
     """
 
   def inner(self, name: str) -> "Observer":
-    """Returns what watches a run that makes this run's upstream weights.
+    """Returns the observer of the run that makes this run's upstream weights.
 
     Args:
       name: Of that run's config.
@@ -96,5 +96,5 @@ class Observer:
     Args:
       stage: Its index.
       name: Of the compiled function.
-      total: None at the begin; what the pass found at the end.
+      total: None at the beginning; at the end, what the pass computed.
     """
