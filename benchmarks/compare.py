@@ -19,6 +19,7 @@ import json
 import pathlib
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from collections.abc import Collection
 from collections.abc import Sequence
 
 from benchmarks import over_seeds
+from libml.results.progress_line import duration
 
 MAIN = pathlib.Path(__file__).resolve().parent.parent / "main.py"
 
@@ -133,13 +135,45 @@ def _folder(name: str) -> str:
   return re.sub(r"[^\w.,=-]", "_", name)
 
 
+class Lines:
+  """Says which of all runs starts or ends, and how long the others take.
+
+  Attributes:
+    runs: All runs, in order.
+    jobs: Number of runs at a time.
+    seconds: Wall time of each run that has ended.
+  """
+
+  def __init__(self, runs: Sequence[Run], jobs: int):
+    self.runs = runs
+    self.jobs = jobs
+    self.seconds: list[float] = []
+
+  def say(self, run: Run, what: str) -> None:
+    """Prints a line about a run."""
+    at = f"[{self.runs.index(run) + 1}/{len(self.runs)}]"
+    line = f"{at} {run.name}, seed {run.seed}: {what}"
+    print(line, file=sys.stderr, flush=True)
+
+  def ended(self, run: Run, how: str, seconds: float) -> None:
+    """Prints the time of a run, and an estimate for those that are left."""
+    self.seconds.append(seconds)
+    left = len(self.runs) - len(self.seconds)
+    rest = left * statistics.mean(self.seconds) / self.jobs
+    text = f"{how} ({duration(seconds)})"
+    if left:
+      text += f"; {left} left, about {duration(rest)}"
+    self.say(run, text)
+
+
 def execute(runs: Sequence[Run], flags: Sequence[str], jobs: int) -> list[Run]:
   """Starts all runs, `jobs` at a time; returns those that fail.
 
   Finished runs are started, too: main.py checks that the workdir belongs to the
   same config, and ends at once.
   """
-  waiting, going, failed, ended = collections.deque(runs), {}, [], 0
+  waiting, going, failed = collections.deque(runs), {}, []
+  lines = Lines(runs, jobs)
   try:
     while waiting or going:
       while waiting and len(going) < jobs:
@@ -150,6 +184,7 @@ def execute(runs: Sequence[Run], flags: Sequence[str], jobs: int) -> list[Run]:
             run.command(flags), stdout=log, stderr=subprocess.STDOUT
           )
         going[run] = process, time.monotonic()
+        lines.say(run, f"started, log {run.log}")
       for run, (process, began) in list(going.items()):
         if process.poll() is None:
           continue
@@ -159,11 +194,8 @@ def execute(runs: Sequence[Run], flags: Sequence[str], jobs: int) -> list[Run]:
             log.write(f"Killed: {signal.strsignal(-process.returncode)}\n")
         if process.returncode:
           failed.append(run)
-        ended += 1
-        seconds = time.monotonic() - began
         how = run.fault() if process.returncode else "done"
-        said = f"{run.name}, seed {run.seed}: {how} ({seconds:.0f} s)"
-        print(f"[{ended}/{len(runs)}] {said}", file=sys.stderr, flush=True)
+        lines.ended(run, how, time.monotonic() - began)
       time.sleep(0.1)
     return failed
   finally:

@@ -240,3 +240,18 @@ def test_tables_need_neither_tensorflow_nor_jax():
     text=True,
   )
   assert done.stdout.strip() == "set()"
+
+
+def test_lines_number_the_runs_and_estimate_what_is_left(tmp_path, capsys):
+  runs = compare.plan(args(tmp_path, "--methods=ewc,mas,l2", "--seeds=1"))
+  lines = compare.Lines(runs, jobs=2)
+  lines.say(runs[1], "started")
+  lines.ended(runs[1], "done", 80.0)
+  lines.ended(runs[0], "it failed", 40.0)
+  lines.ended(runs[2], "done", 60.0)
+  assert capsys.readouterr().err.splitlines() == [
+    "[2/3] mas, seed 1: started",
+    "[2/3] mas, seed 1: done (1 min 20 s); 2 left, about 1 min 20 s",
+    "[1/3] ewc, seed 1: it failed (40 s); 1 left, about 30 s",
+    "[3/3] l2, seed 1: done (1 min 0 s)",
+  ]
