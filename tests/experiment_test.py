@@ -157,7 +157,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, long, spawn, number):
 def test_sigterm_saves_and_exits_with_0(tmp_path, main_py):
   process = main_py("configs/cifar100_l2p.py:smoke", tmp_path / "stopped")
   for line in process.stdout:
-    if "stage 1/3, step 2/4" in line:
+    if "stage 1/3 (task 0: 0, 1): compiling the training step" in line:
       process.send_signal(signal.SIGTERM)
       break
   output, _ = process.communicate()
@@ -212,5 +212,5 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, main_py):
   )
   output, _ = process.communicate()
   assert process.returncode == 1
-  assert re.search(r"FloatingPointError: Step \d+, in stage 1: ", output)
+  assert re.search(r"FloatingPointError: Step \d+, in stage 1, gave", output)
   assert "Traceback" not in output
