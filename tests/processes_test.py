@@ -98,23 +98,6 @@ def test_two_processes_find_what_one_device_finds(whole, alone):
   assert_same(workdir, alone)
 
 
-def test_two_processes_learn_in_the_subspace_that_one_finds(tmp_path):
-  config = ("--my_config=tests/lora_toy.py", "--my_config.export=True")
-  process = children.start(
-    children.command_line,
-    f"--workdir={tmp_path / 'one'}",
-    *config,
-    log=tmp_path / "one.log",
-  )
-  both = children.pair(tmp_path / "two", *config, logs=tmp_path)
-  codes, printed = children.finish(process, *both)
-  assert codes == [0, 0, 0], printed
-  assert_same(tmp_path / "two", tmp_path / "one")
-  compiled = record(tmp_path / "two")["compiled_steps"]
-  assert compiled["train/train"] == compiled["second_moments"] == 1
-  assert set(compiled.values()) == {1}
-
-
 def test_two_processes_forget_with_the_blocks_that_one_selects(tmp_path):
   config = ("--my_config=tests/gs_toy.py", "--my_config.export=True")
   process = children.start(

@@ -1,4 +1,4 @@
-"""A swap finds the same on one device, on eight, and by two processes."""
+"""A swap finds the same on one device and on eight."""
 
 import json
 
@@ -7,21 +7,18 @@ import jax
 import numpy as np
 import pytest
 import walks
-from swap_tiny import PAPER
 from swap_tiny import tiny
 
 from libml import trees
 from libml.devices import sharding
 
 FSDP = ((r".*", "fsdp:512"),)
-SWAP = f"--my_config={children.ROOT}/configs/digits_swap.py:smoke,order=lf"
-SMALL = {"model.depth": 1, "checkpoint.every_steps": 99}
+SMALL = {"model__depth": 1, "checkpoint__every_steps": 99}
 
 
 def run(workdir, rules):
   """Runs the swap on all devices; writes its states around each stage."""
-  small = {name.replace(".", "__"): value for name, value in SMALL.items()}
-  seen = walks.watch(tiny("order=lf", sharding=rules, **small), workdir)
+  seen = walks.watch(tiny("order=lf", sharding=rules, **SMALL), workdir)
   states = [*seen.begun, *seen.trained, *seen.merged]
   flat = {f"{i}/{k}": x for i, s in enumerate(states) for k, x in s.items()}
   np.savez(workdir / "states.npz", **flat)
@@ -29,7 +26,7 @@ def run(workdir, rules):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Returns a folder with the workdirs one, eight and two."""
+  """Returns a folder with the workdirs one and eight."""
   folder = tmp_path_factory.mktemp("places")
   process = children.start(
     run, folder / "eight", FSDP, log=folder / "eight.log", devices=8
@@ -46,12 +43,6 @@ def folder(tmp_path_factory):
     run(folder / "one", ())
   codes, printed = children.finish(process)
   assert codes == [0], printed
-  changes = {f"method.{name}": value for name, value in PAPER.items()} | SMALL
-  flags = [f"--my_config.{name}={value}" for name, value in changes.items()]
-  codes, printed = children.finish(
-    *children.pair(folder / "two", SWAP, *flags, logs=folder)
-  )
-  assert codes == [0, 0], printed
   return folder
 
 
@@ -88,9 +79,3 @@ def test_eight_devices_find_what_one_finds(folder):
     np.testing.assert_allclose(
       eight[name], one[name], rtol=1e-3, atol=1e-5, err_msg=name
     )
-
-
-def test_two_processes_find_what_one_finds(folder):
-  one, two = (record(folder / name) for name in ("one", "two"))
-  assert two["devices"]["processes"] == two["devices"]["count"] == 2
-  assert_same(two, one)
