@@ -104,7 +104,7 @@ BREAKS = (
     "libml/pipeline/stage_data.py",
     "done + start",
     "start",
-    ("tests/scrub_resume_test.py",),
+    ("tests/resume_test.py",),
   ),
   Break(
     "hits on padding count in the accuracy",
@@ -146,7 +146,7 @@ BREAKS = (
     "libml/train/resume.py",
     "return trainable[leaf] or bool(re.fullmatch(method.rewrites, leaf))",
     "return trainable[leaf]",
-    ("tests/lora_resume_test.py",),
+    ("tests/resume_test.py",),
   ),
   Break(
     "a training step keeps a second copy of all parameters",
