@@ -96,9 +96,10 @@ class Display(Observer):
 
   def shown(self) -> Shown:
     """Returns what to show now."""
-    now, work = self._clock(), self._work
-    if self._compiling:
-      name, began = self._compiling
+    # Another thread may call this: read once what may become None.
+    now, work, compiling = self._clock(), self._work, self._compiling
+    if compiling:
+      name, began = compiling
       what = _joined(self._place(), f"compiling {name}")
       return Shown(what, notes=(duration(now - began),))
     notes, pace = [], work.pace(now)
