@@ -105,7 +105,7 @@ class Display(Observer):
     notes, pace = [], work.pace(now)
     if pace and work.total:
       notes += [f"{duration((work.total - work.done) * pace)} left"]
-    elif work.total is None:
+    elif work.total is None and now - work.began >= 1:
       notes += [duration(now - work.began)]
     notes += self._run_left(now)
     if pace and work.images:
