@@ -160,7 +160,7 @@ BREAKS = (
     "libml/train/trainer.py",
     "if due:\n      walk.save()",
     "if due and stop:\n      walk.save()",
-    ("tests/experiment_test.py", "-k", "killed"),
+    ("tests/resume_test.py", "-k", "swapping"),
   ),
   Break(
     "the loss of a task sees the classes of other tasks",
