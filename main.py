@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# TensorFlow reads both when it is imported.
+# Set before the imports: TensorFlow reads these variables when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -59,23 +59,32 @@ from models import pretrained
 _LOG = logging.getLogger("palimpsest")
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "my_config", None, "Config file, with :arguments.", lock_config=True
+  "my_config",
+  None,
+  "configs/NAME.py, with arguments after a colon: NAME.py:KEY=VALUE,KEY.",
+  lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that a run writes to.")
 _EXP_ID = flags.DEFINE_string(
   "exp_id", None, "Subfolder of --workdir to write to."
 )
-_AUDIT = flags.DEFINE_bool("audit", False, "Audit a finished run.")
+_AUDIT = flags.DEFINE_bool(
+  "audit", False, "Audit the last stage of a finished run; trains nothing."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the run's processes on a TPU pod or in SLURM."
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, outside TPU pods and SLURM."
+  "coordinator",
+  None,
+  "HOST:PORT of process 0; needed only outside TPU pods and SLURM.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
   "num_processes", None, "Number of processes."
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Number of this process, from 0."
+)
 
 
 def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
@@ -297,7 +306,7 @@ def main(_: list[str]) -> None:
         _CONFIG.value, workdir, stop, audit=_AUDIT.value, observer=display
       )
   except Interrupted as stop:
-    _LOG.info("Stopped and saved; the same command goes on %s.", stop)
+    _LOG.info("Stopped and saved. The same command continues %s.", stop)
     return
   except (ValueError, OSError, FloatingPointError) as error:
     processes.part(error)

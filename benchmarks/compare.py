@@ -122,7 +122,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
       raise ValueError(
         f"The {what} {twice[0]!r} is given twice; give it once."
         if twice
-        else f"There is no {what}; give --methods or --also, and --seeds."
+        else "Nothing to run: give --methods or --also, and --seeds."
       )
   return [
     Run(name, config, seed, args.root / _folder(name) / str(seed))

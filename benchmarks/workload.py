@@ -166,8 +166,9 @@ def with_prototypes(workload: Workload, count: int) -> Workload:
   memory = workload.state.memory
   if "known" not in memory or count > workload.method.num_classes:
     raise ValueError(
-      f"known={count} needs a method with prototypes, and is at most its "
-      f"{workload.method.num_classes} classes; leave --known out."
+      f"--known={count} needs a method with prototypes of at least as many "
+      f"classes, and this one has {workload.method.num_classes} classes; lower "
+      "it, or leave it out for a method without prototypes."
     )
   rng = np.random.default_rng(1)
   known = np.arange(workload.method.num_classes) < count

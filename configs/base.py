@@ -33,8 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
       "init_checkpoint": config_dict.placeholder(str),
       # The file's head: "fresh" replaces it by zeros, "keep" loads it.
       "init_head": "fresh",
-      # File with the class names of the kept head, one a line, in the order of
-      # its columns. The columns of the data's classes are picked by name.
+      # File with the class names of the kept head, one per line, in its
+      # columns' order. The columns of the data's classes are picked by name.
       "init_head_names": config_dict.placeholder(str),
       # Config whose run makes the weights on first use and caches them.
       "pretrain": config_dict.placeholder(str),

@@ -37,7 +37,10 @@ def adapt(config, arg, *, rank, head_lr):
 
 
 def get_config(arg=None):
-  """Returns the released settings, but prototypes from plain test images."""
+  """Returns the released settings, but images of prototypes are not augmented.
+
+  The prototypes are means over training images.
+  """
   arg = common.parse_arg(arg, tasks=10, order="1993")
   config = base.get_config()
   config.name = "cifar100_lora_sub"

@@ -163,9 +163,10 @@ def lora_optimizer(
 
 
 # Rehearsal settings that the flags of the L2P code allow. It ships no config
-# with them: per_class is that of the paper's largest buffer, review_epochs the
-# smallest number that the code takes. "replay" is our own: the loss of an
-# exemplar sees the classes up to the current stage.
+# with them: per_class is that of the paper's largest buffer. review_epochs is
+# 5 because the code evaluates every review_epochs // 5 epochs, so that fewer
+# epochs divide by zero. "replay" is our own: the loss of an exemplar sees the
+# classes up to the current stage.
 REHEARSAL = {
   "none": {},
   "replay": {"per_class": 50},
@@ -201,7 +202,7 @@ def rehearse(config: ml_collections.ConfigDict, preset: str) -> None:
   """Sets rehearsal as in an entry of REHEARSAL.
 
   Raises:
-    ValueError: REHEARSAL has no such row.
+    ValueError: REHEARSAL has no such entry.
   """
   if preset not in REHEARSAL:
     raise ValueError(
@@ -255,10 +256,10 @@ def reference(
     raise ValueError(
       f"Unknown method={name!r}. {registry.nearest(name, REFERENCES)}"
     )
-  row, changes, trained = REFERENCES[name]
+  key, changes, trained = REFERENCES[name]
   config.name = name
   config.model.classifier = "token"
-  config.method = method(row, **changes)
+  config.method = method(key, **changes)
   config.optimizer.groups = HEAD_GROUPS
   config.optimizer.head = adam(head_lr)
   config.optimizer.backbone = adam(body_lr * trained) if trained else None

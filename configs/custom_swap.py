@@ -8,7 +8,7 @@ class, DIR/CLASS/*.jpg; a quarter of the images is used for testing. With
 ":divided" they hold DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg. The folder
 of a class to forget or to retain begins with the number of the class's column
 in the weights' head, such as 2_shark. With ":names=FILE", a file with the names
-of the head's classes, one a line, folders have these names instead. ":known="
+of the head's classes, one per line, folders have these names instead. ":known="
 is the number of the head's columns.
 
 ":deit" says that the weights are DeiT's or timm's of that kind (another GELU

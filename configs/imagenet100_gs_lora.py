@@ -12,7 +12,7 @@ from those behind the table.
 
 DIR holds train/WNID/* and test/WNID/* of 100 classes; move the folders of the
 download's train.X1 to train.X4 and val.X there. The weights are a ViT-B/16 with
-its head of 1000 classes; FILE has the names of these classes, one a line, in
+its head of 1000 classes; FILE has the names of these classes, one per line, in
 the order of the head's columns, of which the 100 are picked by name. Without
 ":names=" the head must have the classes of DIR, in the order of their names.
 

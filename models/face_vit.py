@@ -76,8 +76,8 @@ class FaceViT(encoder.EncoderAnatomy, nn.Module):
     image_size: Side of the square images.
     dropout: Rate in the blocks and after the position embedding.
     head: Key of heads.HEADS.
-    scale: Scale of the head's logits; None: the row's default.
-    margin: Margin of the head; None: the row's default.
+    scale: Scale of the head's logits; None: the default of this head.
+    margin: Margin of the head; None: the default of this head.
     dtype: Compute type; norms, softmax, features and head stay float32.
     param_dtype: Type of the parameters.
     dense: Class of the blocks' dense layers, such as nn.DenseGeneral or a

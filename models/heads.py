@@ -202,7 +202,8 @@ class SFace(Head):
     return outputs
 
 
-# Name in a config -> head. The sliding Face Transformer has other angles.
+# Name in a config -> head. The Face Transformer with overlapping patches has
+# other angles.
 HEADS: dict[str, Callable[..., Head]] = {
   "softmax": Softmax,
   "cosface": CosFace,
@@ -213,22 +214,26 @@ HEADS: dict[str, Callable[..., Head]] = {
 }
 
 
-def needs_label(row: str) -> bool:
-  """Returns whether an entry of HEADS trains with the label of each example."""
-  return HEADS[row](num_classes=1, parent=None).needs_label
+def needs_label(kind: str) -> bool:
+  """Returns whether a head trains with the label of each example.
+
+  Args:
+    kind: Key of HEADS.
+  """
+  return HEADS[kind](num_classes=1, parent=None).needs_label
 
 
 def check(
-  row: str, *, scale: float | None = None, margin: float | None = None
+  kind: str, *, scale: float | None = None, margin: float | None = None
 ) -> None:
   """Raises ValueError for arguments that `build` does not accept."""
-  if row not in HEADS:
-    raise ValueError(f"Unknown head {row!r}; known: {sorted(HEADS)}.")
-  module = HEADS[row](num_classes=1, parent=None)
+  if kind not in HEADS:
+    raise ValueError(f"Unknown head {kind!r}; known: {sorted(HEADS)}.")
+  module = HEADS[kind](num_classes=1, parent=None)
   for option, value in (("scale", scale), ("margin", margin)):
     if value is not None and not hasattr(module, option):
       raise ValueError(
-        f"model.{option}={value}, but the head {row!r} has no {option}: set"
+        f"model.{option}={value}, but the head {kind!r} has no {option}: set"
         f" model.{option}=None."
       )
   if scale is not None and not 0 < scale < math.inf:
@@ -240,25 +245,25 @@ def check(
 
 
 def build(
-  row: str,
+  kind: str,
   *,
   scale: float | None = None,
   margin: float | None = None,
   **options: Any,
 ) -> Head:
-  """Returns a head: an entry of HEADS.
+  """Returns a head.
 
   Args:
-    row: Its name.
-    scale: Scale of the logits; None: the row's default.
-    margin: Margin; None: the row's default.
+    kind: Key of HEADS.
+    scale: Scale of the logits; None: the default of this head.
+    margin: Margin; None: the default of this head.
     **options: Further fields of the head; num_classes is always needed.
 
   Raises:
     ValueError: An unknown name, a scale or margin that the head does not have,
       or one that is out of range.
   """
-  check(row, scale=scale, margin=margin)
+  check(kind, scale=scale, margin=margin)
   given = {"scale": scale, "margin": margin}
   given = {key: value for key, value in given.items() if value is not None}
-  return HEADS[row](**given, **options)
+  return HEADS[kind](**given, **options)

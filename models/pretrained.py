@@ -70,7 +70,7 @@ def load(
       zero.
   """
   if head not in ("fresh", "keep"):
-    raise ValueError(f'Unknown head {head!r}; known: "fresh", "keep".')
+    raise ValueError(f'init_head={head!r} must be "fresh" or "keep".')
   if adapters not in ("merged", "apart"):
     raise ValueError(
       f'Unknown adapters {adapters!r}; known: "merged", "apart".'
@@ -105,9 +105,9 @@ def _with_fresh_head(
   found = {k: v for k, v in found.items() if not k.startswith(dropped)}
   if "head/kernel" in expected and "head/bias" not in expected:
     raise ValueError(
-      f'{path} cannot be loaded with head="fresh": a fresh head is zero, and'
-      " this model's head computes cosines, which need nonzero columns. Keep"
-      ' the file\'s head (head="keep"), or set model.head="softmax".'
+      f'{path} cannot be loaded with init_head="fresh": a fresh head is zero,'
+      " and this model's head computes cosines, which need nonzero columns."
+      ' Keep the file\'s head (init_head="keep"), or set model.head="softmax".'
     )
   for name, leaf in expected.items():
     if name.startswith("head/"):
@@ -128,26 +128,29 @@ def _pick(
   picked = [name for name in ("head/kernel", "head/bias") if name in found]
   if head != "keep":
     raise ValueError(
-      f"rows={list(rows)} choose classes of the file's head, but head={head!r}"
-      ' drops that head: set head="keep".'
+      "init_head_names chooses classes of the file's head, but"
+      f' init_head={head!r} drops that head: set init_head="keep", or leave'
+      " init_head_names out."
     )
   if "head/kernel" not in found:
     raise ValueError(
-      f"{path} has no head from which rows={list(rows)} could be taken: use a"
-      ' file that contains a classifier\'s head, or head="fresh".'
+      f"{path} has no head from which init_head_names could choose classes: use"
+      ' a file that contains a classifier\'s head, or init_head="fresh" without'
+      " init_head_names."
     )
   count = found["head/kernel"].shape[-1]
   outside = sorted({row for row in rows if not 0 <= row < count})
   if outside:
     raise ValueError(
-      f"rows={outside} are outside the head of {path}, whose {count} classes"
-      f" are 0 to {count - 1}."
+      f"init_head_names chooses the columns {outside}, but the head of {path}"
+      f" has the columns 0 to {count - 1}: use the names of this head, one per"
+      " line."
     )
   classes = expected["head/kernel"].shape[-1] - new
   if len(rows) != classes:
     raise ValueError(
-      f"{len(rows)} rows of the head of {path} were chosen for a model of"
-      f" {classes} classes: choose one row for each class."
+      f"init_head_names chooses {len(rows)} columns of the head of {path} for a"
+      f" model of {classes} classes: choose one column for each class."
     )
   return {name: found[name][..., list(rows)] for name in picked}
 
@@ -287,5 +290,5 @@ def _check(
     raise ValueError(
       "\n".join([f"{path} does not fit the model:", *lines])
       + "\nBuild the model with the file's sizes, or use a file of this model;"
-      ' head="fresh" drops the file\'s head and pre_logits.'
+      ' init_head="fresh" drops the file\'s head and pre_logits.'
     )

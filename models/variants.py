@@ -23,9 +23,9 @@ def fields(
   Args:
     kind: Kind of the model, for the error.
     variants: Name -> fields.
-    variant: Name of a row; None if the overrides give all sizes.
+    variant: Key of `variants`; None if the overrides give all sizes.
     lora: Fields of lora.Lora; None: no adapters.
-    **overrides: Fields that replace the row's.
+    **overrides: Fields that replace the variant's.
 
   Raises:
     ValueError: If the variant or a field of lora is unknown.

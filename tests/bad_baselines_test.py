@@ -105,7 +105,7 @@ def test_teacher_of_other_classes_is_named(tmp_path, method):
   with pytest.raises(ValueError) as error:
     walks.untrained(config, tmp_path / "run")
   assert "head/kernel, file (16, 5), model (16, 6)" in str(error.value)
-  assert 'head="fresh" drops the file\'s head' in str(error.value)
+  assert 'init_head="fresh" drops the file\'s head' in str(error.value)
 
 
 def test_method_without_a_preset_is_named():

@@ -108,9 +108,9 @@ CASES = {
   ),
   "group without a rate": (
     {"optimizer__head": {"name": "adam"}},
-    r"settings .*'adam'.* need an 'lr'",
+    "'head' has no learning rate; set optimizer.head.lr",
   ),
-  "holdout of everything": ({"holdout": 1.0}, r"between 0 and 1"),
+  "holdout of everything": ({"holdout": 1.0}, r"above 0 and below 1"),
   "unknown feature for queries": ({"method__query": "clss"}, r"query='clss'"),
 }
 

@@ -227,7 +227,7 @@ CONFIGS = {
   "no adapters": ({"model__lora": None}, "model has none; set model.lora to"),
   "audit of what is never forgotten": (
     {"scenario__order": "ll", "audit__stages": "last"},
-    "audit.stages='last' asks .*none is forgotten by then; set it to 'none'",
+    "audit.stages='last' .*none forgets classes; set audit.stages='none'",
   ),
 }
 

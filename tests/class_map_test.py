@@ -27,5 +27,5 @@ def test_what_cannot_be_is_named(labels, tmp_path):
   ):
     class_map.names(tmp_path / "gone.txt")
   labels.write_text("n01 a\nn02 b\nn01 c\n")
-  with pytest.raises(ValueError, match="'n01' twice, but a class may"):
+  with pytest.raises(ValueError, match="'n01' twice. Only the first word"):
     class_map.names(labels)

@@ -229,7 +229,7 @@ RULES = {
   "unknown": ("fsdq", r"'\.\*' for w: Unknown sharding rule 'fsdq'.*'fsdp'"),
   "bytes": ("fsdp:4k", "Unknown sharding rule"),
   "axis": (("modle",), "no mesh axis 'modle'.*'data', 'model'"),
-  "size": (("data",), r"divides 3 of \(3, 4\) among 2 devices"),
+  "size": (("data",), r"dimension of 3 \(array \(3, 4\)\) among the 2"),
   "rank": ((None, None, "data"), r"3 axes of an array of \(3, 4\)"),
 }
 

@@ -1,5 +1,6 @@
 """python -m models.edits: what it shows, what it writes, what it refuses."""
 
+import io
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from edits_toy import REQUESTS
 from edits_toy import assert_close
 from edits_toy import make
 from flax import traverse_util
+from rich import console
 from walks import watch
 
 from configs import digits_gs_lora
@@ -35,6 +37,19 @@ def test_command_shows_the_requests(run, capsys):
   assert block[2] == "0" and float(block[1]) > 0 and float(block[3]) > 0
 
 
+def test_blocks_are_sorted_by_number():
+  zero = {f"T/encoderblock_{i}/attn": True for i in (10, 2, 1)}
+  edit = edits_lib.Edit(adapters={}, scale=1.0, zero=zero, classes=(0,))
+  out = io.StringIO()
+  for part in command.show({0: edit}):
+    console.Console(file=out, width=100).print(part)
+  title = "Norm of scale A B by lasso group and request"
+  lines = out.getvalue().split(f"{title}\n")[1].splitlines()
+  assert [line.split()[0] for line in lines[3:6]] == [
+    "encoderblock_1/attn", "encoderblock_2/attn", "encoderblock_10/attn",
+  ]  # fmt: skip
+
+
 @pytest.mark.parametrize("choice", [("--without", "1"), ("--only", "2,0")])
 def test_command_writes_the_model_without_a_request(
   run, choice, tmp_path, capsys
@@ -59,10 +74,11 @@ def test_command_writes_a_whole_export(run, tmp_path, capsys):
   assert classes["classes"]["5"] == "fox"
 
 
-def test_command_writes_timm_layout(run, tmp_path):
+def test_command_writes_timm_layout(run, tmp_path, capsys):
   workdir, models = run
   path = tmp_path / "first.safetensors"
   command.main([str(workdir), "--without=0,1,2", "--out", str(path)])
+  assert "the model with all requests undone." in capsys.readouterr().out
   params = pretrained.load(path, models[0], head="keep")
   assert_close(params, models[0])
 

@@ -162,7 +162,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, main_py):
       break
   output, _ = process.communicate()
   assert process.returncode == 0, output
-  assert "Stopped and saved; the same command goes on" in output
+  assert "Stopped and saved. The same command continues" in output
   config = cifar100_l2p.get_config("smoke")
   main.execute(config, tmp_path / "stopped")
   main.execute(config, tmp_path / "whole")

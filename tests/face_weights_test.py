@@ -201,22 +201,26 @@ def test_bad_rows(tmp_path):
   tree, path = draw(template("vit", num_classes=7)), tmp_path / "x.npz"
   pretrained.save(path, tree)
   load = functools.partial(pretrained.load, path, template("vit"))
-  with pytest.raises(ValueError, match=r"rows=\[-1, 7\] .* 0 to 6"):
+  with pytest.raises(ValueError, match=r"columns \[-1, 7\], .* 0 to 6"):
     load(head="keep", rows=[7, -1, 2])
-  with pytest.raises(ValueError, match="2 rows .* model of 3 classes"):
+  with pytest.raises(ValueError, match="2 columns .* model of 3 classes"):
     load(head="keep", rows=[0, 1])
-  with pytest.raises(ValueError, match=r"rows=\[0, 1, 2\] .*head='fresh'"):
+  with pytest.raises(ValueError, match="init_head_names .*init_head='fresh'"):
     load(rows=[0, 1, 2])
   del tree["head"]
   pretrained.save(path, tree)
-  with pytest.raises(ValueError, match="has no head from which rows"):
+  with pytest.raises(
+    ValueError, match="has no head from which init_head_names"
+  ):
     load(head="keep", rows=[0, 1, 2])
 
 
 def test_cosines_cannot_start_from_zero(tmp_path):
   path = tmp_path / "x.safetensors"
   pretrained.save_torch(path, draw(template("face")), layouts.FACE)
-  with pytest.raises(ValueError, match='Keep the file.s head .head="keep"'):
+  with pytest.raises(
+    ValueError, match='Keep the file.s head .init_head="keep"'
+  ):
     pretrained.load(path, template("face"))
   pretrained.save_torch(path, draw(template("softmax")), layouts.FACE)
   loaded = pretrained.load(path, template("softmax", num_classes=9))

@@ -240,7 +240,7 @@ def test_new_columns_follow_the_chosen_rows(tmp_path, tree):
     kernel[:, :2], tree["head"]["kernel"][:, [2, 0]]
   )
   assert kernel.shape == (6, 3)
-  with pytest.raises(ValueError, match="2 rows .* a model of 3 classes"):
+  with pytest.raises(ValueError, match="2 columns .* a model of 3 classes"):
     pretrained.load(path, template(num_classes=4), **options)
 
 
@@ -353,7 +353,7 @@ def test_bad_arguments(tmp_path, tree):
     pretrained.load(tmp_path / "vit.h5", template())
   with pytest.raises(ValueError, match="known suffixes"):
     pretrained.save(tmp_path / "vit.h5", tree)
-  with pytest.raises(ValueError, match="Unknown head 'drop'"):
+  with pytest.raises(ValueError, match="init_head='drop' must be"):
     pretrained.load(tmp_path / "vit.npz", template(), head="drop")
   with pytest.raises(FileNotFoundError):
     pretrained.load(tmp_path / "vit.npz", template())

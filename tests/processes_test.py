@@ -132,7 +132,7 @@ def test_only_the_first_process_writes(whole):
 def test_sigterm_to_one_stops_both_at_the_same_step(interrupted):
   codes, printed = interrupted["stopped"]
   assert codes == [0, 0], printed
-  ends = [re.search(r"goes on after step (\d+)\.", text) for text in printed]
+  ends = [re.search(r"continues after step (\d+)\.", text) for text in printed]
   assert all(ends), printed
   assert 2 <= int(ends[0][1]) < 24
   assert ends[0][1] == ends[1][1]
@@ -247,6 +247,7 @@ FLAGS = {
   "some": (("localhost:80", 2, None), {}, "go together"),
   "both": (("localhost:80", 2, 0), {"detect": True}, "go together"),
   "no port": (("localhost", 2, 0), {}, "=localhost must be HOST:PORT"),
+  "none": (("localhost:80", 0, 0), {}, "num_processes=0 must be 1 or more"),
   "id": (("localhost:80", 2, 2), {}, "process_id=2 must lie in 0 to 1"),
 }
 

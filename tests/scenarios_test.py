@@ -51,7 +51,7 @@ def test_seed_1993_draws_the_order_of_the_field(classes, first):
 def test_natural_order_and_seeds_that_are_none():
   assert scenarios.class_order(4, None) == (0, 1, 2, 3)
   for seed in (-1, 2**32):
-    with pytest.raises(ValueError, match=f"order_seed {seed} must be in 0 to"):
+    with pytest.raises(ValueError, match=f"order_seed={seed} must be in 0 to"):
       scenarios.class_order(4, seed)
 
 

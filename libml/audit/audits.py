@@ -79,12 +79,20 @@ class Audits:
       self.due(stage, len(stages)) for stage in stages
     ):
       raise ValueError(
-        f"audit.stages={self.stages!r} asks what is left of forgotten classes, "
-        "and none is forgotten by then; set it to 'none'."
+        f"audit.stages={self.stages!r} (--audit means 'last') audits stages of "
+        "which none forgets classes; set audit.stages='none' and leave --audit "
+        "out, or take a scenario that forgets."
       )
 
   def due(self, stage: scenarios.Stage, total: int) -> bool:
-    """Whether to audit after a stage, one of `total`, that forgets classes."""
+    """Whether to audit after this stage.
+
+    `stages` must ask for it, and the stage must have classes to forget.
+
+    Args:
+      stage: The finished stage.
+      total: Number of stages.
+    """
     last = stage.index + 1 == total
     asked = self.stages == "all" or (self.stages == "last" and last)
     return asked and bool(stage.classes.get("forget"))
@@ -340,17 +348,23 @@ def _check_alike(
   for name in other:
     if trees.holder(name, heads) and name in ours and name in theirs:
       raise ValueError(
-        f"The {what} model has {theirs[name][-1]} classes, and this one "
-        f"{ours[name][-1]} ({name}); give audit.retrained a run on the same "
-        "data."
+        f"The {what} model has {theirs[name][-1]} classes, and the audited "
+        f"model {ours[name][-1]} ({name}); {_remedy(what, 'data')}"
       )
   if other:
     name = other[0]
     raise ValueError(
-      f"The {what} model is another network: {name} is {theirs.get(name)} "
-      f"there and {ours.get(name)} here, and {len(other) - 1} more differ; "
-      "give audit.retrained a run with the same config.model."
+      f"The {what} model has other parameters than the audited model: {name} "
+      f"has the shape {theirs.get(name)} there and {ours.get(name)} here "
+      f"(None: it is missing), and {len(other) - 1} more differ; "
+      f"{_remedy(what, 'config.model')}"
     )
+
+
+def _remedy(what: str, same: str) -> str:
+  if what == "retrained":
+    return f"set audit.retrained to a run of 'retrain' with the same {same}."
+  return "audit the run that started from these parameters."
 
 
 def _check_apart(first: Any, retrained: Any) -> None:

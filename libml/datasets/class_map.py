@@ -26,7 +26,9 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
   if len(set(found)) < len(found):
     twice = next(name for name in found if found.count(name) > 1)
     raise ValueError(
-      f"{path} names {twice!r} twice, but a class may occur once; remove one."
+      f"{path} names {twice!r} twice. Only the first word of a line counts: "
+      "give each class a word of its own, such as great_owl, and keep one line "
+      "for each column of the head."
     )
   return found
 
@@ -50,7 +52,7 @@ def head_rows(
   if unknown:
     raise ValueError(
       f"{len(unknown)} of {len(class_names)} classes, such as {unknown[0]!r}, "
-      f"are not among the {len(found)} names of {path} ({found[0]}, ...); give "
-      "the class folders the names that this file has."
+      f"are not among the {len(found)} names of {path} ({found[0]}, ...), the "
+      "first words of its lines; give the class folders these names."
     )
   return tuple(rows[name] for name in class_names)

@@ -160,7 +160,8 @@ def _npz_split(
   labels = labels.reshape(-1) if labels.shape[1:] in ((), (1,)) else labels
   if labels.dtype.kind not in "iu":
     raise ValueError(
-      f"{path}: y_{key} is {labels.dtype}; labels must be integers."
+      f"{path}: the labels y_{key} are {labels.dtype} and must be integers; "
+      "convert them and save the file again."
     )
   if images.ndim == 3:
     images = images[..., None]

@@ -94,8 +94,9 @@ class Lists:
       if wrong:
         raise ValueError(
           f"{len(wrong)} of the {len(listed[split])} images that {path} names "
-          f"do not exist, or exist twice: {_first(wrong)}. Correct the list, "
-          f"or the data set, which has these {len(keys)} images: "
+          f"match no image of the data set, or several: {_first(wrong)}. Only "
+          f"the end of a name counts ({'CLASS/' * (depth - 1)}FILE). Correct "
+          f"the list, or the data set, which has these {len(keys)} images: "
           f"{_first(keys)}."
         )
     twice = sorted(set(listed["train"]) & set(listed["test"]))
@@ -185,7 +186,10 @@ def _read_yaml(path: pathlib.Path) -> dict[str, int | None]:
   try:
     found = yaml.load(path.read_text(), Loader=loader)
   except yaml.YAMLError as error:
-    raise ValueError(f"Cannot read {path}: {error}. Correct it.") from error
+    raise ValueError(
+      f"Cannot read {path}: {error}. Correct the YAML, or use a text file with "
+      "one name per line."
+    ) from error
   content = found if isinstance(found, dict) else {}
   names: Any = content.get("data")
   if not _all(names, str):

@@ -282,7 +282,10 @@ def stratify(
     ValueError: The fraction is out of range, or a class has a single row.
   """
   if not 0 < fraction < 1:
-    raise ValueError(f"Fraction {fraction} must lie between 0 and 1.")
+    raise ValueError(
+      f"The fraction {fraction} (dataset.test_fraction or holdout) must be "
+      "above 0 and below 1."
+    )
   drawn = np.zeros(len(labels), bool)
   for label in np.unique(labels):
     rows = np.flatnonzero(labels == label)

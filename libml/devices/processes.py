@@ -86,6 +86,8 @@ def join(
 def _check(coordinator: Any, num_processes: Any, process_id: Any) -> None:
   if not re.fullmatch(r".+:\d+", coordinator):
     raise ValueError(f"--coordinator={coordinator} must be HOST:PORT.")
+  if num_processes < 1:
+    raise ValueError(f"--num_processes={num_processes} must be 1 or more.")
   if not 0 <= process_id < num_processes:
     raise ValueError(
       f"--process_id={process_id} must lie in 0 to {num_processes - 1}, for "

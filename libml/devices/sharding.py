@@ -77,8 +77,10 @@ def _spec(rule: Any, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P:
       )
     if axis is not None and size % mesh.shape[axis]:
       raise ValueError(
-        f"{rule} divides {size} of {shape} among {mesh.shape[axis]} devices; "
-        f"choose a mesh whose {axis!r} divides it."
+        f"{rule} cuts a dimension of {size} (array {shape}) among the "
+        f"{mesh.shape[axis]} devices of the mesh axis {axis!r}, which do not "
+        f"divide it; set mesh.{axis} to a divisor of {size}, or change the "
+        "rule in config.sharding."
       )
   return P(*rule)
 

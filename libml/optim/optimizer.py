@@ -114,9 +114,9 @@ def group_transform(
   if name in PROXIMAL:
     if lasso is None or project or normalize_columns or l2:
       raise ValueError(
-        f"The optimizer {name!r} needs a method with lasso groups, and "
-        "project=None, normalize_columns=False and l2=0; set these, or name "
-        f"one of {sorted(OPTIMIZERS)}."
+        f"The optimizer {name!r} needs a method with lasso groups, and the "
+        "settings project=None, normalize_columns=False and l2=0; set these, "
+        f"or set name to one of {sorted(OPTIMIZERS)}."
       )
     return _proximal(name, rate, lasso, weight_decay, **options)
   chain = [optax.add_decayed_weights(l2)] if l2 else []
@@ -288,7 +288,8 @@ def build(
     clip = optax.masked(clip, parts.trainable)
   shared = {"epochs": epochs, "lasso": lasso, "transforms": transforms}
   by_group: dict[Any, optax.GradientTransformation] = {
-    name: _transform(settings[name], lr_scale, **shared) for name, _ in groups
+    name: _transform(name, settings[name], lr_scale, **shared)
+    for name, _ in groups
   }
   chain = [clip, optax.partition(by_group, parts.labels)]
   if l2:
@@ -314,20 +315,33 @@ def _check_settings(names: Sequence[str], settings: Mapping[str, Any]) -> None:
       )
     if name not in names:
       raise ValueError(
-        f"The optimizer has settings for {name!r}, which is no group. "
-        f"{registry.nearest(name, names)}"
+        f"The optimizer has settings for {name!r}, which is no parameter "
+        f"group. {registry.nearest(name, names)}"
       )
 
 
 def _transform(
-  options: Mapping[str, Any] | None, lr_scale: float, **shared: Any
+  group: str,
+  options: Mapping[str, Any] | None,
+  lr_scale: float,
+  **shared: Any,
 ) -> optax.GradientTransformation:
-  """Returns the transform of a parameter group, with scaled learning rates."""
+  """Returns the transform of a parameter group, with scaled learning rates.
+
+  Raises:
+    ValueError: As `group_transform`; the message names the group.
+  """
   if options is None:
     return optax.set_to_zero()
   settled: dict[str, Any] = {"min_lr": 0.0, **options}
   if "lr" not in settled:
-    raise ValueError(f"Optimizer settings {dict(options)} need an 'lr'.")
+    raise ValueError(
+      f"The parameter group {group!r} has no learning rate; set "
+      f"optimizer.{group}.lr."
+    )
   for rate in ("lr", "min_lr"):
     settled[rate] *= lr_scale
-  return group_transform(**{**settled, **shared})
+  try:
+    return group_transform(**{**settled, **shared})
+  except ValueError as error:
+    raise ValueError(f"optimizer.{group}: {error}") from error

@@ -165,7 +165,10 @@ def _part(
 ) -> slice:
   """Returns the slice of each batch for one process; checks the arguments."""
   if not len(subset):
-    raise ValueError("The subset has no images; check its classes.")
+    raise ValueError(
+      "A set of images that a stage reads is empty; check that its classes "
+      "have images in the data set."
+    )
   if batch_size < 1 or batch_size % count:
     raise ValueError(
       f"Batch size {batch_size} must be a positive multiple of the number "

@@ -15,17 +15,21 @@ from libml.results import cells as cells_lib
 MEANINGS = {
   "probe, new head": "accuracy of a new head over all classes, frozen features",
   "probe, forgotten only": "accuracy of a new head of the forgotten classes",
-  "left, new head": "share of it above retrained (or chance); 100 all, 0 none",
+  "left, new head": "part left above retrained (or chance): 100 all, 0 none",
   "left, forgotten only": "the same for the probe of forgotten classes only",
-  "steps to relearn": "to 90 % of before (or of its best); few: only hidden",
-  "membership, test": "AUC, training against test images (95 %); 50: no trace",
-  "membership, held out": "against kept classes' test images; see retrained",
+  "steps to relearn": (
+    "until 90 % of before (or of its best) is back; few: hidden"
+  ),
+  "membership, test": "AUC (95 % interval), training vs. test; 50: no trace",
+  "membership, held out": (
+    "against kept classes' test images; no trace: as retrained"
+  ),
   "membership, kept": "control: AUC, training against test of kept classes",
   "average gap": "mean absolute difference of accuracy from retrained",
   "tug-of-war": "product of 1 - difference; 100: as good as retrained",
   "KL, forgotten": "KL(retrained || model) of the predictions, in nats",
   "KL, kept": "the same on test images of kept classes",
-  "drift, cosine": "kept classes' features to the first model's; 1: no drift",
+  "drift, cosine": "cosine of kept classes' features, first to now; 1: same",
   "drift, class means": "change of kept classes' mean features over their norm",
 }
 

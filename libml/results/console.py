@@ -12,7 +12,7 @@ from absl import logging as absl_logging
 
 
 class Lines(logging.Handler):
-  """Prints to what sys.stderr is at the time: above a progress bar."""
+  """Prints to the present sys.stderr, so that rich puts lines above its bar."""
 
   def emit(self, record: logging.LogRecord) -> None:
     """Prints one line."""
@@ -20,9 +20,10 @@ class Lines(logging.Handler):
 
 
 def start(log: logging.Logger) -> None:
-  """Lets a logger print lines with the time, and no other one."""
-  absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every file
-  # Libraries' lines go to what sys.stderr is at the time, too.
+  """Makes a logger print lines with the time; others print only warnings."""
+  # At INFO, orbax logs every file that it writes.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  # Libraries that log through absl print to the present sys.stderr, too.
   flags.FLAGS.logtostderr = True
   log.setLevel(logging.INFO)
   log.propagate = False
@@ -32,7 +33,7 @@ def start(log: logging.Logger) -> None:
 
 
 def parse(argv: list[str], config: str = "my_config") -> list[str]:
-  """Reads the flags; a config that cannot be read is one line, no traceback.
+  """Parses the flags; exits with one line if the config cannot be read.
 
   Args:
     argv: Of the process.

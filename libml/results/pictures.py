@@ -25,11 +25,11 @@ def matrix(
   Args:
     values: [T, S], from 0 to 1; NaN stays empty.
     title: Above the drawing.
-    rows: One name a test set, [T].
-    columns: One name a stage, [S].
+    rows: One name per test set, [T].
+    columns: One name per stage, [S].
   """
   height, width = values.shape
-  # In inches. What the names need beside the cells, "tight" adds when saved.
+  # Inches for the cells; bbox_inches="tight" adds room for names when saving.
   figure, axes = _blank(0.5 * width, 0.5 * height)
   draw_matrix(axes, values, rows, columns)
   axes.set_title(title, fontsize=10)
@@ -46,8 +46,8 @@ def draw_matrix(
   Args:
     axes: Of matplotlib, empty.
     values: [R, C], from 0 to 1; NaN stays empty.
-    rows: One name a row, [R].
-    columns: One name a column, [C].
+    rows: One name per row, [R].
+    columns: One name per column, [C].
   """
   height, width = values.shape
   axes.imshow(100 * values, vmin=0, vmax=100, cmap="viridis")

@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich import console
 from rich import table
+from rich import text
 
 from libml import problems
 from libml.results import audit_table
@@ -23,14 +24,13 @@ _SECONDS = "s"
 _MOST_TASKS = 10
 
 
-def _table(title: str) -> table.Table:
-  return table.Table(
-    title=title,
-    title_style="bold",
-    title_justify="left",
-    box=box.SIMPLE_HEAD,
-    padding=(0, 1, 0, 0),
-  )
+def _table() -> table.Table:
+  return table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _titled(title: str, shown: table.Table) -> console.Group:
+  """Returns a table below its title; rich's own wraps at the table's width."""
+  return console.Group(text.Text(title, style="bold"), shown)
 
 
 def _add_columns(out: table.Table, names: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ def _measured(record: Mapping[str, Any]) -> str:
   return "of all test images"
 
 
-def run_table(record: Mapping[str, Any]) -> table.Table:
+def run_table(record: Mapping[str, Any]) -> console.Group:
   """Returns one run: each test set's metric after each stage, and summaries.
 
   A single test set has no column: its metric is the summary's average.
@@ -133,11 +133,11 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
   stages = record["axes"]["stage_name"]
   many = len(test_sets) > _MOST_TASKS // 2
   named = any(":" in name for name in stages)
-  if many or named:  # a number suffices, or the line grows too long
+  if many or named:  # whole names would make the line too long
     for word in ("task ", "request ", "stage "):
       test_sets = [name.removeprefix(word) for name in test_sets]
       stages = [name.removeprefix(word) for name in stages]
-  out = _table(f"{record['name']}: {metric} (%) {_measured(record)}")
+  out = _table()
   shown = (
     range(len(test_sets)) if 1 < len(test_sets) <= _MOST_TASKS else range(0)
   )
@@ -155,7 +155,8 @@ def run_table(record: Mapping[str, Any]) -> table.Table:
   for j, stage in enumerate(stages):
     cells = [cells_lib.percent(matrix[i][j], 0 if many else 1) for i in shown]
     out.add_row(stage, *cells, *(column[j] for column in summaries.values()))
-  return out
+  title = f"{record['name']}: {metric} (%) {_measured(record)}"
+  return _titled(title, out)
 
 
 def _over_requests(
@@ -186,7 +187,7 @@ def _over_requests(
   return {name: cells for name, cells in columns.items() if any(cells)}
 
 
-def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
+def summary_table(records: Sequence[Mapping[str, Any]]) -> console.Group:
   """Returns a table with one row for each run.
 
   For runs that learn or swap it shows the summary after the last stage. For
@@ -197,10 +198,11 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
   """
   swaps = all(map(_swaps, records))
   if all(r["axes"]["stage"][0] < 0 for r in records) and not swaps:
-    out, summaries = _table("Over all requests (%)"), _over_requests(records)
+    title, summaries = "Over all requests (%)", _over_requests(records)
   else:
-    out = _table(f"After the last {'stage' if swaps else 'task'} (%)")
+    title = f"After the last {'stage' if swaps else 'task'} (%)"
     summaries = summary_columns(records, [-1])
+  out = _table()
   seconds = [f"{record['wall_seconds']:.0f}" for record in records]
   summaries["seconds"] = seconds
   out.add_column("run", no_wrap=True)
@@ -208,7 +210,7 @@ def summary_table(records: Sequence[Mapping[str, Any]]) -> table.Table:
   for i, record in enumerate(records):
     cells = (column[i] for column in summaries.values())
     out.add_row(record["name"], *cells)
-  return out
+  return _titled(title, out)
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:

@@ -129,7 +129,7 @@ class Writer:
     _LOG.info("%s, measured: %s", label, _line(plain))
     for test_set, readings in record["test_sets"][-1].items():
       numbers, curves = _parted(readings.get("", {}))
-      if curves:  # and so metrics that no summary has
+      if curves:  # such test sets have metrics that no summary has
         _LOG.info("%s, %s: %s", label, test_set, _line(numbers))
 
   def __enter__(self):
@@ -145,7 +145,7 @@ class Writer:
 
 
 def _suffix(record: Mapping[str, Any], key: str) -> str:
-  """Returns a reading's suffix of tags: its key without the metric's name."""
+  """Returns the end of a reading's tags: its key without the metric's name."""
   return key.removeprefix(record["figure"])
 
 

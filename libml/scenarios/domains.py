@@ -54,8 +54,8 @@ def domain_incremental(
   shared = len({part.splits["test"] for part in parts}) == 1
   if augmented_test and not shared:
     raise ValueError(
-      "augmented_test=True needs domains that share one test split; these "
-      "have tests of their own. Set scenario.augmented_test=False."
+      "scenario.augmented_test=True needs domains that share one test split, "
+      "but each of these has its own; set scenario.augmented_test=False."
     )
   description = {"order": [p.name for p in parts], "classes": len(names)}
   if not shared:

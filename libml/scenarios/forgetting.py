@@ -258,19 +258,22 @@ def _checked_requests(
   """
   forget = [source.ids(r, f"request {i}") for i, r in enumerate(requests)]
   if not forget:
-    raise ValueError("scenario.requests is empty; name the classes to forget.")
+    raise ValueError(
+      "scenario.requests is empty; name the classes of each request, such as "
+      "--my_config.scenario.requests=\"(('cat', 'dog'), ('ship',))\"."
+    )
   seen: set[int] = set()
   for i, request in enumerate(forget):
     if not request:
       raise ValueError(
-        f"Request {i} of scenario.requests is empty; name classes to forget, "
-        "or take the request out."
+        f"Request {i} (from 0) of scenario.requests is empty; name classes to "
+        "forget, or take the request out."
       )
     again = sorted(seen.intersection(request))
     if again:
       raise ValueError(
-        f"Request {i} of scenario.requests names the classes {again}, which an "
-        "earlier request forgets; take them out of one."
+        f"Request {i} (from 0) of scenario.requests names the classes {again}, "
+        "which an earlier request forgets; take them out of one of the two."
       )
     seen.update(request)
   if len(seen) == source.num_classes:

@@ -103,7 +103,7 @@ class Scenario:
     """Returns which columns of a weight file's head to load.
 
     Args:
-      names: Text file with the names of the head's classes, one a line; None:
+      names: Text file with the names of the head's classes, one per line; None:
         the head has this scenario's classes, in this order.
 
     Returns:
@@ -191,7 +191,7 @@ def check_tested(
 
   Args:
     test: The test images.
-    class_names: One name a class id.
+    class_names: One name per class id.
     source: Name of the data set, for the error.
   """
   tested = set(test.labels.tolist())

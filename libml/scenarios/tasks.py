@@ -29,7 +29,7 @@ def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
     return tuple(range(num_classes))
   if not 0 <= seed < 2**32:
     raise ValueError(
-      f"scenario.order_seed {seed} must be in 0 to 2**32 - 1, or None for the "
+      f"scenario.order_seed={seed} must be in 0 to 2**32 - 1, or None for the "
       "natural order."
     )
   order = np.random.RandomState(seed).permutation(num_classes)

@@ -31,7 +31,8 @@ class Evaluator:
     self._mesh = mesh
     self._compiled = compiled
     self._precompute = compiled("precompute", method.precompute)
-    self._has_fixed = False  # until `check` has seen a batch
+    # Whether `precompute` returns anything; `check` finds out.
+    self._has_fixed = False
     # Test set -> one dict of arrays on the mesh for each batch of its sweep.
     self._fixed: dict[str, list[dict[str, jax.Array]]] = {}
 

@@ -1,4 +1,4 @@
-"""Hooks that a run calls while it goes on."""
+"""Hooks that a run calls while it trains, measures and audits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -66,7 +66,7 @@ class Observer:
     """
 
   def on_work(self, what: str, done: int = 0, total: int | None = None) -> None:
-    """Called while a run does other work than training steps.
+    """Called during work other than training steps, again for each part done.
 
     Args:
       what: The work, such as "measuring task_0".
@@ -91,7 +91,7 @@ class Observer:
     return Observer()
 
   def on_pass(self, stage: int, name: str, total: Any) -> None:
-    """Called when a pass over a stage's images begins, and when it is done.
+    """Called before and after a pass over a stage's images.
 
     Args:
       stage: Its index.

@@ -74,16 +74,21 @@ class Rehearsal:
         "rehearsal.train=False trains on the buffer only; set "
         "rehearsal.review_epochs to 1 or more."
       )
-    unread = {
-      "per_class": self.per_class and not (self.replay or self.review_epochs),
-      "include_current": self.include_current and not self.replay,
-      "review_last_only": self.review_last_only and not self.review_epochs,
+    replay = "rehearsal.replay=True"
+    review = "rehearsal.review_epochs to 1 or more"
+    needs = {
+      "per_class": (
+        self.replay or self.review_epochs,
+        f"{replay}, or {review}",
+      ),
+      "include_current": (self.replay, replay),
+      "review_last_only": (self.review_epochs, review),
     }
-    for name, is_unread in unread.items():
-      if is_unread:
+    for name, (is_read, remedy) in needs.items():
+      if getattr(self, name) and not is_read:
         raise ValueError(
-          f"rehearsal.{name}={getattr(self, name)} would have no effect: "
-          "replay is off, or review_epochs is 0. Turn one of them on."
+          f"rehearsal.{name}={getattr(self, name)} would have no effect; set "
+          f"{remedy}."
         )
     if self.mask == "old" and (self.include_current or self.review_epochs):
       raise ValueError(

@@ -58,6 +58,8 @@ def restore(
   saver: checkpoint.Saver,
   saved: Mapping[str, jax.Array],
   facts: Mapping[str, Any],
+  *,
+  stages: int,
 ) -> tuple[dict[str, jax.Array], Progress]:
   """Returns leaves and progress of the newest undamaged checkpoint.
 
@@ -66,6 +68,7 @@ def restore(
     saver: Of the run's checkpoints.
     saved: Name -> leaf that a checkpoint holds.
     facts: Entries "data" and "scenario" of the results, which must not change.
+    stages: Number of the run's stages.
 
   Returns:
     Without a checkpoint {}, and a Progress at the start of the run.
@@ -98,7 +101,9 @@ def restore(
       "labels changed. Restore them, or take another --workdir."
     )
   saver.delete_above(number)
-  _LOG.info(
-    "Resuming in stage %d, after step %d.", progress.stage + 1, progress.steps
-  )
+  if progress.stage == stages:
+    _LOG.info("Using the model of the finished run.")
+  else:
+    where = progress.stage + 1, progress.steps
+    _LOG.info("Resuming in stage %d, after step %d.", *where)
   return leaves, progress

@@ -27,8 +27,8 @@ from libml.train.train_state import TrainState
 from libml.train.walk import Walk
 from models import lora
 
-# Where a stopped audit goes on.
-_UNCHANGED = "with the audit; nothing was changed"
+# What the same command continues after a stopped audit, for the log.
+_UNCHANGED = "with the audit; the results were not changed"
 
 # (state, stage, data) -> what a finished stage's model still knows.
 Audit = Callable[[TrainState, scenarios.Stage, StageData], dict[str, Any]]
@@ -243,7 +243,9 @@ class Run:
 
   def _resume(self, state, saver, facts, writer=None) -> Walk:
     changing = self.changing(state)
-    leaves, progress = resume.restore(state, saver, changing, facts)
+    leaves, progress = resume.restore(
+      state, saver, changing, facts, stages=len(self.scenario.stages)
+    )
     return Walk(
       self._place(trees.update(state, leaves)),
       progress,

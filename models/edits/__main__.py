@@ -11,6 +11,7 @@ an export, and FOLDER becomes a new export (models/export.py).
 import argparse
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from rich import box
 from rich import console
 from rich import table
+from rich import text
 
 from libml import trees
 from models import edits as edits_lib
@@ -31,7 +33,7 @@ _MOST_CLASSES = 8
 
 def show(
   edits: Mapping[int, edits_lib.Edit], names: Sequence[str] | None = None
-) -> list[table.Table]:
+) -> list[console.Group]:
   """Returns a table of the requests, and one of their lasso groups' norms.
 
   Args:
@@ -41,7 +43,7 @@ def show(
   summaries = {
     number: edits_lib.summary(edit) for number, edit in edits.items()
   }
-  requests = _table("Edits by request")
+  requests = _table()
   requests.add_column("request", justify="right")
   requests.add_column("classes forgotten")
   for column in ("selected", "of groups", "weights changed", "norm"):
@@ -57,18 +59,18 @@ def show(
       f"{numbers['weights_changed']:,}",
       f"{numbers['norm']:.4g}",
     )
-  out = [requests]
-  rows = list(dict.fromkeys(g for a in summaries.values() for g in a["groups"]))
-  if rows:
-    out.append(_group_table(summaries, rows))
+  out = [_titled("Edits by request", requests)]
+  groups = {g for found in summaries.values() for g in found["groups"]}
+  if groups:
+    out.append(_group_table(summaries, sorted(groups, key=_natural)))
   return out
 
 
 def _group_table(
   summaries: Mapping[int, Mapping[str, Any]], groups: Sequence[str]
-) -> table.Table:
-  out = _table("Norm of scale A B by group and request")
-  out.add_column("group", no_wrap=True)
+) -> console.Group:
+  out = _table()
+  out.add_column("lasso group", no_wrap=True)
   for number in summaries:
     out.add_column(str(number), justify="right", no_wrap=True)
   root = trees.root(groups)
@@ -79,17 +81,22 @@ def _group_table(
       change = "" if found["change"] is None else f"{found['change']:.3g}"
       cells.append("0" if found["zero"] else change)
     out.add_row(group.removeprefix(f"{root}/"), *cells)
-  return out
+  return _titled("Norm of scale A B by lasso group and request", out)
 
 
-def _table(title: str) -> table.Table:
-  return table.Table(
-    title=title,
-    title_style="bold",
-    title_justify="left",
-    box=box.SIMPLE_HEAD,
-    padding=(0, 1, 0, 0),
-  )
+def _table() -> table.Table:
+  return table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _titled(title: str, shown: table.Table) -> console.Group:
+  """Returns a table below its title; rich's own wraps at the table's width."""
+  return console.Group(text.Text(title, style="bold"), shown)
+
+
+def _natural(name: str) -> list[str | int]:
+  """Returns a sort key by which block_2 comes before block_10."""
+  parts = re.split(r"(\d+)", name)
+  return [int(part) if part.isdigit() else part for part in parts]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -187,8 +194,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _write(options.out, params, options.workdir, {n: edits[n] for n in kept})
   except (ValueError, OSError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
-  names = ", ".join(map(str, kept)) or "none"
-  print(f"{options.out}: the model with requests {names} of {len(edits)}.")
+  names = ", ".join(map(str, kept))
+  left = f"requests {names} of {len(edits)}" if kept else "all requests undone"
+  print(f"Wrote {options.out}: the model with {left}.")
 
 
 if __name__ == "__main__":
