@@ -189,7 +189,7 @@ def test_stages_that_are_due(world):
   assert not audits.Audits(stages="all").due(learning, 2)
   refused = dataclasses.replace(world.scenario, stages=(learning,))
   for asked in ("last", "all"):
-    with pytest.raises(ValueError, match=f"'{asked}' asks .*none is forgotten"):
+    with pytest.raises(ValueError, match=f"'{asked}' .*none forgets classes"):
       audits.Audits(stages=asked).check(refused)
   audits.Audits().check(refused)
 

@@ -44,7 +44,7 @@ CASES = {
   ),
   "settings of no group": (
     {"optimizer__groups": (("prompt", "prompt_pool/.*"), ("head", "head/.*"))},
-    r"settings for 'backbone', which is no group",
+    r"settings for 'backbone', which is no parameter group",
   ),
   "parameter of no group": (
     {
