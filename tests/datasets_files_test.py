@@ -49,7 +49,7 @@ def test_npz_classes_are_numbered_anew(tmp_path):
   [
     ({"y_test": None}, {}, "no y_test; it has x_train, y_train, x_test"),
     ({"y_train": np.array([0, 1], object)}, {}, "Cannot read .* np.savez"),
-    ({"y_test": np.zeros(3)}, {}, "y_test is float64; .* integers"),
+    ({"y_test": np.zeros(3)}, {}, "y_test are float64 .*integers"),
     ({"y_test": np.zeros(2, int)}, {}, "x_test, y_test: .* 3 images"),
     ({"x_train": np.zeros((6, 4, 4))}, {}, "x_train.*must be uint8"),
     ({"y_train": np.array([0, 0, 0, 0, 2, 2])}, {}, "empty class.*'1'"),
