@@ -197,7 +197,7 @@ def test_hold_out_of_the_impossible():
   with pytest.raises(ValueError, match="Class 1 has a single image"):
     datasets.hold_out(_source([0, 0, 1, 2, 2]), 0.5, seed=0)
   for fraction in (0, 1, -0.1):
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="above 0 and below 1"):
       datasets.hold_out(_source([0, 0, 1, 1, 2, 2]), fraction, seed=0)
 
 
