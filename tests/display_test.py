@@ -209,7 +209,8 @@ def test_terminal_shows_each_part_of_a_run(seen):
   for text in (
     "loading TensorFlow",
     "compiling the training step",
-    "stage 3/3 (task 2: 4, 5), step ",
+    "stage 3/3 (task 2: 4, 5)",
+    "step 0/4",
     "━",
   ):
     assert text in terminal

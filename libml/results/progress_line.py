@@ -97,16 +97,20 @@ class ProgressLine:
 
 
 def drawn(shown: Shown) -> Any:
-  """Returns a line for rich: a bar, and the same text as in a log."""
+  """Returns a line for rich: a bar, the count, and the work with its times."""
   from rich import progress_bar
   from rich import table
   from rich import text
 
   line = table.Table.grid(padding=(0, 1, 0, 0))
-  cells: list[Any] = [text.Text(str(shown), no_wrap=True, overflow="ellipsis")]
+  words = ", ".join((shown.what, *shown.notes))
+  cells: list[Any] = [text.Text(words, no_wrap=True, overflow="ellipsis")]
   if shown.total:
-    cells.insert(0, progress_bar.ProgressBar(shown.total, shown.done, width=12))
+    bar = progress_bar.ProgressBar(shown.total, shown.done, width=12)
+    # First, because a narrow terminal cuts the end of the line.
+    cells = [bar, f"{shown.unit} {shown.done}/{shown.total}".strip(), *cells]
     line.add_column(min_width=12)
+    line.add_column(no_wrap=True, min_width=len(cells[1]))
   line.add_row(*cells)
   return line
 
