@@ -295,7 +295,7 @@ def test_tuning_tests_on_training_images(name):
     ("casia100_gs_lora", "single=20", "single=20 must be 5, 10, 50 or 90"),
     ("casia100_gs_lora", "shots=4,missing", "continual,shots,missing together"),
     ("casia100_gs_lora", "single=5,attention,plus", "attention with plus"),
-    ("casia100_gs_lora", "depth=12", "has continual,depth12 together; there"),
+    ("casia100_gs_lora", "depth=12", "has continual,depth12 together; the"),
     ("casia100_gs_lora", "singel=5", "Did you mean 'single'"),
   ],
 )  # fmt: skip
