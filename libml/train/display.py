@@ -142,7 +142,9 @@ class Display(Observer):
     if event in ("begin", "measure"):
       self._share = float(event == "measure")
       self._say_trained()
-    self._begin(_Work(self._clock()))
+    # Not logged: there is nothing to tell before the work begins.
+    self._end_compilation()
+    self._work = _Work(self._clock())
 
   def on_round(self, stage: int, *, done: int, total: int, images: int) -> None:
     """Begins to count the steps of a round."""
