@@ -4,18 +4,21 @@ import os
 import pathlib
 import subprocess
 import sys
+from importlib import metadata
 
 # Read once at the first import of jax or TensorFlow, so set before either.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Halve the time that XLA compiles, here and in child processes.
-os.environ.setdefault(
-  "XLA_FLAGS",
-  "--xla_backend_optimization_level=0 "
-  "--xla_llvm_disable_expensive_passes=true "
-  "--xla_cpu_use_fusion_emitters=false "
+_FLAGS = [
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
   "--xla_cpu_parallel_codegen_split_count=1",
-)
+]
+# A newer XLA does not know this flag, and a process with an unknown one aborts.
+if metadata.version("jaxlib").startswith("0.10."):
+  _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
 import figures  # noqa: E402  (the environment comes first)
 import jax  # noqa: E402
