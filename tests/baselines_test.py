@@ -70,7 +70,7 @@ def run(request, compiled, tmp_path_factory):
   """Returns a method's run in a scenario."""
   method, scenario = request.param
   with nowhere.leave_nothing(), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib, "Compiled", lambda: compiled[method])
+    patch.setattr(run_lib, "Compiled", lambda _: compiled[method])
     config = smoke_config(method, scenario)
     seen = walks.watch(config, tmp_path_factory.mktemp(method))
   seen.scenario = scenario

@@ -9,11 +9,10 @@ from importlib import metadata
 # Read once at the first import of jax or TensorFlow, so set before either.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Halve the time that XLA compiles, here and in child processes.
+# XLA compiles faster, here and in child processes.
 _FLAGS = [
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
-  "--xla_cpu_parallel_codegen_split_count=1",
 ]
 # A newer XLA does not know this flag, and a process with an unknown one aborts.
 if metadata.version("jaxlib").startswith("0.10."):

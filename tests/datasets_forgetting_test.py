@@ -150,12 +150,12 @@ def test_other_counts_are_one_warning(faces, caplog):
     test_counts=(((0, 2), 3), ((1,), 2), ((0, 1), 9)),
   )
   for part in (
-    "folder faces has the right classes",
+    "folder faces has the expected classes",
     "7 train images instead of 8",
     "4 test images instead of 5",
     "1 test images of classes 1 instead of 2",
     "2 test images of classes 0, 1 instead of 9",
-    "cannot be compared",
+    "Compare its results with runs on the same copy",
   ):
     assert part in warning
   assert "0, 2" not in warning

@@ -246,7 +246,7 @@ def test_bad_batches_are_named(make):
       list(streams.sweep(subset, PLAIN, **{"batch_size": 8, **options}))
 
   subset = Subset.of(_split(5))
-  with pytest.raises(ValueError, match="no images"):
+  with pytest.raises(ValueError, match="images that a stage reads is empty"):
     run(subset.select([9]))
   with pytest.raises(ValueError, match="Batch size 8 .* processes, 3"):
     run(subset, process_count=3)

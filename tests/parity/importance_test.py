@@ -45,8 +45,8 @@ class Stored(stage_data.StageData):
 
   batches: list
 
-  def sweep(self, subset, *, augment=False):
-    del subset, augment
+  def sweep(self, subset, *, augment=False, what=""):
+    del subset, augment, what
     return iter(self.batches)
 
 
