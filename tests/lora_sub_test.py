@@ -64,9 +64,9 @@ def test_adapters_move_in_the_subspace_alone(run, task, layer):
   outside = np.eye(16) - v @ v.T
   a, b = moved(run, task, layer)
   assert np.linalg.norm(a) > 1e-3 and np.linalg.norm(b) > 1e-3
-  # A starts anywhere, and each step rounds it as a whole.
-  assert np.linalg.norm(outside @ a) <= 1e-5 * np.linalg.norm(a) + 1e-7
-  assert np.linalg.norm(b @ outside) <= 1e-5 * np.linalg.norm(b)
+  # eigh rounds V_k by about eps x the largest eigenvalue / the gap below V_k.
+  assert np.linalg.norm(outside @ a) <= 1e-4 * np.linalg.norm(a)
+  assert np.linalg.norm(b @ outside) <= 1e-4 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
