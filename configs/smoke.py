@@ -92,8 +92,5 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       # steps, and results depend on the number of devices.
       settings.eps = 1e-4
   config.log_every = 2
-  config.checkpoint.every_steps = 3
-  if not config.model.lora and config.scenario.name == "forgetting":
-    # All weights are trained, so that saving takes seconds.
-    config.checkpoint.every_steps = 10
+  config.checkpoint.every_steps = 10
   return config

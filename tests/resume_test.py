@@ -127,7 +127,7 @@ CASES = {
   ),
   # Stages forget, learn and forget in 4, 4 and 12 steps; each third saves.
   "swapping": Case(
-    lambda: swap_tiny.tiny("order=flf"),
+    lambda: swap_tiny.tiny("order=flf", checkpoint__every_steps=3),
     (
       (STOP, "measure", 0, 2, 4),
       (KILL, "train", 1, 1, 4),

@@ -13,7 +13,7 @@ from libml import trees
 from libml.devices import sharding
 
 FSDP = ((r".*", "fsdp:512"),)
-SMALL = {"model__depth": 1, "checkpoint__every_steps": 99}
+SMALL = {"model__depth": 1}
 
 
 def run(workdir, rules):

@@ -19,6 +19,7 @@ def tiny(**changes):
   config = cifar100_l2p.get_config("smoke")
   config.model.depth = 1
   config.epochs = 2
+  config.checkpoint.every_steps = 3
   return change(config, changes)
 
 
