@@ -152,6 +152,7 @@ def compare(method: str, dtype: str, args: argparse.Namespace) -> dict:
     for worker in workers.values():
       worker.stdin.close()
       worker.wait()
+      worker.stdout.close()
   return {
     step: {
       side: {

@@ -89,7 +89,7 @@ def read_config(args: argparse.Namespace) -> Any:
   try:
     config.lock().update_from_flattened_dict(changes)
   except (KeyError, TypeError) as error:
-    reason = error.args[0]
+    reason = " ".join(str(error.args[0]).split())
     raise ValueError(
       f"The config does not take the changes {changes}: {reason}"
     ) from None

@@ -200,35 +200,33 @@ def test_last_layer_makes_only_the_rows_that_are_read(classifier):
   )
 
 
-FIELDS = {
-  "plain": {},
-  "erf": dict(gelu="erf", classifier="gap"),
-  "dropout": dict(dropout=0.1, attention_dropout=0.1),
-  "dropout, no weights": dict(dropout=0.1),
-  "unit length": dict(norm_pre_logits=True, classifier="token+prompt"),
-  "stored in bfloat16": dict(param_dtype="bfloat16"),
-}
-PROMPTS = {
-  "none": None,
-  "l2p": dict(e_layers=[0, 2]),
-  "dualprompt": dict(e_layers=[1, 2], e_prefix=True, g_layers=[0], top_k=1),
+L2P = dict(e_layers=[0, 2])
+DUALPROMPT = dict(e_layers=[1, 2], e_prefix=True, g_layers=[0], top_k=1)
+STEPS = {
+  "plain": ({}, None),
+  "erf": (dict(gelu="erf", classifier="gap", dropout=0.1), DUALPROMPT),
+  "dropout": (dict(dropout=0.1, attention_dropout=0.1), L2P),
+  "stored in bfloat16": (
+    dict(
+      param_dtype="bfloat16",
+      norm_pre_logits=True,
+      classifier="token+prompt",
+    ),
+    L2P,
+  ),
 }
 
 
-@pytest.mark.parametrize(
-  "fields, kind",
-  [("plain", kind) for kind in PROMPTS]
-  + [(fields, "l2p") for fields in FIELDS if fields != "plain"],
-)
-def test_bfloat16_steps_run_on_one_and_two_devices(fields, kind):
+@pytest.mark.parametrize("fields, prompting", STEPS.values(), ids=STEPS)
+def test_bfloat16_steps_run_on_one_and_two_devices(fields, prompting):
   # Run, not only compiled, all gradients made: some products fail then.
-  model = vit.build(**TOY, **FIELDS[fields], dtype="bfloat16")
+  model = vit.build(**TOY, **fields, dtype="bfloat16")
   image, query = draw(4, 8, 8, 3), draw(4, 8, seed=1)
   pool = None
-  if PROMPTS[kind] is not None:
+  if prompting is not None:
     sizes = dict(pool_size=4, length=3, top_k=2, g_length=2, **vit_sizes())
-    pool = prompts.Prompts(**{**sizes, **PROMPTS[kind]})
-  params = model.init(jax.random.key(2), {"image": image})["params"]
+    pool = prompts.Prompts(**{**sizes, **prompting})
+  params = jax.jit(model.init)(jax.random.key(2), {"image": image})["params"]
   if pool:
     params = {**params, **pool.init(jax.random.key(3), query)["params"]}
   params["head"]["kernel"] = draw(8, 5, dtype=params["head"]["kernel"].dtype)

@@ -4,6 +4,10 @@ All sizes come from the files, so that others of the same keys can take their
 place.
 """
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +35,17 @@ KINDS = {"e_p": "prompt", "e_k": "key", "e_a": "attention"}
 
 def cfg(case, name):
   return case[f"cfg/{name}"].tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A file's method and optimizer, and what is compiled of them."""
+
+  method: Any
+  optimizer: Any
+  step: Callable[..., Any]
+  gradient: Callable[..., Any]
+  predict: Callable[..., Any]
 
 
 class Data:
@@ -179,8 +194,13 @@ def test_tasks(golden, path, tmp_path):
   state = steps.first_state(
     method, optimizer, read_params(case, method, tmp_path), jax.random.key(0)
   )
-  step = jax.jit(
-    steps.make_train_step(method.loss, method.extra_args, optimizer)
+  step = steps.make_train_step(method.loss, method.extra_args, optimizer)
+  ours = Method(
+    method,
+    optimizer,
+    step=jax.jit(step),
+    gradient=jax.jit(jax.grad(method.loss, has_aux=True)),
+    predict=jax.jit(method.predict),
   )
   for task in range(method.num_stages):
     prefix, old = f"task{task}/", state.params["components"]
@@ -190,11 +210,11 @@ def test_tasks(golden, path, tmp_path):
     compare = near if task else lambda a, b: close(a, b, 2e-5)
     compare(components, stored(case, f"{prefix}init/"))
     state = state.replace(params={**state.params, "components": components})
-    state = train(case, prefix, method, optimizer, step, state)
-    measure(case, prefix, method, state)
+    state = train(case, prefix, ours, state)
+    measure(case, prefix, ours, state)
 
 
-def train(case, prefix, method, optimizer, step, state):
+def train(case, prefix, ours, state):
   """Trains one task, holding each step to the file; returns the state."""
   losses = case[f"{prefix}out/loss"]
   images, labels = case[f"{prefix}in/images"], case[f"{prefix}in/labels"]
@@ -202,10 +222,10 @@ def train(case, prefix, method, optimizer, step, state):
   state = steps.begin_stage(
     state,
     0,
-    len(losses) // method.epochs,
+    len(losses) // ours.method.epochs,
     jax.random.key(0),
-    tx=optimizer.tx,
-    restart=method.restart_optimizer,
+    tx=ours.optimizer.tx,
+    restart=ours.method.restart_optimizer,
   )
   for i, loss in enumerate(losses):
     batch = {
@@ -213,11 +233,11 @@ def train(case, prefix, method, optimizer, step, state):
       "label": jnp.asarray(labels[i % len(images)], jnp.int32),
     }
     if not i:
-      check_gradient(case, prefix, method, state, batch)
+      check_gradient(case, prefix, ours, state, batch)
       current = np.flatnonzero(state.memory["classes"])
-      logits = predict(method, state, batch)["logits"][:, current]
+      logits = predict(ours, state, batch)["logits"][:, current]
       close(logits, case[f"{prefix}out/train_logits"], 2e-5)
-    state, seen = step(state, {"train": batch})
+    state, seen = ours.step(state, {"train": batch})
     np.testing.assert_allclose(seen["loss"], loss, rtol=0, atol=2e-5)
     for group in ("components", "head"):
       rate = seen[f"learning_rate/{group}"]
@@ -228,9 +248,9 @@ def train(case, prefix, method, optimizer, step, state):
   return state
 
 
-def check_gradient(case, prefix, method, state, batch):
+def check_gradient(case, prefix, ours, state, batch):
   """Holds the first step's gradient to the file."""
-  grads, _ = jax.grad(method.loss, has_aux=True)(
+  grads, _ = ours.gradient(
     state.params, state.memory, {"train": batch}, jax.random.key(0)
   )
   expected = wanted(case, f"{prefix}grad/")
@@ -238,13 +258,13 @@ def check_gradient(case, prefix, method, state, batch):
   close(trained(grads), expected, 1e-5 * largest)
 
 
-def predict(method, state, batch):
-  return method.predict(state.params, state.memory, batch)[""]
+def predict(ours, state, batch):
+  return ours.predict(state.params, state.memory, batch)[""]
 
 
-def measure(case, prefix, method, state):
+def measure(case, prefix, ours, state):
   """Holds query, prefixes and logits after a task to the file."""
-  batch = {"image": image(case["in/test_images"])}
+  method, batch = ours.method, {"image": image(case["in/test_images"])}
   query = method.find_query(state.params, batch["image"])
   close(query, case[f"{prefix}out/query"], 2e-5)
   prompts = method.prompts(state.params["components"], state.memory, query)
@@ -254,5 +274,5 @@ def measure(case, prefix, method, state):
       found = prompts[layer]["prefix"][row].reshape(expected.shape)
       near(found, expected)
   seen = np.flatnonzero(state.memory["seen"])
-  logits = predict(method, state, batch)["logits"][:, seen]
+  logits = predict(ours, state, batch)["logits"][:, seen]
   close(logits, case[f"{prefix}out/logits"], 2e-5)
