@@ -72,7 +72,7 @@ def test_gradients_reach_the_components_of_the_task_only(ortho_loss):
   memory["task"] = jnp.int32(1)
   image = jax.random.normal(jax.random.key(2), (4, 8, 8, 3))
   batch = {"image": image, "label": jnp.array([2, 3, 3, 2])}
-  grads, _ = jax.grad(method.loss, has_aux=True)(
+  grads, _ = jax.jit(jax.grad(method.loss, has_aux=True))(
     params, memory, {"train": batch}, jax.random.key(1)
   )
   for leaf in grads["components"].values():
