@@ -51,19 +51,23 @@ def whole(tmp_path_factory):
 
 
 # A stage asks after each of 8 steps, then after each of 3 batches a test set.
-@pytest.mark.parametrize("call", [1, 8, 10, 16, 42], ids="at_call_{}".format)
-def test_stopped_run_goes_on_bit_for_bit(tmp_path, whole, call):
-  with pytest.raises(Interrupted):
-    main.execute(tiny(), tmp_path, stop_at(call))
-  main.execute(tiny(), tmp_path)
-  assert numbers(tmp_path) == numbers(whole)
+# A measurement that was stopped begins anew.
+STOPS = {
+  "after the first step": 1,
+  "after the last step of a stage": 7,
+  "in the second batch of a measurement": 2,
+  "in the second stage": 3 + 5,
+  "in the last batch of all": 3 + 6 + 8 + 9,
+}
 
 
-def test_run_stopped_at_every_seventh_call(tmp_path, whole):
-  for _ in range(6):
+def test_stopped_run_goes_on_bit_for_bit(tmp_path, whole):
+  for call in STOPS.values():
     with pytest.raises(Interrupted):
-      main.execute(tiny(), tmp_path, stop_at(7))
-  main.execute(tiny(), tmp_path)
+      main.execute(tiny(), tmp_path, stop_at(call))
+  asked = []
+  main.execute(tiny(), tmp_path, lambda: asked.append(1))
+  assert len(asked) == 9, "the last measurement is all that is left"
   assert numbers(tmp_path) == numbers(whole)
 
 

@@ -26,10 +26,7 @@ from methods.parts import class_heads
 ALONE = (
   "dualprompt",  # a vote of the batch
   "ranpac",  # sums of features
-  "inflora",  # second moments of inputs
   "ewc",  # squared gradients
-  "der_plus",  # exemplars with stored predictions
-  "salun",  # a mask of gradients
   "scrub",  # two rounds of an epoch, a teacher
 )
 

@@ -99,16 +99,18 @@ def test_published_number_of_trained_parameters():
 
 def test_initial_values():
   image = {"image": jnp.ones((1, 8, 8, 3))}
-  params = vit.build(**TOY).init(jax.random.key(0), image)["params"]
+  params = jax.jit(vit.build(**TOY).init)(jax.random.key(0), image)["params"]
   for zero in (params["cls"], *params["head"].values()):
     assert not zero.any()
   position = params["Transformer"]["posembed_input"]["pos_embedding"]
   assert 0.01 < position.std() < 0.03
-  pool = prompts.Prompts(**POOL).init(jax.random.key(0), jnp.ones((2, 8)))
+  pool = jax.jit(prompts.Prompts(**POOL).init)(
+    jax.random.key(0), jnp.ones((2, 8))
+  )
   for leaf in jax.tree.leaves(pool):
     assert 0 <= leaf.min() and 0.009 < leaf.max() < 0.01
   other = prompts.Prompts(**POOL, prompt_init="normal", key_init="zero")
-  pool = other.init(jax.random.key(0), jnp.ones((2, 8)))["params"]
+  pool = jax.jit(other.init)(jax.random.key(0), jnp.ones((2, 8)))["params"]
   assert pool["prompt_pool"]["prompt"].min() < 0
   assert not pool["prompt_pool"]["key"].any()
 
@@ -126,14 +128,14 @@ def test_forward_and_backward_run(dtype):
   query = jax.random.normal(jax.random.key(1), (4, 8))
   plain = model.clone(classifier="token")
   params = {
-    **plain.init(jax.random.key(2), {"image": image})["params"],
-    **pool.init(jax.random.key(3), query)["params"],
+    **jax.jit(plain.init)(jax.random.key(2), {"image": image})["params"],
+    **jax.jit(pool.init)(jax.random.key(3), query)["params"],
   }
   params["head"]["kernel"] = jax.random.normal(jax.random.key(5), (8, 5))
 
   @jax.jit
   def loss(params):
-    inputs, _ = pool.apply({"params": params}, query)
+    inputs, _ = jax.jit(pool.apply)({"params": params}, query)
     outputs = model.apply(
       {"params": params},
       {"image": image, **inputs},
@@ -144,7 +146,7 @@ def test_forward_and_backward_run(dtype):
     return jnp.mean(outputs["logits"] ** 2), outputs
 
   (_, outputs), grads = jax.value_and_grad(loss, has_aux=True)(params)
-  inputs, _ = pool.apply({"params": params}, query)
+  inputs, _ = jax.jit(pool.apply)({"params": params}, query)
   tokens = model.apply(
     {"params": params}, image, inputs["prompts"], method="encode"
   )
@@ -158,25 +160,27 @@ def test_forward_and_backward_run(dtype):
 def test_compute_type_is_apart_from_parameter_type():
   image = {"image": jax.random.normal(jax.random.key(0), (2, 8, 8, 3))}
   single = vit.build(**TOY)
-  variables = single.init(jax.random.key(1), image)
+  variables = jax.jit(single.init)(jax.random.key(1), image)
   half = single.clone(dtype="bfloat16")
-  exact = single.apply(variables, image)["features"]
-  rough = half.apply(variables, image)["features"]
+  exact = jax.jit(single.apply)(variables, image)["features"]
+  rough = jax.jit(half.apply)(variables, image)["features"]
   assert 0 < jnp.abs(exact - rough).max() < 0.1
-  stored = single.clone(param_dtype="bfloat16").init(jax.random.key(1), image)
+  stored = jax.jit(single.clone(param_dtype="bfloat16").init)(
+    jax.random.key(1), image
+  )
   assert {x.dtype for x in jax.tree.leaves(stored)} == {jnp.dtype("bfloat16")}
   # Norms, features and head are float32 whatever the two types are.
-  outputs = half.clone(param_dtype="bfloat16").apply(stored, image)
+  outputs = jax.jit(half.clone(param_dtype="bfloat16").apply)(stored, image)
   assert {x.dtype for x in outputs.values()} == {jnp.dtype("float32")}
 
 
 def test_dropout_needs_train():
   model = vit.build(**TOY, dropout=0.5)
   image = {"image": jax.random.normal(jax.random.key(0), (2, 8, 8, 3))}
-  variables = model.init(jax.random.key(1), image)
-  still = model.apply(variables, image)["features"]
+  variables = jax.jit(model.init)(jax.random.key(1), image)
+  still = jax.jit(model.apply)(variables, image)["features"]
   np.testing.assert_array_equal(
-    still, model.apply(variables, image)["features"]
+    still, jax.jit(model.apply)(variables, image)["features"]
   )
   moved = model.apply(
     variables, image, train=True, rngs={"dropout": jax.random.key(2)}
@@ -194,7 +198,7 @@ def test_dropout_sites():
 
   model = vit.build(**TOY, dropout=0.5, attention_dropout=0.1)
   image = {"image": jnp.ones((1, 8, 8, 3))}
-  variables = model.init(jax.random.key(0), image)
+  variables = jax.jit(model.init)(jax.random.key(0), image)
   for train in (True, False):
     with nn.intercept_methods(spy):
       model.apply(
@@ -222,7 +226,7 @@ def test_dense_class_serves_every_projection():
 def test_embed_is_row_by_row():
   model = vit.build(**TOY)
   image = jnp.zeros((1, 8, 8, 3)).at[:, 0, 7].set(1.0)  # top right patch
-  variables = model.init(jax.random.key(0), {"image": image})
+  variables = jax.jit(model.init)(jax.random.key(0), {"image": image})
   patches = model.apply(variables, image, method="embed")
   assert patches.shape == (1, 4, 8)
   np.testing.assert_array_equal(patches.any(axis=2), [[0, 1, 0, 0]])
@@ -233,9 +237,9 @@ def test_reweight_weights_the_prompt_tokens():
   image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
   tokens = jax.random.normal(jax.random.key(1), (2, 3, 8))
   inputs = {"image": image, "prompts": {0: {"tokens": tokens}}}
-  variables = model.init(jax.random.key(2), inputs)
+  variables = jax.jit(model.init)(jax.random.key(2), inputs)
   first = {**inputs, "reweight": jnp.array([1e4, 0.0, 0.0])}
-  outputs = model.apply(variables, first)
+  outputs = jax.jit(model.apply)(variables, first)
   tokens = model.apply(variables, image, inputs["prompts"], method="encode")
   np.testing.assert_allclose(outputs["features"], tokens[:, 0], rtol=1e-5)
 
@@ -243,11 +247,11 @@ def test_reweight_weights_the_prompt_tokens():
 def test_norm_of_a_zero_feature_has_a_gradient():
   model = vit.build(**TOY, norm_pre_logits=True)
   image = {"image": jnp.ones((1, 8, 8, 3))}
-  params = model.init(jax.random.key(0), image)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), image)["params"]
   params = jax.tree.map(jnp.zeros_like, params)
-  grads = jax.grad(lambda p: model.apply({"params": p}, image)["logits"].sum())(
-    params
-  )
+  grads = jax.grad(
+    lambda p: jax.jit(model.apply)({"params": p}, image)["logits"].sum()
+  )(params)
   assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
@@ -289,9 +293,9 @@ def test_unknown_variant_names_the_nearest():
 def test_bad_inputs(fields, inputs, message):
   model = vit.build(**TOY, **fields)
   image = {"image": np.zeros((1, 8, 8, 3), np.float32)}
-  variables = model.init(jax.random.key(0), image)
+  variables = jax.jit(model.init)(jax.random.key(0), image)
   with pytest.raises(ValueError, match=message):
-    model.apply(variables, {**image, **inputs})
+    jax.jit(model.apply)(variables, {**image, **inputs})
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,7 @@ def test_prefix_of_other_heads_is_refused():
   attention = layers.Attention(num_heads=2, head_dim=3)
   x, prefix = jnp.zeros((1, 4, 8)), jnp.zeros((2, 1, 5, 2, 4))
   with pytest.raises(ValueError, match=r"2, 4\), .* must end in \(2, 3"):
-    attention.init(jax.random.key(0), x, prefix)
+    jax.jit(attention.init)(jax.random.key(0), x, prefix)
   fits = prefix[..., :3]
   y, _ = attention.init_with_output(jax.random.key(0), x, fits)
   assert y.shape == x.shape

@@ -31,7 +31,7 @@ LEAVES = {
 
 
 def mean_loss(module, params, batch):
-  outputs = module.apply({"params": params}, batch)
+  outputs = jax.jit(module.apply)({"params": params}, batch)
   loss = optax.softmax_cross_entropy_with_integer_labels(
     outputs["logits"], batch["label"]
   )
@@ -57,7 +57,9 @@ def test_forward_and_gradient(golden, tmp_path, dtype):
     close(outputs["features"], "embedding")
     close(outputs["logits"], "logits")
     close(outputs["readings"]["_no_margin"], "logits_no_margin")
-    unlabelled = module.apply({"params": params}, {"image": batch["image"]})
+    unlabelled = jax.jit(module.apply)(
+      {"params": params}, {"image": batch["image"]}
+    )
     close(unlabelled["logits"], "logits_no_margin")
 
     _, seen = module.apply(
@@ -145,11 +147,11 @@ def test_adapters(golden, tmp_path, dtype, case):
       toy.close(ours, value, dtype=dtype, float32=ADAPTED, name=name)
 
     merged = lora.merge(params, module.lora_scale)
-    silent = module.apply({"params": merged}, batch)
+    silent = jax.jit(module.apply)({"params": merged}, batch)
     close(silent["logits"], "logits_merged")
     # Merged and without adapters: the plain model, to the last bit.
     plain, _ = lora.split(merged)
-    again = toy.model(file, dtype).apply({"params": plain}, batch)
+    again = jax.jit(toy.model(file, dtype).apply)({"params": plain}, batch)
     np.testing.assert_array_equal(again["logits"], silent["logits"])
     changed = toy.weights(file, f"out/{case}/merged/", module)
     whole = {**toy.weights(file, "params/vit/", module), **changed}
@@ -180,7 +182,7 @@ def everywhere(file):
 
 def flow(layer, params, x):
   """Returns the mean square of what a layer makes, and that."""
-  y = layer.apply({"params": params}, x)
+  y = jax.jit(layer.apply)({"params": params}, x)
   return jnp.mean(y**2), y
 
 
@@ -206,8 +208,8 @@ def test_one_adapted_layer(golden, dtype):
     for ours, name in (
       (y, "y"),
       (merged["kernel"].T, "merged_weight"),
-      (layer.apply({"params": merged}, x), "y_merged"),
-      (layer.apply({"params": plain}, x), "y_base"),
+      (jax.jit(layer.apply)({"params": merged}, x), "y_merged"),
+      (jax.jit(layer.apply)({"params": plain}, x), "y_base"),
     ):
       theirs = file[f"out/linear/{name}"]
       toy.close(ours, theirs, dtype=dtype, float32=ADAPTED, name=name)
@@ -236,7 +238,7 @@ def test_the_joint_projection_is_three_adapters(golden, dtype):
     layer = settings(features, use_bias=False, dtype=dtype, param_dtype=dtype)
 
     def loss(params):
-      y = [layer.apply({"params": p}, x) for p in params]
+      y = [jax.jit(layer.apply)({"params": p}, x) for p in params]
       y = jnp.concatenate(y, axis=-1)
       return jnp.mean(y**2), y
 
@@ -273,5 +275,7 @@ def test_adapted_mlp(golden, dtype):
       param_dtype=dtype,
       dense=everywhere(file),
     )
-    y = mlp.apply({"params": params}, jnp.asarray(file["in/ffn/x"], dtype))
+    y = jax.jit(mlp.apply)(
+      {"params": params}, jnp.asarray(file["in/ffn/x"], dtype)
+    )
     toy.close(y, file["out/ffn/y"], dtype=dtype, float32=ADAPTED)

@@ -169,7 +169,18 @@ def check_parts(metrics, file, variant, step, dtype):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_steps(file, tmp_path, dtype, variant):
+def test_steps(file, tmp_path, variant):
+  with toy.precision("float64"):
+    check_steps(file, tmp_path, "float64", variant)
+
+
+@pytest.mark.parametrize("variant", [next(iter(VARIANTS))])
+def test_steps_in_float32(file, tmp_path, variant):
+  check_steps(file, tmp_path, "float32", variant)
+
+
+def check_steps(file, tmp_path, dtype, variant):
+  """Takes a variant's steps, and compares each with the stored one."""
   placement, _ = place(variant)
   ours, tx = method(file, dtype, variant), optimizer(file)
   state = train_state.TrainState(

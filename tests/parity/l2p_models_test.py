@@ -76,7 +76,7 @@ def test_forward(golden, path):
   pool = toy.build_prompts(config)
   image, query = file["in/images"], file["in/cls_features"]
 
-  outputs = plain.apply({"params": params}, {"image": image})
+  outputs = jax.jit(plain.apply)({"params": params}, {"image": image})
   np.testing.assert_allclose(
     outputs["features"], query, rtol=0, atol=LOGITS, err_msg="query"
   )
@@ -87,7 +87,9 @@ def test_forward(golden, path):
       check(outputs, None, file, case)
       continue
     inputs, chosen = pool.apply({"params": params}, query, **choice(file, case))
-    prompted = model.apply({"params": params}, {"image": image, **inputs})
+    prompted = jax.jit(model.apply)(
+      {"params": params}, {"image": image, **inputs}
+    )
     check(prompted, chosen, file, case)
 
 
@@ -117,9 +119,11 @@ def test_head_variants(golden, case):
   params = toy.tree(file, "params/")
   model = toy.model(config, **{"classifier": config["classifier"], **variant})
   pool = toy.build_prompts(config).clone(reweight=case == "reweight")
-  inputs, chosen = pool.apply({"params": params}, file["in/cls_features"])
+  inputs, chosen = jax.jit(pool.apply)(
+    {"params": params}, file["in/cls_features"]
+  )
   image = file["in/images"]
-  outputs = model.apply({"params": params}, {"image": image, **inputs})
+  outputs = jax.jit(model.apply)({"params": params}, {"image": image, **inputs})
   check(outputs, chosen, file, case)
 
 
@@ -225,11 +229,11 @@ def test_loaded_weights_on_images_of_several_sizes(golden, load, case):
   image = {"image": file[f"in/images_{case}"]}
   plain, params = load(image["image"].shape[1])
   params["prompt_pool"] = toy.tree(file, "in/prompt_pool/")
-  outputs = plain.apply({"params": params}, image)
+  outputs = jax.jit(plain.apply)({"params": params}, image)
   check(outputs, None, file, case)
   inputs, chosen = toy.build_prompts(config).apply(
     {"params": params}, outputs["features"]
   )
   model = plain.clone(classifier=config["classifier"])
-  outputs = model.apply({"params": params}, {**image, **inputs})
+  outputs = jax.jit(model.apply)({"params": params}, {**image, **inputs})
   check(outputs, chosen, file, f"prompted_{case}")

@@ -56,7 +56,7 @@ def test_features_in_all_weight_modes(golden, tmp_path, folder):
     "merged_subtract": lora.subtract(merged, total, times=2),
   }
   for mode, params in modes.items():
-    outputs = module.apply(
+    outputs = jax.jit(module.apply)(
       {"params": params}, {"image": toy.image(file["in/image"])}
     )
     theirs = file[f"out/{folder}{mode}/features"]
@@ -85,7 +85,9 @@ def test_tokens_weights_and_gradients(golden, tmp_path):
     toy.close(kernel, file[f"out/{mode}/block0_k_weight"].T, 1e-6, mode)
 
   def total(params):
-    features = module.apply({"params": params}, {"image": x})["features"]
+    features = jax.jit(module.apply)({"params": params}, {"image": x})[
+      "features"
+    ]
     return jnp.sum(features * file["in/cotangent"])
 
   grads = trees.flatten(jax.grad(total)(params))
@@ -309,7 +311,7 @@ def test_prototypes_and_predictions(golden, tmp_path):
   for c, value in stored.items():
     toy.close(means[int(c)], value, 2e-5)
   memory = {"prototypes": means, "known": jnp.ones(len(stored), bool)}
-  outputs = ours.predict(
+  outputs = jax.jit(ours.predict)(
     params, memory, {"image": toy.image(file["in/test/image"])}
   )
   toy.close(outputs[""]["features"], file["out/test_features"], 2e-5)
