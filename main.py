@@ -10,7 +10,6 @@ import logging
 import os
 import pathlib
 import platform
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,16 +44,14 @@ from libml.train import export
 from libml.train import made_once
 from libml.train import run as run_lib
 from libml.train import settings as settings_lib
+from libml.train import weights
 from libml.train import workdirs
 from libml.train.display import Display
 from libml.train.observer import Observer
 from libml.train.rehearsal import Rehearsal
 from libml.train.walk import Interrupted
 from methods import METHODS
-from methods.parts import class_heads
 from models import MODELS
-from models import initial
-from models import pretrained
 
 _LOG = logging.getLogger("palimpsest")
 
@@ -108,13 +105,10 @@ def build_method(config: ConfigDict, num_classes: int, num_stages: int) -> Any:
 
 def build_optimizer(config: ConfigDict, method: Any) -> optim.Optimizer:
   """Returns the optimizer, its rates scaled to the global batch."""
-  settings = plain(config.optimizer)
-  per = settings.pop("lr_batch_size")
-  scale = config.batch_size / per if per else 1.0
   return optim.build(
-    **settings,
+    **plain(config.optimizer),
     epochs=config.epochs,
-    lr_scale=scale,
+    batch_size=config.batch_size,
     lasso=method.groups,
     transforms=method.transforms,
   )
@@ -160,52 +154,16 @@ def build_run(
   )
 
 
-def initial_params(
-  config: ConfigDict,
-  model: Any,
-  scenario: scenarios.Scenario | None = None,
-  should_stop: Callable[[], bool] = lambda: False,
-  *,
-  observer: Observer | None = None,
-) -> tuple[Any, dict[str, Any]]:
-  """Returns the first parameters, on the host, and their entry in the results.
+def upstream(
+  should_stop: Callable[[], bool], observer: Observer | None, name: str
+) -> str:
+  """Returns the path of weights that a config makes on first use.
 
   Args:
-    config: From a config file.
-    model: The module.
-    scenario: Decides which columns of the file's head to load; None: all.
-    should_stop: Called while weights are made; True stops.
-    observer: Of the run; its `inner` observes the run that makes weights.
-
-  Raises:
-    ValueError: The config names no weights, or they do not fit the model.
+    should_stop: As for `execute`.
+    observer: Of the run; its `inner` observes the run that makes the weights.
+    name: NAME.py:ARGUMENTS of the config, without ".py".
   """
-  path, prefix = config.init_checkpoint, ""
-  if path is None and config.pretrain:
-    path = upstream(config.pretrain, should_stop, observer)
-    prefix = f"{config.pretrain}/"
-  if path is not None:
-    columns = scenario.columns(config.init_head_names) if scenario else {}
-    head = dict(head=config.init_head, **columns)
-    params = initial.load(model, path, seed=config.seed, **head)
-    name = prefix + pathlib.Path(path).name
-    return params, {"name": name, "sha256": pretrained.checksum(path)}
-  if not config.random_init:
-    raise ValueError(
-      "No pretrained weights: give --my_config.init_checkpoint=FILE (.npz or "
-      ".safetensors), or set --my_config.random_init=True."
-    )
-  params = initial.draw(model, seed=config.seed)
-  if config.init_head == "keep":  # a head of zeros passes no gradient
-    key = jax.random.key(config.seed)
-    params = class_heads.draw(params, key, model.class_heads)
-  return jax.device_get(params), {"name": "random", "seed": config.seed}
-
-
-def upstream(
-  name: str, should_stop: Callable[[], bool], observer: Observer | None = None
-) -> str:
-  """Returns the path of weights that a config makes on first use."""
   module, _, arg = name.partition(":")
   config = importlib.import_module(f"configs.{module}").get_config(arg)
   inner = observer.inner(name) if observer else None
@@ -246,49 +204,47 @@ def execute(
   config = settings_lib.with_global_batch(config, mesh)
   plain_config = json.loads(config.to_json())
   processes.check_same("config", plain_config)
-  record, audit = workdirs.begin(workdir, plain_config, audit=audit)
-  if record is not None and not audit:
-    _LOG.info("%s is finished; nothing is trained.", workdir)
+  with workdirs.begin(workdir, plain_config, audit=audit) as (record, audit):
+    if record is not None and not audit:
+      _LOG.info("%s is finished; nothing is trained.", workdir)
+      return record
+    observer = observer or Observer()
+    observer.on_work("reading the list of images")
+    source, scenario = build_scenario(config)
+    observer.on_work("loading TensorFlow")
+    run = build_run(
+      config, scenario, mesh=mesh, should_stop=should_stop, observer=observer
+    )
+    observer.on_work("reading the weights")
+    make = functools.partial(upstream, should_stop, observer)
+    params, made = weights.first(config, run.method.model, scenario, make=make)
+    state = run.start(params)
+    del params  # or they stay in host memory during the whole run
+    facts = results.facts(
+      plain_config,
+      weights=made,
+      data=source.description,
+      scenario=scenario,
+      parameters=run.optimizer.groups.sizes(state.params),
+      mesh=mesh,
+    )
+    ask = audits.Audits.bind(
+      run, state.params, mesh, **plain(config.audit), again=audit
+    )
+    if audit:
+      return run.audit(state, workdir, facts, ask)
+    with Writer(workdir, total_stages=len(scenario.stages)) as writer:
+      writer.hparams(plain_config)
+      state, record = run.walk(state, workdir, facts, writer, audit=ask)
+    if config.export:
+      export.write(workdir, run, state, config=plain_config, mesh=mesh)
     return record
-  observer = observer or Observer()
-  observer.on_work("reading the list of images")
-  source, scenario = build_scenario(config)
-  observer.on_work("loading TensorFlow")
-  run = build_run(
-    config, scenario, mesh=mesh, should_stop=should_stop, observer=observer
-  )
-  observer.on_work("reading the weights")
-  params, weights = initial_params(
-    config, run.method.model, scenario, should_stop, observer=observer
-  )
-  state = run.start(params)
-  del params  # or they stay in host memory during the whole run
-  facts = results.facts(
-    plain_config,
-    weights=weights,
-    data=source.description,
-    scenario=scenario,
-    parameters=run.optimizer.groups.sizes(state.params),
-    mesh=mesh,
-  )
-  ask = audits.Audits.bind(
-    run, state.params, mesh, **plain(config.audit), again=audit
-  )
-  if audit:
-    return run.audit(state, workdir, facts, ask)
-  with Writer(workdir, total_stages=len(scenario.stages)) as writer:
-    writer.hparams(plain_config)
-    state, record = run.walk(state, workdir, facts, writer, audit=ask)
-  if config.export:
-    export.write(workdir, run, state.params, config=plain_config, mesh=mesh)
-  return record
 
 
 def main(_: list[str]) -> None:
   """Runs what the flags say."""
   console.start(_LOG)
   compiled.keep_compiled(made_once.CACHE / "xla" / platform.node())
-  stopped = []
   workdir = pathlib.Path(_WORKDIR.value or "", _EXP_ID.value or "")
   try:
     processes.join(
@@ -298,8 +254,7 @@ def main(_: list[str]) -> None:
       detect=_DISTRIBUTED.value,
     )
     # After join: jax.distributed installs its own handler of SIGTERM.
-    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-    stop = functools.partial(bool, stopped)
+    stop = processes.stop_on_signals()
     with ProgressLine(quiet=not processes.is_first()) as line:
       display = Display(line)
       record = execute(

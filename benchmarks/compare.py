@@ -62,8 +62,11 @@ class Run:
   def record(self) -> over_seeds.Record | None:
     """Returns the content of results.json; None if the run is not finished."""
     path = self.workdir / "results.json"
-    record = json.loads(path.read_text()) if path.exists() else None
-    return record if record and record["finished"] else None
+    try:
+      record = json.loads(path.read_text()) if path.exists() else {}
+      return record if record.get("finished") else None
+    except (ValueError, AttributeError):
+      return None  # damaged: main.py makes it again
 
   def fault(self) -> str:
     """Returns the last line of the log."""
@@ -214,6 +217,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   def numbers(text):
     return [int(word) for word in words(text)]
 
+  def count(text):
+    if int(text) < 1:
+      raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -240,7 +248,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     default=pathlib.Path("runs/compare"),
     help="folder of the workdirs and tables",
   )
-  parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+  parser.add_argument("--jobs", type=count, default=2, help="runs at a time")
   parser.add_argument(
     "--table", action="store_true", help="run nothing, only write the tables"
   )
@@ -274,5 +282,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, lambda *_: sys.exit("Stopped."))
   main()

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from libml.problems import losses
-from methods.parts import class_heads
 from methods.parts import teaching
+from models import initial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class BadTeacher(teaching.Taught):
     """Returns the bad teacher's logits [B, C]."""
     rng = jax.random.key(self.draw)
     params = self.model.init(rng, self.model.example_input())["params"]
-    params = class_heads.draw(params, rng, self.model.class_heads)
+    params = initial.draw_heads(params, rng, self.model.class_heads)
     return self.apply(params, batch)["logits"]
 
   def prepare(self, params, memory, batch):

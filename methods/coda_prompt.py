@@ -31,8 +31,8 @@ from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
 from libml.train.method import readings
-from methods.parts import class_heads
 from models import coda
+from models import initial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class CodaPrompt(Method):
       width=self.model.width,
       dtype=self.model.param_dtype,
     )
-    drawn = class_heads.draw(params, rng, self.model.class_heads)
+    drawn = initial.draw_heads(params, rng, self.model.class_heads)
     return {**drawn, "components": components}
 
   def init_memory(self, params: Any, trainable: Any) -> Any:

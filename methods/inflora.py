@@ -36,9 +36,9 @@ from libml.devices import sharding
 from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
-from methods.parts import class_heads
 from methods.parts import low_rank
 from methods.parts import subspace
+from models import initial
 from models import lora
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -82,7 +82,7 @@ class InfLoRA(Method):
 
   def init_params(self, params, rng):
     """Draws a head, as the released code does."""
-    return class_heads.draw(params, rng, self.model.class_heads)
+    return initial.draw_heads(params, rng, self.model.class_heads)
 
   def init_memory(self, params, trainable):
     """Holds P [D, D] of each block with adapters, and the classes.

@@ -31,6 +31,7 @@ from methods.parts import class_heads
 from methods.parts import class_means
 from methods.parts import low_rank
 from methods.parts import subspace
+from models import initial
 from models import lora
 
 _LOG = logging.getLogger("palimpsest")
@@ -99,7 +100,7 @@ class LoraSub(Method):
 
   def init_params(self, params, rng):
     """Draws a head; each task draws its adapters when it starts."""
-    return class_heads.draw(params, rng, self.model.class_heads)
+    return initial.draw_heads(params, rng, self.model.class_heads)
 
   def init_memory(self, params, trainable):
     """Holds S, the prototypes, and for each block P [D, D] and its rank k."""

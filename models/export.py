@@ -5,6 +5,7 @@
                      missing where a method added leaves, such as prompts
   config.json        settings that build the model again, here and in timm
   classes.json       class ids and names, and the classes each request forgot
+  checksums.json     SHA-256 of these files, which `build` and `read` check
 
 `read` loads an export. If timm can express the model,
 `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it, too.
@@ -25,11 +26,18 @@ from flax import linen as nn
 
 from libml import trees
 from models import MODELS
+from models import checksums
 from models import lora
 from models import pretrained
 from models import timm
 
-FILES = ("params.npz", "model.safetensors", "config.json", "classes.json")
+FILES = (
+  "params.npz",
+  "model.safetensors",
+  "config.json",
+  "classes.json",
+  checksums.FILE,
+)
 
 
 def write(
@@ -40,6 +48,7 @@ def write(
   config: Mapping[str, Any],
   classes: Sequence[str] | None = None,
   forgotten: Mapping[int, Sequence[int]] | None = None,
+  weights: int | None = None,
 ) -> None:
   """Writes an export atomically; an older export in the folder is replaced.
 
@@ -52,6 +61,8 @@ def write(
     config: Config of the run, as plain data: "model" and "preprocess" are read.
     classes: Name of each class id, [C]; None: the ids serve as names.
     forgotten: Request, from 0 -> ids of the classes that it forgot.
+    weights: Checksum of the weights that the run did not change; edits of the
+      same run have the same.
 
   Raises:
     FileExistsError: The folder holds files that are not an export's.
@@ -73,15 +84,30 @@ def write(
       save_torch(part / "model.safetensors", model, params)
     _write_json(part / "config.json", settings(model, config, classes))
     _write_json(part / "classes.json", names)
+    written = sorted(path.name for path in part.iterdir())
+    checksums.note(part, *written, weights=weights)
     _put(part, folder)
   finally:
     shutil.rmtree(part, ignore_errors=True)
 
 
 def build(folder: str | os.PathLike[str]) -> nn.Module:
-  """Returns the model of an export, without its parameters."""
-  text = (pathlib.Path(folder) / "config.json").read_text()
-  options = json.loads(text)["model"]
+  """Returns the model of an export, without its parameters.
+
+  Raises:
+    FileNotFoundError: The folder or one of its files is missing.
+    ValueError: A file is damaged.
+  """
+  folder = pathlib.Path(folder)
+  if (folder / checksums.FILE).exists():  # earlier versions wrote none
+    checksums.check(folder)
+  try:
+    options = json.loads((folder / "config.json").read_text())["model"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{folder / 'config.json'} cannot be read ({error}): export the model "
+      "again."
+    ) from None
   return MODELS[options.pop("name")](**options)
 
 
@@ -90,8 +116,8 @@ def read(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
 
   Raises:
     FileNotFoundError: The folder or one of its files is missing.
-    ValueError: There are leaves that are not the model's, such as prompts; the
-      message lists them.
+    ValueError: A file is damaged, or there are leaves that are not the model's,
+      such as prompts; the message lists them.
   """
   model, path = build(folder), pathlib.Path(folder) / "params.npz"
   return model, pretrained.load(path, _template(model), head="keep")

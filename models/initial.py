@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
+from libml import trees
 from models import lora
 from models import pretrained
 
@@ -36,7 +39,38 @@ def load(
   return lora.join(loaded, jax.device_get(lora.restart(adapters, rng)))
 
 
-def draw(model: nn.Module, *, seed: int) -> dict[str, Any]:
-  """Returns random parameters, on the device."""
-  init = functools.partial(model.init, jax.random.key(seed))
-  return jax.jit(init)(model.example_input())["params"]
+def draw(model: nn.Module, *, seed: int, heads: bool = False) -> dict[str, Any]:
+  """Returns random parameters, on the device.
+
+  Args:
+    model: The module.
+    seed: Of the draw.
+    heads: Whether its heads are drawn, too, as in draw_heads, or 0.
+  """
+  key = jax.random.key(seed)
+  init = functools.partial(model.init, key)
+  params = jax.jit(init)(model.example_input())["params"]
+  return draw_heads(params, key, model.class_heads) if heads else params
+
+
+def draw_heads(params: Any, rng: jax.Array, heads: Sequence[str]) -> Any:
+  """Returns the parameters with new heads, drawn like torch's linear layers.
+
+  Kernel [D, C] and bias [C] are uniform in +-1 / sqrt(D). Columns of later
+  tasks are not trained before their task, so one draw serves all tasks.
+
+  Args:
+    params: All parameters.
+    rng: Typed key.
+    heads: Branches of the heads.
+  """
+  flat = trees.flatten(params)
+  names = [n for n in sorted(flat) if trees.holder(n, heads) is not None]
+  drawn = {}
+  for number, name in enumerate(names):
+    key, leaf = jax.random.fold_in(rng, number), flat[name]
+    width = flat[f"{name.rpartition('/')[0]}/kernel"].shape[0]
+    bound = width**-0.5
+    leaves = jax.random.uniform(key, leaf.shape, jnp.float32, -bound, bound)
+    drawn[name] = leaves.astype(leaf.dtype)
+  return trees.update(params, drawn)

@@ -8,7 +8,6 @@ functions below write. No pickle is ever loaded.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import pathlib
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import numpy as safetensors
@@ -65,9 +65,9 @@ def load(
   Raises:
     FileNotFoundError: If there is no such file.
     ValueError: If the file has another format; a leaf is missing, left over or
-      of another shape (the message lists all of them); rows are not classes of
-      the file; or head="fresh" for a head of cosines, which cannot start from
-      zero.
+      of another shape (the message lists all of them), holds other values than
+      real numbers, or NaN or infinity; rows are not classes of the file; or
+      head="fresh" for a head of cosines, which cannot start from zero.
   """
   if head not in ("fresh", "keep"):
     raise ValueError(f'init_head={head!r} must be "fresh" or "keep".')
@@ -93,7 +93,10 @@ def load(
       found[layouts.POSITION], expected[layouts.POSITION].shape[1]
     )
   _check(path, found, expected)
-  flat = {k: np.asarray(found[k], leaf.dtype) for k, leaf in expected.items()}
+  _check_types(path, found)
+  with np.errstate(over="ignore"):  # what becomes infinite is refused below
+    flat = {k: np.asarray(found[k], leaf.dtype) for k, leaf in expected.items()}
+  _check_finite(path, flat)
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -212,12 +215,6 @@ def save(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
     part.unlink(missing_ok=True)
 
 
-def checksum(path: str | os.PathLike[str]) -> str:
-  """Returns the SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def resize_positions(position: np.ndarray, num_tokens: int) -> np.ndarray:
   """Resizes a square grid of position embeddings linearly, corners aligned.
 
@@ -270,6 +267,32 @@ def _read(path: pathlib.Path) -> Flat:
       f"{path} is not an .npz file of plain arrays ({error}): download or save"
       " it again."
     ) from error
+
+
+def _check_types(path: pathlib.Path, found: Flat) -> None:
+  """Raises ValueError if arrays hold other values than real numbers."""
+  wrong = {
+    name: array.dtype
+    for name, array in found.items()
+    if not jnp.issubdtype(array.dtype, jnp.floating)
+  }
+  if wrong:
+    name, dtype = next(iter(wrong.items()))
+    raise ValueError(
+      f"{path} holds {dtype} in {name!r} ({len(wrong)} such arrays); weights "
+      "must be floating-point numbers: save them as float32."
+    )
+
+
+def _check_finite(path: pathlib.Path, flat: Flat) -> None:
+  """Raises ValueError if arrays hold NaN or infinity."""
+  wrong = [name for name, array in flat.items() if not np.isfinite(array).all()]
+  if wrong:
+    raise ValueError(
+      f"{path} holds NaN or infinity in {wrong[0]!r} ({len(wrong)} such "
+      "arrays): the file is damaged, or its training diverged; use another "
+      "file."
+    )
 
 
 def _check(

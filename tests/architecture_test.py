@@ -174,7 +174,7 @@ def test_tensorflow_is_imported_at_once_by_the_pipeline_alone():
   builders = {source for source in of("libml") if "/builders/" in source}
   assert found <= builders | {
     f"libml/images/{name}.py"
-    for name in ("augment", "image_ops", "mixing", "preprocess")
+    for name in ("augment", "decoding", "image_ops", "mixing", "preprocess")
   } | {"libml/pipeline/streams.py"}
 
 

@@ -9,6 +9,7 @@ import main
 from configs import common
 from configs import digits_baselines
 from libml import trees
+from libml.train import weights
 
 WEIGHTS = common.adam(1e-4)
 CASES = {
@@ -99,7 +100,7 @@ def test_bad_setting_is_named(tmp_path, method, changes, message):
 def test_teacher_of_other_classes_is_named(tmp_path, method):
   config = baselines_toy.tiny(method)
   model = main.build_method(config, num_classes=5, num_stages=3).model
-  params, _ = main.initial_params(config, model)
+  params, _ = weights.first(config, model)
   np.savez(tmp_path / "five.npz", **trees.flatten(params))
   config.init_checkpoint = str(tmp_path / "five.npz")
   with pytest.raises(ValueError) as error:

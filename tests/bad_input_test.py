@@ -9,6 +9,7 @@ from walks import untrained
 import main
 from configs import cifar10_deit_l2p
 from configs import common
+from libml.train import weights
 from models import pretrained
 
 CASES = {
@@ -254,7 +255,7 @@ def test_bad_setting_of_lora_is_named(tmp_path, changes, message):
 def test_weights_of_another_width_are_listed(tmp_path):
   wide = tiny(model__variant="small_images")
   model = main.build_method(wide, 6, 3).model
-  params, _ = main.initial_params(wide, model)
+  params, _ = weights.first(wide, model)
   path = tmp_path / "wide.npz"
   pretrained.save(path, jax.device_get(params))
   with pytest.raises(ValueError, match=r"cls.*\(1, 1, 64\).*\(1, 1, 16\)"):

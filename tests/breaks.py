@@ -234,9 +234,9 @@ BREAKS = (
   ),
   Break(
     "learning rates fall where the batch grows",
-    "main.py",
-    "scale = config.batch_size / per",
-    "scale = per / config.batch_size",
+    "libml/optim/optimizer.py",
+    "lr_scale = batch_size / lr_batch_size",
+    "lr_scale = lr_batch_size / batch_size",
     ("tests/optim_test.py", "-k", "scaled"),
   ),
   Break(

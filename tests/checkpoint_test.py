@@ -10,6 +10,7 @@ import pytest
 from toy import tiny
 
 import main
+from libml.train import weights
 from libml.train.walk import Interrupted
 from models import pretrained
 
@@ -40,12 +41,12 @@ def collect():
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def files(tmp_path_factory):
   """Returns files of two models that differ in all leaves."""
   folder = tmp_path_factory.mktemp("weights")
   for seed in (0, 1):
     model = main.build_method(tiny(seed=seed), 6, 3).model
-    params, _ = main.initial_params(tiny(seed=seed), model)
+    params, _ = weights.first(tiny(seed=seed), model)
     pretrained.save(folder / f"{seed}.npz", params)
   return folder
 
@@ -144,16 +145,16 @@ def test_checkpoints_hold_no_frozen_weight(half):
   assert not [n for n in names if "Transformer" in n or "embedding" in n]
 
 
-def test_other_frozen_weights_are_refused(tmp_path, weights):
+def test_other_frozen_weights_are_refused(tmp_path, files):
   config = tiny(init_checkpoint=str(tmp_path / "weights.npz"))
-  shutil.copy(weights / "0.npz", tmp_path / "weights.npz")
+  shutil.copy(files / "0.npz", tmp_path / "weights.npz")
   asked = iter(range(STOP))
   with pytest.raises(Interrupted):
     main.execute(config, tmp_path, lambda: next(asked) == STOP - 1)
-  shutil.copy(weights / "1.npz", tmp_path / "weights.npz")
+  shutil.copy(files / "1.npz", tmp_path / "weights.npz")
   with pytest.raises(ValueError, match="frozen weights are not .*old file"):
     main.execute(config, tmp_path)
-  shutil.copy(weights / "0.npz", tmp_path / "weights.npz")
+  shutil.copy(files / "0.npz", tmp_path / "weights.npz")
   assert main.execute(config, tmp_path)["finished"]
 
 

@@ -168,7 +168,7 @@ def test_run_of_upstream_weights_has_the_inner_display(shown, monkeypatch):
   seen = []
   monkeypatch.setattr(main, "execute", lambda *_, **k: seen.append(k))
   monkeypatch.setattr(made_once, "upstream", lambda _, config, run: run(config))
-  main.upstream("glyphs_pretrain", lambda: False, display)
+  main.upstream(lambda: False, display, "glyphs_pretrain")
   title = seen[0]["observer"].shown().what
   assert title == "upstream weights glyphs_pretrain: starting"
 

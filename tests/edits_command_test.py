@@ -100,6 +100,10 @@ def test_command_says_what_is_wrong(run, tmp_path, capsys):
       "run's own export",
     ),
     ([workdir, "--only=1", "--out", workdir], "files .* not part of an export"),
+    (
+      [workdir, "--only=1", "--out", f"{workdir}/edits/stage_1.npz"],
+      "run's own edits",
+    ),
   ):
     with pytest.raises(SystemExit, match=message):
       command.main(arguments)
@@ -113,7 +117,8 @@ def test_command_says_what_is_wrong(run, tmp_path, capsys):
       command.main(arguments)
     assert message in capsys.readouterr().err
   (tmp_path / "edits").mkdir()
-  shutil.copy(run[0] / "edits" / "stage_0.npz", tmp_path / "edits")
+  for name in ("stage_0.npz", "checksums.json"):
+    shutil.copy(run[0] / "edits" / name, tmp_path / "edits")
   with pytest.raises(SystemExit, match="no .*params.npz; run main.py on this"):
     command.main([str(tmp_path), "--without=0", *out])
   assert not (tmp_path / "x.npz").exists()

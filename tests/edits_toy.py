@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from libml import trees
+from models import checksums
 from models import export
 from models import lora
 from models import vit
@@ -48,6 +49,7 @@ def keep(folder, number, adapters, classes):
     **flat,
     **zero,
   )
+  checksums.note(folder, f"stage_{number}.npz", weights=7)
 
 
 def make(workdir):
@@ -106,6 +108,7 @@ def make(workdir):
     config=CONFIG,
     classes=NAMES,
     forgotten=dict(enumerate(REQUESTS)),
+    weights=7,
   )
   return models
 

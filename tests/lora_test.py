@@ -11,6 +11,7 @@ from walks import watch
 
 import main
 from libml import trees
+from libml.train import weights
 from models import lora
 from models import pretrained
 from models import vit
@@ -157,14 +158,14 @@ def test_pretrained_tree_loads_as_it_is(tmp_path):
   model = main.build_method(tiny(), 6, 3).model
   without = vit.build("smoke", depth=2, image_size=8, num_classes=6)
   shapes = without.init(jax.random.key(3), {"image": jnp.zeros((1, 8, 8, 3))})
-  weights = trained(shapes["params"])
+  stored = trained(shapes["params"])
   path = tmp_path / "weights.npz"
-  pretrained.save(path, weights)
+  pretrained.save(path, stored)
   config = tiny(init_checkpoint=str(path), random_init=False)
-  params, facts = main.initial_params(config, model)
+  params, facts = weights.first(config, model)
   base, adapters = lora.split(params)
   assert facts["name"] == "weights.npz"
-  assert_equal(base, weights)
+  assert_equal(base, stored)
   found = trees.flatten(adapters)
   assert len(found) == 2 * 2 * 2
   for name, leaf in found.items():

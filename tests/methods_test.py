@@ -16,6 +16,7 @@ import main
 from configs import baselines
 from configs import common
 from libml import trees
+from libml.train import weights
 from libml.train.observer import Observer
 from methods import METHODS
 from methods.parts import class_heads
@@ -24,7 +25,6 @@ from methods.parts import class_heads
 # in a way of its own. L2P, LoRA-Sub, GS-LoRA and swapping are in
 # devices_test and processes_test.
 ALONE = (
-  "dualprompt",  # a vote of the batch
   "ranpac",  # sums of features
   "ewc",  # squared gradients
   "scrub",  # two rounds of an epoch, a teacher
@@ -196,7 +196,7 @@ def build(name, **changes):
   config.model.depth = 1
   config.method.update(changes)
   method = main.build_method(config, 6, 3)
-  params, _ = main.initial_params(config, method.model)
+  params, _ = weights.first(config, method.model)
   return method, method.init_params(params, jax.random.key(0))
 
 

@@ -15,6 +15,7 @@ from libml import optim
 from libml.devices import collectives
 from libml.devices import sharding
 from libml.train import steps
+from libml.train import weights
 
 GROUPS = (("head", r"head/.*"), ("body", r".*"))
 PARAMS = {
@@ -167,7 +168,7 @@ def test_l2_joins_the_gradient_of_matrices_before_clipping():
 
 def test_schedule_reaches_the_update_and_the_log():
   linear = {**PLAIN, "schedule": "linear"}
-  updates, state = update(head=linear, epoch=1.0, lr_scale=0.5)
+  updates, state = update(head=linear, epoch=1.0, batch_size=1, lr_batch_size=2)
   rate = 0.1 * 0.5 * (1 - 1 / 4)
   np.testing.assert_allclose(updates["head"]["bias"], -rate * 2, rtol=1e-6)
   logged = optim.last_metrics(state)
@@ -198,7 +199,7 @@ def lower(config, method=None):
   """Returns a train step on two devices, its state and its batch."""
   method = method or main.build_method(config, 6, 3)
   optimizer = main.build_optimizer(config, method)
-  params, _ = main.initial_params(config, method.model)
+  params, _ = weights.first(config, method.model)
   params = method.init_params(params, jax.random.key(0))
   state = steps.first_state(method, optimizer, params, jax.random.key(0))
   mesh = sharding.make_mesh()

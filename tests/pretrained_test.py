@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
+from models import checksums
 from models import pretrained
 from models import vit
 
@@ -181,7 +182,7 @@ def test_save_bfloat16(tmp_path, tree, suffix):
 def test_failed_save_leaves_the_old_file(tmp_path, tree, monkeypatch):
   path = tmp_path / "vit.npz"
   pretrained.save(path, tree)
-  before = pretrained.checksum(path)
+  before = checksums.of(path)
 
   def fail(*args, **kwargs):
     raise OSError("disk full")
@@ -189,14 +190,14 @@ def test_failed_save_leaves_the_old_file(tmp_path, tree, monkeypatch):
   monkeypatch.setattr(np, "savez", fail)
   with pytest.raises(OSError, match="disk full"):
     pretrained.save(path, tree)
-  assert pretrained.checksum(path) == before
+  assert checksums.of(path) == before
   assert os.listdir(tmp_path) == ["vit.npz"]
 
 
 def test_checksum(tmp_path):
   (tmp_path / "x").write_bytes(b"abc")
   expected = hashlib.sha256(b"abc").hexdigest()
-  assert pretrained.checksum(tmp_path / "x") == expected
+  assert checksums.of(tmp_path / "x") == expected
 
 
 def test_fresh_head(tmp_path, tree):

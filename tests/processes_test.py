@@ -14,6 +14,7 @@ import main
 from configs import cifar100_l2p
 from libml import trees
 from libml.devices import processes
+from libml.train import weights
 from models import pretrained
 
 CONFIG = ("--my_config=tests/toy.py", "--my_config.export=True")
@@ -223,7 +224,7 @@ def test_misfits_are_named_by_both(folder, tmp_path, own, message):
 def test_process_that_fails_alone_ends_the_other(tmp_path):
   config = cifar100_l2p.get_config("smoke")
   model = main.build_method(config, 6, 3).model
-  params, _ = main.initial_params(config, model)
+  params, _ = weights.first(config, model)
   cwds = tmp_path / "0", tmp_path / "1"
   for cwd in cwds:
     cwd.mkdir()

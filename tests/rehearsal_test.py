@@ -16,6 +16,7 @@ from configs import digits_reference
 from libml import datasets
 from libml import scenarios
 from libml.train import rehearsal
+from libml.train import weights
 from libml.train.walk import Interrupted
 
 CLASSES = 6
@@ -142,7 +143,7 @@ def test_an_exemplar_trains_its_column_and_a_new_image_no_old_one(
 ):
   config = tiny() if name == "l2p" else reference("masked_head")
   method = main.build_method(config, CLASSES, 3)
-  params, _ = main.initial_params(config, method.model)
+  params, _ = weights.first(config, method.model)
   params = method.init_params(params, jax.random.key(0))
   memory = method.init_memory(params, jax.tree.map(lambda _: False, params))
   for stage in scenario.stages[:2]:

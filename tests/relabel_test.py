@@ -10,6 +10,7 @@ import pytest
 from baselines_toy import tiny
 
 import main
+from libml.train import weights
 from methods.parts import relabel
 
 FIGURES = {"gslora/relabel": {}}
@@ -105,7 +106,7 @@ def test_only_images_to_forget_get_another_label(ewc):
 
 
 def test_steps_draw_their_own_labels(ewc):
-  params, _ = main.initial_params(tiny("ewc"), ewc.model)
+  params, _ = weights.first(tiny("ewc"), ewc.model)
   given = ewc.init_memory(params, jax.tree.map(lambda _: True, params))
   given = {**given, **memory()}
   image = jax.random.normal(jax.random.key(2), (8, 8, 8, 3))

@@ -16,7 +16,9 @@ from libml.datasets import lists
 from libml.datasets import source
 from libml.datasets.expected import Expected
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+# A larger label is a mistake, and every list of classes would be as long.
+_MOST_LABEL = 9_999_999
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -162,6 +164,12 @@ def _npz_split(
     raise ValueError(
       f"{path}: the labels y_{key} are {labels.dtype} and must be integers; "
       "convert them and save the file again."
+    )
+  outside = labels[(labels < 0) | (labels > _MOST_LABEL)]
+  if outside.size:
+    raise ValueError(
+      f"{path}: y_{key} holds the label {outside[0]}; labels must lie in 0 to "
+      f"{_MOST_LABEL:,}. Number the classes from 0, and save the file again."
     )
   if images.ndim == 3:
     images = images[..., None]

@@ -6,11 +6,15 @@ files. A run of one process does not communicate.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
 import re
 import secrets
+import signal
+import socket
+import sys
 import threading
 import time
 import zlib
@@ -180,29 +184,67 @@ def _appears(path: pathlib.Path, seconds: float = 10) -> bool:
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path) -> Iterator[None]:
+def lock(path: pathlib.Path, *, wait: bool = True) -> Iterator[None]:
   """Holds a lock on the file `path` for all processes of this run.
 
-  Process 0 takes the lock; the others wait until it has it.
+  Process 0 takes the lock, and writes into the file who it is. The system
+  releases the lock when that process ends, however it ends.
+
+  Args:
+    path: Of the file, in a folder that exists.
+    wait: Whether to wait until another run releases the lock.
+
+  Raises:
+    ValueError: Another run has the lock, and `wait` is False.
   """
-  if not is_first():
-    while not first_says(lambda: True):
-      time.sleep(1)
-    yield
-    return
-  with open(path, "w") as file:
+  with contextlib.ExitStack() as stack:
 
     def take() -> bool:
+      file = stack.enter_context(open(path, "a+"))
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
+        file.close()
         return False
+      file.truncate(0)
+      began = time.strftime("%Y-%m-%d %H:%M:%S")
+      where = f"process {os.getpid()} on {socket.gethostname()}"
+      print(f"{where}, since {began}", file=file, flush=True)
       return True
 
     # Poll: the other processes wait in a collective, which may time out.
     while not first_says(take):
+      if not wait:
+        holder = path.read_text().strip()
+        raise ValueError(
+          f"{path.parent} is in use by {holder}. Wait for its end, stop it, or "
+          "take another --workdir."
+        )
       time.sleep(1)
     yield
+
+
+def stop_on_signals() -> Callable[[], bool]:
+  """Returns a should_stop: True once SIGTERM, SIGINT or SIGHUP has come.
+
+  A second SIGINT (Ctrl-C) ends the process at once.
+  """
+  asked = []
+
+  def note(number: int, _: Any) -> None:
+    # os.write: print may be called here while it is printing.
+    if not asked:
+      asked.append(number)
+      again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+      os.write(2, f"Stopping after this step{again}.\n".encode())
+    elif number == signal.SIGINT:
+      shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # the hidden cursor
+      os.write(2, f"{shown}Ended; the last checkpoint is kept.\n".encode())
+      os._exit(128 + number)
+
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, note)
+  return functools.partial(bool, asked)
 
 
 def agree(

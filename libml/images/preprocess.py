@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from libml.images import augment
+from libml.images import decoding
 
 # TensorFlow would reserve GPU memory that JAX needs.
 tf.config.set_visible_devices([], "GPU")
@@ -213,11 +214,10 @@ class Preprocess:
 def decode(image: tf.Tensor) -> tf.Tensor:
   """Returns uint8 [H, W, 3] of a grey or colour array or an image file.
 
-  Files may be JPEG, PNG, BMP or GIF (its first frame).
+  Files are decoded as in decoding.decode.
   """
   if image.dtype == tf.string:
-    image = tf.io.decode_image(image, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
+    return decoding.decode(image)
   if image.shape[-1] == 1:
     return tf.image.grayscale_to_rgb(image)
   return image

@@ -7,6 +7,7 @@ such as a projection, takes its arrays as extra arguments.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,9 @@ PROXIMAL = {
 
 # Values of a group's `project`: what the method's factors multiply.
 _PROJECTED = (None, "update", "gradient")
+
+# Settings of a parameter group that must lie below 1.
+_BELOW_ONE = ("b1", "b2", "momentum")
 
 
 def group_transform(
@@ -247,7 +251,8 @@ def build(
   *,
   groups: Sequence[tuple[str, str]],
   epochs: float,
-  lr_scale: float = 1.0,
+  batch_size: int = 1,
+  lr_batch_size: int | None = None,
   clip_norm: float | None = None,
   clip_scope: str = "trainable",
   l2: float = 0.0,
@@ -260,7 +265,9 @@ def build(
   Args:
     groups: Parameter groups: ordered pairs (name, pattern).
     epochs: Length of a stage.
-    lr_scale: Factor of every lr and min_lr (batch size / 256 in L2P).
+    batch_size: Over all devices.
+    lr_batch_size: The batch size for which lr and min_lr are given: they are
+      multiplied by batch_size / lr_batch_size (256 in L2P). None: they are not.
     clip_norm: Largest norm of the gradient; None: no clipping.
     clip_scope: Gradients that the norm covers: "trainable", or "all" as in
       L2P's code, which needs the gradients of frozen weights, too.
@@ -273,11 +280,23 @@ def build(
       `group_transform`, or None: frozen.
 
   Raises:
-    ValueError: A group has no settings, there are settings for no group, or an
-      option or clip_scope is unknown.
+    ValueError: A group has no settings, there are settings for no group, an
+      option or clip_scope is unknown, or a number is negative or not finite.
   """
   if clip_scope not in ("trainable", "all"):
     raise ValueError(f"clip_scope={clip_scope!r} must be 'trainable' or 'all'.")
+  if clip_norm is not None and not clip_norm > 0:  # NaN is not above 0 either
+    raise ValueError(
+      f"optimizer.clip_norm={clip_norm} must be above 0; None or inf clip "
+      "nothing."
+    )
+  if lr_batch_size is not None and lr_batch_size < 1:
+    raise ValueError(
+      f"optimizer.lr_batch_size={lr_batch_size} must be at least 1, or None: "
+      "learning rates are not scaled."
+    )
+  lr_scale = batch_size / lr_batch_size if lr_batch_size else 1.0
+  _check_number("l2", l2)
   _check_settings([name for name, _ in groups], settings)
   frozen = frozenset(n for n, options in settings.items() if options is None)
   parts = Groups(tuple((name, pattern) for name, pattern in groups), frozen)
@@ -320,6 +339,15 @@ def _check_settings(names: Sequence[str], settings: Mapping[str, Any]) -> None:
       )
 
 
+def _check_number(name: str, value: Any) -> None:
+  """Raises ValueError unless a setting is a finite number of at least 0."""
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not (number and math.isfinite(value) and value >= 0):
+    raise ValueError(
+      f"optimizer.{name}={value!r} must be a finite number of at least 0."
+    )
+
+
 def _transform(
   group: str,
   options: Mapping[str, Any] | None,
@@ -339,6 +367,11 @@ def _transform(
       f"The parameter group {group!r} has no learning rate; set "
       f"optimizer.{group}.lr."
     )
+  for name, value in settled.items():
+    if name in ("lr", "min_lr") or isinstance(value, float):
+      _check_number(f"{group}.{name}", value)
+    if name in _BELOW_ONE and value >= 1:
+      raise ValueError(f"optimizer.{group}.{name}={value} must be below 1.")
   for rate in ("lr", "min_lr"):
     settled[rate] *= lr_scale
   try:

@@ -35,13 +35,23 @@ def start(log: logging.Logger) -> None:
 def parse(argv: list[str], config: str = "my_config") -> list[str]:
   """Parses the flags; exits with one line if the config cannot be read.
 
+  It also exits if a word is no flag: absl ignores such words, and with them
+  every flag behind.
+
   Args:
     argv: Of the process.
     config: Name of the config's flag, which may stand anywhere.
   """
   sys.argv[:] = config_first(argv, config)  # config_flags reads it, too
+  flags.FLAGS.set_gnu_getopt(True)
   try:
-    return app.parse_flags_with_usage(sys.argv)
+    program, *stray = app.parse_flags_with_usage(sys.argv)
+    if stray:
+      raise ValueError(
+        f"{stray[0]!r} is no flag. Flags begin with two dashes, and a value "
+        f"follows after '=': write --{stray[0].lstrip('-')}, or leave it out."
+      )
+    return [program]
   except (ValueError, OSError, LookupError, AttributeError, TypeError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from libml import scenarios
 from libml.devices import processes
+from models import checksums
 
 _PACKAGES = (
   "jax",
@@ -193,7 +194,11 @@ def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 
 def write_edit(
-  workdir: pathlib.Path, stage: scenarios.Stage, edit: Mapping[str, Any]
+  workdir: pathlib.Path,
+  stage: scenarios.Stage,
+  edit: Mapping[str, Any],
+  *,
+  weights: int,
 ) -> None:
   """Writes what a stage did to the weights: edits/stage_T.npz, atomically.
 
@@ -201,6 +206,7 @@ def write_edit(
     workdir: Of the run.
     stage: Its classes to forget are saved as "classes".
     edit: Name -> array.
+    weights: Checksum of the weights that the run does not change.
   """
   if jax.process_index():
     return
@@ -212,11 +218,28 @@ def write_edit(
   with draft.open("wb") as file:
     np.savez(file, allow_pickle=False, classes=classes, **edit)
   os.replace(draft, path)
+  checksums.note(folder, path.name, weights=weights)
+
+
+class Damaged(ValueError):
+  """A file of results cannot be read."""
 
 
 def read(path: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the record in a file; None: there is no file."""
-  return json.loads(path.read_text()) if path.exists() else None
+  """Returns the record in a file; None: there is no file.
+
+  Raises:
+    Damaged: The file is no record of a run.
+  """
+  if not path.exists():
+    return None
+  try:
+    record = json.loads(path.read_text())
+    if not isinstance(record, dict) or "finished" not in record:
+      raise ValueError("it is no record of a run")
+  except ValueError as error:
+    raise Damaged(f"The results in {path} cannot be read ({error})") from None
+  return record
 
 
 def check_readable(record: Mapping[str, Any], path: pathlib.Path) -> None:

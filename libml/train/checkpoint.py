@@ -1,10 +1,11 @@
 """Checkpoints; the only file that imports orbax.
 
 A checkpoint holds the leaves that change during a run, but no frozen weights.
-It also holds a checksum of each leaf, because orbax restores damaged data
-without an error.
+It also holds a checksum of each leaf and of the run's progress, because orbax
+restores damaged data without an error.
 """
 
+import hashlib
 import json
 import logging
 import pathlib
@@ -61,6 +62,13 @@ def fingerprint(tree: Any) -> list[int]:
   return [int(x) for x in jax.device_get(sums)]
 
 
+def digest(record: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of plain data as JSON, whatever the keys' order."""
+  # Read back first, so that tuples and integer keys are what a file gives.
+  plain = json.loads(json.dumps(record))
+  return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 class Saver:
   """Saves asynchronously; restores the newest undamaged checkpoint."""
 
@@ -84,7 +92,12 @@ class Saver:
     Raises:
       RuntimeError: The number is not above the newest checkpoint's.
     """
-    record = {"progress": progress, "checksums": fingerprint(leaves)}
+    record: dict[str, Any] = {
+      "number": number,
+      "progress": progress,
+      "checksums": fingerprint(leaves),
+    }
+    record["digest"] = digest(record)
     saved = self._manager.save(
       number,
       args=ocp.args.Composite(
@@ -142,8 +155,11 @@ class Saver:
           progress=ocp.args.JsonRestore(),
         ),
       )
-      if {"progress", "checksums"} - set(got.progress):
-        raise ValueError("it lacks its progress or checksums")
+      record = dict(got.progress)
+      if record.pop("digest", None) != digest(record):
+        raise ValueError("its progress does not match its checksum")
+      if record["number"] != number:
+        raise ValueError(f"it was saved as checkpoint {record['number']}")
       return got, ""
     except Exception as error:  # orbax raises Exception itself, too
       return None, (str(error).splitlines() or [type(error).__name__])[0]

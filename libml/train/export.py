@@ -9,13 +9,15 @@ import jax
 from libml import trees
 from libml.devices import processes
 from libml.devices import sharding
+from libml.train import resume
+from libml.train.train_state import TrainState
 from models import export
 
 
 def write(
   workdir: pathlib.Path,
   run: Any,
-  params: Any,
+  state: TrainState,
   *,
   config: Mapping[str, Any],
   mesh: jax.sharding.Mesh,
@@ -25,11 +27,12 @@ def write(
   Args:
     workdir: Of the run; the export is its folder "export".
     run: The run, for its method and scenario.
-    params: Parameters after the last stage, on the mesh.
+    state: After the last stage, on the mesh.
     config: Of the run, as plain data.
     mesh: Of the devices.
   """
-  params = trees.without(params, run.method.private)
+  weights = resume.frozen(state, run.changing(state))
+  params = trees.without(state.params, run.method.private)
   params = sharding.to_host(params, mesh)
   if processes.is_first():
     export.write(
@@ -39,4 +42,5 @@ def write(
       config=config,
       classes=run.scenario.class_names or None,
       forgotten=run.scenario.forgotten,
+      weights=weights,
     )

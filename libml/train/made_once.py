@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from libml.devices import processes
 from libml.devices import sharding
-from models import pretrained
+from models import checksums
 
 # Folder of the weights made here, and of compiled functions.
 CACHE = pathlib.Path(
@@ -52,7 +52,7 @@ def upstream(name: str, config: ConfigDict, execute: Callable[..., Any]) -> str:
     mesh = sharding.make_mesh(ways, jax.device_count() // ways)
     execute(config, workdir, mesh=mesh)
 
-  return weights(CACHE / folder, make, pretrained.checksum)
+  return weights(CACHE / folder, make, checksums.of)
 
 
 def weights(

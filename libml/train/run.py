@@ -281,7 +281,8 @@ class Run:
     """Writes `Method.edit` to disk, unless it is empty."""
     edit = sharding.to_host(self.method.edit(walk.state), self._mesh)
     if edit:
-      results.write_edit(workdir, stage, edit)
+      weights = walk.progress.frozen
+      results.write_edit(workdir, stage, edit, weights=weights)
 
   def _finish(
     self,

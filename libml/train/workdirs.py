@@ -1,8 +1,11 @@
-"""A workdir belongs to one config."""
+"""A workdir belongs to one config, and to one run at a time."""
 
+import contextlib
 import json
+import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,31 +16,37 @@ from libml.results import results
 # training.
 _FREE = ("mesh", "sharding", "audit", "export")
 
+_LOG = logging.getLogger("palimpsest")
 
+
+@contextlib.contextmanager
 def begin(
   workdir: pathlib.Path, config: Mapping[str, Any], *, audit: bool
-) -> tuple[dict[str, Any] | None, bool]:
-  """Claims a workdir for a config, and returns what is left to do there.
+) -> Iterator[tuple[dict[str, Any] | None, bool]]:
+  """Holds a workdir for the run of a config; gives what is left to do there.
 
   Args:
-    workdir: Of the run.
+    workdir: Of the run; created if it is missing.
     config: As plain data.
     audit: Whether to audit a finished run even if the config does not.
 
-  Returns:
+  Yields:
     The results of a finished run, or None; whether to audit it.
 
   Raises:
-    ValueError: As `claim`, or there is no finished run to audit.
+    ValueError: As `claim`, another run is at work there, or there is no
+      finished run to audit.
   """
-  record = finished(workdir, exported=config["export"])
-  if audit and record is None:
-    raise ValueError(
-      f"{workdir} holds no finished run to audit; run without --audit first."
-    )
-  claim(workdir, config)
-  due = config["audit"]["stages"] != "none" and lacks_audits(record)
-  return record, audit or due
+  processes.check_shared(workdir)
+  with processes.lock(workdir / "lock", wait=False):
+    record = finished(workdir, exported=config["export"])
+    if audit and record is None:
+      raise ValueError(
+        f"{workdir} holds no finished run to audit; run without --audit first."
+      )
+    claim(workdir, config)
+    due = config["audit"]["stages"] != "none" and lacks_audits(record)
+    yield record, audit or due
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -47,18 +56,17 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   a run ended there before its first checkpoint.
 
   Args:
-    workdir: Created if it is missing.
+    workdir: A folder.
     config: As plain data.
 
   Raises:
-    ValueError: The workdir holds the run of another config, or the processes of
-      this run see different folders.
+    ValueError: The workdir holds the run of another config, or one whose config
+      cannot be read.
   """
-  processes.check_shared(workdir)
   path = workdir / "config.json"
   traces = [*workdir.glob("checkpoints/*"), *workdir.glob("results.json")]
   if path.exists() and traces:
-    theirs = json.loads(path.read_text())
+    theirs = _config(path)
     free = {key: config.get(key) for key in _FREE}
     changes = differences({**theirs, **free}, {**config, **free})
     if changes:
@@ -70,6 +78,21 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(draft, path)
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the config of the run in a workdir."""
+  try:
+    config = json.loads(path.read_text())
+    if not isinstance(config, dict) or not config:
+      raise ValueError("it holds no settings")
+  except ValueError as error:
+    raise ValueError(
+      f"{path} cannot be read ({error}), so nothing says which config this "
+      "workdir's run has. Restore the file; or remove it, if this command is "
+      "that run's; or take another --workdir."
+    ) from None
+  return config
 
 
 def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
@@ -85,7 +108,11 @@ def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
     ValueError: An earlier version finished the run.
   """
   path = workdir / "results.json"
-  record = results.read(path)
+  try:
+    record = results.read(path)
+  except results.Damaged as error:
+    _LOG.warning("%s. They are made again from the last checkpoint.", error)
+    record = None
   if record is not None and record["finished"]:
     results.check_readable(record, path)
 

@@ -1,39 +1,14 @@
-"""Linear heads: their first values, and their columns between tasks."""
+"""Linear heads: their columns between tasks."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from libml import trees
 from libml.scenarios import Scenario
 from libml.scenarios import Stage
-
-
-def draw(params: Any, rng: jax.Array, heads: Sequence[str]) -> Any:
-  """Returns the parameters with new heads, drawn like torch's linear layers.
-
-  Kernel [D, C] and bias [C] are uniform in +-1 / sqrt(D). Columns of later
-  tasks are not trained before their task, so one draw serves all tasks.
-
-  Args:
-    params: All parameters.
-    rng: Typed key.
-    heads: Branches of the heads.
-  """
-  flat = trees.flatten(params)
-  names = [n for n in sorted(flat) if trees.holder(n, heads) is not None]
-  drawn = {}
-  for number, name in enumerate(names):
-    key, leaf = jax.random.fold_in(rng, number), flat[name]
-    width = flat[f"{name.rpartition('/')[0]}/kernel"].shape[0]
-    bound = width**-0.5
-    leaves = jax.random.uniform(key, leaf.shape, jnp.float32, -bound, bound)
-    drawn[name] = leaves.astype(leaf.dtype)
-  return trees.update(params, drawn)
 
 
 def check_new_classes(scenario: Scenario) -> None:

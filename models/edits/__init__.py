@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from libml import trees
+from models import checksums
 from models import lora
 
 _ZERO = "zero/"
@@ -94,6 +95,7 @@ def read(path: str | os.PathLike[str]) -> Edit:
     shapes = [None if leaf is None else leaf.shape for leaf in pair]
     if not _fit(*shapes):
       lines.append(f"{layer}: lora_a {shapes[0]}, lora_b {shapes[1]}")
+  lines += [f"{k}: not finite" for k, v in found.items() if not _finite(v)]
   if lines or not adapters:
     raise ValueError(
       f"{path} is not an edit: {'; '.join(lines) or 'it holds no adapters'}. "
@@ -119,6 +121,10 @@ def read(path: str | os.PathLike[str]) -> Edit:
   return edit
 
 
+def _finite(array: np.ndarray) -> bool:
+  return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
 def _fit(a: tuple[int, ...] | None, b: tuple[int, ...] | None) -> bool:
   return bool(a and b and len(a) == len(b) == 2 and a[1] == b[0])
 
@@ -128,7 +134,7 @@ def read_all(workdir: str | os.PathLike[str]) -> dict[int, Edit]:
 
   Raises:
     FileNotFoundError: The run has no edits.
-    ValueError: As for `read`.
+    ValueError: As for `read`, or a file is not the one that the run wrote.
   """
   folder = pathlib.Path(workdir) / "edits"
   numbers = {}
@@ -140,7 +146,19 @@ def read_all(workdir: str | os.PathLike[str]) -> dict[int, Edit]:
       f"No edits in {folder}; give the workdir of a run that forgets with "
       "adapters, such as a run of configs/digits_gs_lora.py."
     )
+  _check_written(folder, *(path.name for path in numbers.values()))
   return {number: read(numbers[number]) for number in sorted(numbers)}
+
+
+def _check_written(folder: pathlib.Path, *names: str) -> int | None:
+  """Checks files against their checksums; returns that of the run's weights."""
+  try:
+    return checksums.check(folder, *names).get("weights")
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{error.filename} is missing, so nothing says whether {folder} is as a "
+      "run wrote it. Use a workdir of this version: earlier ones wrote none."
+    ) from None
 
 
 def summary(edit: Edit) -> dict[str, Any]:
@@ -237,7 +255,8 @@ def undo(
 
   Raises:
     FileNotFoundError: There are no edits, or no export.
-    ValueError: An unknown request, or edits that do not fit the export.
+    ValueError: An unknown request, or edits and an export that are not those of
+      one run.
   """
   edits = read_all(workdir)
   requests = known(requests, edits)
@@ -246,6 +265,13 @@ def undo(
     raise FileNotFoundError(
       f"There is no {path}; run main.py on this workdir again with "
       "--my_config.export=True. Finished stages are not trained again."
+    )
+  ours = _check_written(path.parent)
+  theirs = _check_written(path.parent.with_name("edits"))
+  if ours != theirs:
+    raise ValueError(
+      f"The edits and the export in {workdir} are of two runs: their weights "
+      "differ. Restore those of one run."
     )
   return apply(
     trees.unflatten(_arrays(path)), [edits[n] for n in requests], times=-1

@@ -23,6 +23,7 @@ from rich import table
 from rich import text
 
 from libml import trees
+from models import checksums
 from models import edits as edits_lib
 from models import export
 from models import pretrained
@@ -138,11 +139,12 @@ def _write(
     ValueError: The target lies in the run's own export, or has another suffix.
   """
   source = workdir / "export"
-  if source.resolve() in (out.resolve(), *out.resolve().parents):
-    raise ValueError(
-      f"--out {out} lies in the run's own export, which must not be "
-      "overwritten; choose another target."
-    )
+  for own in (source, workdir / "edits", workdir / "checkpoints"):
+    if own.resolve() in (out.resolve(), *out.resolve().parents):
+      raise ValueError(
+        f"--out {out} lies in the run's own {own.name}, which must not be "
+        "overwritten; choose another target."
+      )
   if out.suffix == ".npz":
     pretrained.save(out, params)
   elif out.suffix == ".safetensors":
@@ -161,6 +163,7 @@ def _write(
       config=json.loads((source / "config.json").read_text()),
       classes=list(classes.values()),
       forgotten={number: edit.classes for number, edit in left.items()},
+      weights=checksums.check(source).get("weights"),
     )
 
 

@@ -22,7 +22,7 @@ def file(golden):
   return golden("gslora", "lirf")
 
 
-@pytest.fixture(params=face_toy.TYPES)
+@pytest.fixture(params=["float64"])
 def dtype(request):
   """Returns a type in which a test runs."""
   with face_toy.precision(request.param):

@@ -214,7 +214,7 @@ def walk(file, name, dtype):
 
 @pytest.mark.parametrize(
   ("dtype", "name"),
-  [("float64", "scrub"), ("float64", "scrub_s"), ("float32", "scrub_s")],
+  [("float64", "scrub"), ("float64", "scrub_s")],
   indirect=["dtype"],
 )
 def test_epochs(file, dtype, name):
