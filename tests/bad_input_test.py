@@ -111,6 +111,31 @@ CASES = {
     {"optimizer__head": {"name": "adam"}},
     "'head' has no learning rate; set optimizer.head.lr",
   ),
+  "negative clipping": ({"optimizer__clip_norm": -1.0}, r"clip_norm=-1.0 must"),
+  "clipping at NaN": (
+    {"optimizer__clip_norm": float("nan")},
+    r"clip_norm=nan must be above 0",
+  ),
+  "negative rate": (
+    {"optimizer__head__lr": -0.1},
+    r"optimizer.head.lr=-0.1 must be a finite number of at least 0",
+  ),
+  "infinite rate": (
+    {"optimizer__head__lr": float("inf")},
+    r"optimizer.head.lr=inf must be a finite number",
+  ),
+  "negative decay": (
+    {"optimizer__l2": -1.0},
+    r"optimizer.l2=-1.0 must be a finite number",
+  ),
+  "decay of moments": (
+    {"optimizer__head__b1": 1.0},
+    r"optimizer.head.b1=1.0 must be below 1",
+  ),
+  "rates for a batch of none": (
+    {"optimizer__lr_batch_size": -1},
+    r"lr_batch_size=-1 must be at least 1",
+  ),
   "holdout of everything": ({"holdout": 1.0}, r"above 0 and below 1"),
   "unknown feature for queries": ({"method__query": "clss"}, r"query='clss'"),
 }

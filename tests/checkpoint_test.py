@@ -105,7 +105,19 @@ def mix_up(folder):
   shutil.copytree(before / "state", folder / "state")
 
 
-DAMAGES = (truncate, zero, empty, cut_json, mix_up)
+def change_digit(folder):
+  path = folder / "progress" / "metadata"
+  record = json.loads(path.read_text())
+  record["progress"]["rows"][0]["task_0"][""]["accuracy"] /= 2
+  path.write_text(json.dumps(record))
+
+
+def rename_key(folder):
+  path = folder / "progress" / "metadata"
+  path.write_text(path.read_text().replace('"steps"', '"stepz"'))
+
+
+DAMAGES = (truncate, zero, empty, cut_json, change_digit, rename_key, mix_up)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -60,3 +60,13 @@ def test_what_is_no_flag_stays_where_it_is():
 def test_wrong_key_before_the_config_is_answered_with_the_nearest():
   with pytest.raises(AttributeError, match='Did you mean "margin"'):
     read("--my_config.method.margn=2.0", "--my_config", FILE)
+
+
+def test_a_word_that_is_no_flag_is_refused(tmp_path, main_py):
+  process = main_py(FILE, tmp_path, "my_config.epochs=3", "--audit")
+  printed, _ = process.communicate()
+  assert process.returncode == 1
+  assert printed.splitlines()[-1].startswith(
+    "ValueError: 'my_config.epochs=3' is no flag."
+  )
+  assert "write --my_config.epochs=3, or leave it out" in printed

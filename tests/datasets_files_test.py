@@ -287,3 +287,11 @@ def test_missing_lists_are_named(classes):
   with pytest.raises(FileNotFoundError, match="needs root/CLASS/ with"):
     options["root"] = classes / "elsewhere"
     DATASETS["folder"](**options, test_list="nowhere.txt")
+
+
+@pytest.mark.parametrize("label", [2**32 + 1, -1, 10_000_000])
+def test_labels_that_no_class_can_have_are_named(tmp_path, label):
+  labels = np.array([0, 1, 2, 0, 1, label])
+  path = _npz(tmp_path, **{**ARRAYS, "y_train": labels})
+  with pytest.raises(ValueError, match=f"y_train holds the label {label};"):
+    DATASETS["npz"](path=str(path))

@@ -1,5 +1,6 @@
 """The chains: reference figures, ranges of the random parts, bad settings."""
 
+import io
 import json
 import re
 
@@ -7,6 +8,8 @@ import figures
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
+from PIL import ImageOps
 
 from libml.datasets import tfds_rows
 from libml.images import preprocess
@@ -254,3 +257,39 @@ def test_native_chain_refuses_another_size(size):
     message = rf"\[{size},{size},3\] .* expected shape \[32,32,3\]"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
       tf.function(fn)({"image": file})
+
+
+def encoded(image, **options):
+  """Returns the bytes of a picture's file."""
+  file = io.BytesIO()
+  image.save(file, **options)
+  return tf.constant(file.getvalue())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(orientation):
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+  stored, exif = Image.fromarray(pixels), Image.Exif()
+  plain = preprocess.decode(encoded(stored, format="jpeg"))
+  exif[0x0112] = orientation
+  wanted = Image.fromarray(plain.numpy())
+  wanted.getexif()[0x0112] = orientation
+  found = preprocess.decode(encoded(stored, format="jpeg", exif=exif))
+  np.testing.assert_array_equal(found, ImageOps.exif_transpose(wanted))
+
+
+def test_transparent_parts_lie_on_white():
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 4), np.uint8)
+  pixels[0, :, 3], pixels[1, :, 3] = 0, 255
+  found = preprocess.decode(encoded(Image.fromarray(pixels), format="png"))
+  assert (found[0] == 255).numpy().all()
+  np.testing.assert_array_equal(found[1], pixels[1, :, :3])
+  alpha = pixels[..., 3:] / 255
+  wanted = pixels[..., :3] * alpha + 255 * (1 - alpha)
+  assert abs(np.float64(found) - wanted).max() <= 0.5
+
+
+def test_webp_is_read():
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+  data = encoded(Image.fromarray(pixels), format="webp", lossless=True)
+  np.testing.assert_array_equal(preprocess.decode(data), pixels)

@@ -1,6 +1,7 @@
 """Decodes image files as people see them: upright, and on white."""
 
 import io
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -66,10 +67,16 @@ def _turned(image: tf.Tensor, transpose: bool, up: bool, left: bool):
   return turn
 
 
-def _orientation(header: bytes) -> np.int32:
+def _bytes(data: Any) -> bytes:
+  """Returns the bytes that numpy_function gives: in eager mode, an array."""
+  return np.asarray(data, object).item()
+
+
+def _orientation(data: Any) -> np.int32:
   """Returns the EXIF orientation of a JPEG file; 1, upright, if it has none."""
   from PIL import Image
 
+  header = _bytes(data)
   if b"Exif\0\0" not in header:
     return np.int32(1)
   try:
@@ -86,10 +93,10 @@ def _png(data: tf.Tensor) -> tf.Tensor:
 
 
 def _with_pillow(data: tf.Tensor) -> tf.Tensor:
-  def read(data: bytes) -> np.ndarray:
+  def read(data: Any) -> np.ndarray:
     from PIL import Image
 
-    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    image = Image.open(io.BytesIO(_bytes(data))).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 

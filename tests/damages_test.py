@@ -1,0 +1,198 @@
+"""What a disk or a stranger changed is named, or made again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import edits_toy
+import numpy as np
+import pytest
+from toy import tiny
+
+import main
+from libml.results import results
+from libml.train import workdirs
+from models import checksums
+from models import edits as edits_lib
+from models import export
+from models import pretrained
+
+CONFIG = {"export": False, "audit": {"stages": "none"}, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  """Returns the workdir of a finished run."""
+  workdir = tmp_path_factory.mktemp("done")
+  main.execute(tiny(epochs=1), workdir)
+  return workdir
+
+
+@pytest.mark.parametrize(
+  "content", [b"", b"{", b"{}", b"[]", b"\xff\xfe", b'{"finished": tr']
+)
+def test_results_that_cannot_be_read_are_named(tmp_path, content):
+  (tmp_path / "results.json").write_bytes(content)
+  with pytest.raises(results.Damaged, match="results.json cannot be read"):
+    results.read(tmp_path / "results.json")
+
+
+def test_damaged_results_are_made_again(tmp_path, done, caplog):
+  workdir = tmp_path / "run"
+  shutil.copytree(done, workdir)
+  whole = json.loads((done / "results.json").read_text())
+  (workdir / "results.json").write_bytes(b'{"finished": tr')
+  main.execute(tiny(epochs=1), workdir)
+  assert "made again from the last checkpoint" in caplog.text
+  again = json.loads((workdir / "results.json").read_text())
+  for key in ("matrix", "test_sets", "summary", "train_steps", "finished"):
+    assert again[key] == whole[key]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff\xfe"])
+def test_a_config_that_cannot_be_read_is_named(tmp_path, content):
+  (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(ValueError, match="config.json cannot be read .*Restore"):
+    workdirs.claim(tmp_path, CONFIG)
+
+
+def test_one_run_holds_a_workdir(tmp_path):
+  (tmp_path / "lock").write_text("process 1 of a run that is dead\n")
+  with workdirs.begin(tmp_path, CONFIG, audit=False) as (record, _):
+    assert record is None
+    with pytest.raises(ValueError) as error:
+      with workdirs.begin(tmp_path, CONFIG, audit=False):
+        pass
+    assert f"is in use by process {os.getpid()} on" in str(error.value)
+    assert "another --workdir" in str(error.value)
+  with workdirs.begin(tmp_path, CONFIG, audit=False):
+    pass
+
+
+WAIT = """
+import time
+from libml.devices import processes
+stop = processes.stop_on_signals()
+print("ready", flush=True)
+while not stop(): time.sleep(0.01)
+print("asked", flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_stop_and_a_second_ctrl_c_ends(number):
+  with subprocess.Popen(
+    [sys.executable, "-c", WAIT],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 128 + signal.SIGINT
+    first, second = process.stderr.read().splitlines()
+  assert first.startswith("Stopping after this step")
+  assert second == "Ended; the last checkpoint is kept."
+
+
+@pytest.fixture
+def forgot(tmp_path):
+  """Returns the workdir of a run with three edits and an export."""
+  edits_toy.make(tmp_path)
+  return tmp_path
+
+
+def swap(workdir):
+  one, two = (workdir / "edits" / f"stage_{n}.npz" for n in (0, 1))
+  other = one.read_bytes()
+  one.write_bytes(two.read_bytes())
+  two.write_bytes(other)
+
+
+def scale_of_nan(workdir):
+  path = workdir / "edits" / "stage_0.npz"
+  with np.load(path) as file:
+    arrays = {**file, "scale": np.float32("nan")}
+  np.savez(path, **arrays)
+
+
+def other_export(workdir):
+  folder = workdir / "export"
+  with np.load(folder / "params.npz") as file:
+    arrays = {name: array + 1 for name, array in file.items()}
+  np.savez(folder / "params.npz", **arrays)
+
+
+def export_of_another_run(workdir):
+  checksums.note(workdir / "export", weights=8)
+
+
+def no_checksums(workdir):
+  (workdir / "edits" / checksums.FILE).unlink()
+
+
+def checksums_cut(workdir):
+  path = workdir / "edits" / checksums.FILE
+  path.write_text(path.read_text()[:30])
+
+
+DAMAGES = {
+  swap: "stage_0.npz does not match its checksum",
+  scale_of_nan: "stage_0.npz does not match its checksum",
+  other_export: "params.npz does not match its checksum",
+  export_of_another_run: "edits and the export .* are of two runs",
+  no_checksums: "checksums.json is missing",
+  checksums_cut: "checksums.json is damaged",
+}
+
+
+def test_edits_and_export_are_those_that_the_run_wrote(forgot, tmp_path):
+  edits_lib.undo(forgot, [0])
+  for number, (damage, message) in enumerate(DAMAGES.items()):
+    workdir = forgot.parent / f"{forgot.name}-{number}"
+    shutil.copytree(forgot, workdir)
+    damage(workdir)
+    with pytest.raises(ValueError, match=message):
+      edits_lib.undo(workdir, [0])
+
+
+@pytest.mark.parametrize("name", export.FILES)
+def test_each_file_of_an_export_is_checked(forgot, name):
+  path = forgot / "export" / name
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  # A name in checksums.json that changes is that of a file that is missing.
+  with pytest.raises((ValueError, FileNotFoundError), match="export/"):
+    export.read(forgot / "export")
+
+
+BAD_LEAVES = {
+  "NaN": (np.float32([[1, np.nan]]), "holds NaN or infinity in 'w'"),
+  "infinity": (np.float32([[1, np.inf]]), "holds NaN or infinity in 'w'"),
+  "beyond float32": (np.float64([[1, 1e300]]), "holds NaN or infinity in 'w'"),
+  "complex": (np.complex64([[1, 2]]), "holds complex64 in 'w'"),
+  "bool": (np.array([[True, False]]), "holds bool in 'w'"),
+  "integers": (np.int32([[1, 2]]), "holds int32 in 'w'"),
+  "text": (np.array([["1", "2"]]), "holds <U1 in 'w'"),
+}
+
+
+@pytest.mark.parametrize(
+  ("leaf", "message"), BAD_LEAVES.values(), ids=BAD_LEAVES
+)
+def test_weights_are_finite_real_numbers(tmp_path, leaf, message):
+  template = {"w": np.zeros((1, 2), np.float32)}
+  path = tmp_path / "weights.npz"
+  np.savez(path, w=np.float16([[1, 2]]))
+  assert pretrained.load(path, template)["w"].tolist() == [[1, 2]]
+  np.savez(path, w=leaf)
+  with pytest.raises(ValueError, match=message):
+    pretrained.load(path, template)
