@@ -165,7 +165,10 @@ def upstream(
     name: NAME.py:ARGUMENTS of the config, without ".py".
   """
   module, _, arg = name.partition(":")
-  config = importlib.import_module(f"configs.{module}").get_config(arg)
+  try:
+    config = importlib.import_module(f"configs.{module}").get_config(arg)
+  except ModuleNotFoundError:
+    raise ValueError(f"pretrain={name!r}: no configs/{module}.py.") from None
   inner = observer.inner(name) if observer else None
   run = functools.partial(execute, should_stop=should_stop, observer=inner)
   return made_once.upstream(name, config, run)
@@ -273,4 +276,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["my_config", "workdir"])
+  flags.register_validator("workdir", bool, "must name a folder.")
   app.run(main, flags_parser=console.parse)

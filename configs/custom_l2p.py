@@ -1,16 +1,19 @@
 """L2P on your own images.
 
-  python main.py --my_config configs/custom_l2p.py:folder=photos,tasks=5 \
+  python main.py --my_config configs/custom_l2p.py:folder=photos \
       --workdir ./photos_l2p --my_config.init_checkpoint=ViT-B_16.npz
 
 ":folder=DIR" reads DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, ":npz=FILE"
 the arrays x_train, y_train, x_test and y_test. ":tasks=" must divide the number
-of classes.
+of classes; without it, as many tasks are taken as leave two classes or more
+each, up to 10.
 
 The weights are a ViT-B/16 in the official layout. ":variant=" names another
 size, ":deit" weights of DeiT or timm (another GELU and normalization), ":size="
 the image size. ":tune" tests on a fifth of the training images.
 """
+
+from ml_collections import config_dict
 
 from configs import base
 from configs import common
@@ -48,12 +51,13 @@ def images(config, arg):
 
 def get_config(arg=None):
   """Returns L2P with the released code's prompts for CIFAR-100."""
-  arg = common.parse_arg(arg, tasks=5, **ARGUMENTS)
+  arg = common.parse_arg(arg, tasks=0, **ARGUMENTS)
   config = base.get_config()
   config.name = "custom_l2p"
   images(config, arg)
   config.epochs = 5
-  config.scenario.num_tasks = arg.tasks
+  config.scenario.num_tasks = config_dict.placeholder(int)
+  config.scenario.num_tasks = arg.tasks or None
   config.model.classifier = "prompt"
   config.method = common.method("l2p")
   common.prompt_optimizer(config, lr=0.003)

@@ -59,7 +59,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.verification.update({"pairs": None, "root": None})
   largest, data = _SMOKE[config.scenario.name]
   for option, most in largest.items():
-    config.scenario[option] = min(most, config.scenario[option])
+    given = config.scenario[option]
+    config.scenario[option] = most if given is None else min(most, given)
   config.dataset = data
   config.preprocess.train = "none"
   config.preprocess.eval = "native"

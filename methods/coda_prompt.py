@@ -31,6 +31,7 @@ from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
 from libml.train.method import readings
+from methods.parts import class_heads
 from models import coda
 from models import initial
 
@@ -91,6 +92,11 @@ class CodaPrompt(Method):
       raise ValueError(
         f"method.ortho_loss={self.ortho_loss} must be 0 or more."
       )
+
+  def check(self, scenario: Any) -> None:
+    """Raises ValueError for tasks of one class that masks all others."""
+    if self.mask_classes:
+      class_heads.check_masked(scenario.stages)
 
   @property
   def per_task(self) -> int:

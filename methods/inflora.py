@@ -36,6 +36,7 @@ from libml.devices import sharding
 from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
+from methods.parts import class_heads
 from methods.parts import low_rank
 from methods.parts import subspace
 from models import initial
@@ -74,6 +75,10 @@ class InfLoRA(Method):
     for name in ("epsilon", "final_epsilon"):
       subspace.check_threshold(name, getattr(self, name))
     low_rank.check_model(self.model)
+
+  def check(self, scenario):
+    """Raises ValueError for tasks of one class, which masks all others."""
+    class_heads.check_masked(scenario.stages)
 
   @property
   def rewrites(self):

@@ -8,10 +8,11 @@ functions below write. No pickle is ever loaded.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import pathlib
-import zipfile
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,9 @@ from models import expansion
 from models import layouts
 
 Flat = layouts.Flat
+
+_LOG = logging.getLogger("palimpsest")
+_BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 
 
 def load(
@@ -253,19 +257,22 @@ def _read(path: pathlib.Path) -> Flat:
       " convert it to .safetensors first"
       " (python -m models.convert IN OUT.safetensors)."
     )
-  if path.suffix == ".safetensors":
-    return safetensors.load_file(path)
-  if path.suffix != ".npz":
+  if path.suffix not in (".npz", ".safetensors"):
     raise ValueError(
       f"Cannot read {path}: known suffixes are .npz and .safetensors."
     )
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  except (ValueError, TypeError, zipfile.BadZipFile) as error:
+    if path.suffix == ".safetensors":
+      return safetensors.load_file(path)
+    # np.load would leave a file open that it cannot read.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+      return dict(arrays)
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # malformed files raise whatever a reader meets
     raise ValueError(
-      f"{path} is not an .npz file of plain arrays ({error}): download or save"
-      " it again."
+      f"{path} is not a {path.suffix} file of plain arrays "
+      f"({type(error).__name__}: {error}): download or save it again."
     ) from error
 
 
@@ -295,10 +302,38 @@ def _check_finite(path: pathlib.Path, flat: Flat) -> None:
     )
 
 
+def _sizes(flat: Mapping[str, Any]) -> tuple[int, int, int] | None:
+  """Returns width, number of blocks and patch side; None: unknown leaves."""
+  embedding = flat.get("embedding/kernel")
+  if embedding is None or len(embedding.shape) != 4:
+    return None
+  blocks = {m[1] for name in flat if (m := _BLOCK.match(name))}
+  return embedding.shape[-1], len(blocks), embedding.shape[0]
+
+
+def _described(sizes: tuple[int, int, int]) -> str:
+  """Returns a ViT's sizes for people, with its name if it has one."""
+  from models import vit  # which imports this module's neighbours
+
+  width, depth, patch = sizes
+  fields = ("width", "depth", "patch_size")
+  names = [
+    name
+    for name, variant in vit.VARIANTS.items()
+    if tuple(variant.get(field) for field in fields) == sizes
+  ]
+  text = f"ViT of width {width} with {depth} blocks and patches of {patch}"
+  return f"{names[0]} ({text})" if names else text
+
+
 def _check(
   path: pathlib.Path, found: Flat, expected: Mapping[str, Any]
 ) -> None:
-  """Raises one ValueError that lists all leaves that do not fit."""
+  """Raises one ValueError that says what does not fit.
+
+  Where the file is a model of other sizes, these are named, and the leaves are
+  listed in the log only.
+  """
   lines = []
   for name in sorted(found.keys() | expected.keys()):
     here = found[name].shape if name in found else None
@@ -309,6 +344,14 @@ def _check(
       lines.append(f"  extra: {name}, file {here}")
     elif here != there:
       lines.append(f"  shape: {name}, file {here}, model {there}")
+  ours, theirs = _sizes(expected), _sizes(found)
+  if lines and ours and theirs and ours != theirs:
+    _LOG.debug("\n".join(lines))
+    raise ValueError(
+      f"{path} is a {_described(theirs)}, and the model is a "
+      f"{_described(ours)}: set --my_config.model.variant to the file's, or "
+      "use a file of this model."
+    )
   if lines:
     raise ValueError(
       "\n".join([f"{path} does not fit the model:", *lines])

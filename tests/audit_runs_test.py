@@ -42,7 +42,7 @@ def test_finished_run_is_asked_later_and_keeps_what_it_said(finished):
 def test_nothing_to_audit_leaves_nothing(tmp_path):
   with pytest.raises(ValueError, match="holds no finished run to audit"):
     main.execute(config(), tmp_path, audit=True)
-  assert not list(tmp_path.iterdir())
+  assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_run_that_learns_is_refused_before_it_trains(tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 
 import edits_toy
 import numpy as np
@@ -196,3 +198,51 @@ def test_weights_are_finite_real_numbers(tmp_path, leaf, message):
   np.savez(path, w=leaf)
   with pytest.raises(ValueError, match=message):
     pretrained.load(path, template)
+
+
+def _safetensors(header, data=b"", length=None):
+  text = json.dumps(header).encode() if isinstance(header, dict) else header
+  size = len(text) if length is None else length
+  return size.to_bytes(8, "little") + text + data
+
+
+def _entry(**changes):
+  entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+  return {"w": {**entry, **changes}}
+
+
+MALFORMED = {
+  "empty.safetensors": b"",
+  "short.safetensors": b"\0" * 5,
+  "long header.safetensors": _safetensors(b"{}", length=2**62),
+  "no json.safetensors": _safetensors(b"{]"),
+  "cut.safetensors": _safetensors(_entry(), b"\0\0"),
+  "negative.safetensors": _safetensors(_entry(data_offsets=[-4, 0])),
+  "other dtype.safetensors": _safetensors(_entry(dtype="X9"), b"\0" * 4),
+  "float8.safetensors": _safetensors(
+    _entry(dtype="F8_E4M3", data_offsets=[0, 1]), b"\0"
+  ),
+  "empty.npz": b"",
+  "no zip.npz": b"PK\x03\x04 and no more",
+  "one array.npz": b"\x93NUMPY\x01\x00" + (10).to_bytes(2, "little"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_weights_are_named_in_one_line(tmp_path, name):
+  path = tmp_path / name
+  path.write_bytes(MALFORMED[name])
+  with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+    pretrained.load(path, {"w": np.zeros((1,), np.float32)})
+  assert "\n" not in str(error.value)
+
+
+def test_a_header_that_claims_terabytes_is_named(tmp_path):
+  header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2**44,)}"
+  header = header.replace(b"2**44", str(2**44).encode()).ljust(117) + b"\n"
+  size = len(header).to_bytes(2, "little")
+  path = tmp_path / "huge.npz"
+  with zipfile.ZipFile(path, "w") as file:
+    file.writestr("w.npy", b"\x93NUMPY\x01\x00" + size + header)
+  with pytest.raises(ValueError, match="huge.npz"):
+    pretrained.load(path, {"w": np.zeros((1,), np.float32)})

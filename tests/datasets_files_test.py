@@ -295,3 +295,41 @@ def test_labels_that_no_class_can_have_are_named(tmp_path, label):
   path = _npz(tmp_path, **{**ARRAYS, "y_train": labels})
   with pytest.raises(ValueError, match=f"y_train holds the label {label};"):
     DATASETS["npz"](path=str(path))
+
+
+def test_other_pictures_of_the_same_names_are_noticed(tmp_path):
+  for split in ("train", "test"):
+    for name in ("a", "b"):
+      folder = tmp_path / split / name
+      folder.mkdir(parents=True)
+      pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / "1.png")
+
+  def prints():
+    found = DATASETS["folder"](root=str(tmp_path))
+    return found.description["splits"]["train"]
+
+  before, path = prints(), tmp_path / "train" / "b" / "1.png"
+  assert prints() == before
+  data = bytearray(path.read_bytes())
+  Image.fromarray(255 - pixels).save(path)
+  after = prints()
+  assert before["names_crc32"] == after["names_crc32"]
+  assert before["content_crc32"] != after["content_crc32"]
+  path.write_bytes(bytes(data) + b"more")
+  assert prints()["sizes_crc32"] != before["sizes_crc32"]
+
+
+def test_a_name_that_a_terminal_obeys_is_refused(tmp_path):
+  names = np.array(["a", "\x1b[31mb", "c"])
+  path = _npz(tmp_path, **ARRAYS, class_names=names)
+  with pytest.raises(ValueError, match=r"class name '\\x1b\[31mb' holds"):
+    DATASETS["npz"](path=str(path))
+
+
+def test_a_list_of_empty_classes_stays_short(tmp_path):
+  labels = np.array([0, 1, 2, 0, 1, 300_000])
+  path = _npz(tmp_path, **{**ARRAYS, "y_train": labels})
+  with pytest.raises(ValueError, match="and 299,987 more. Add") as error:
+    DATASETS["npz"](path=str(path))
+  assert len(str(error.value)) < 400

@@ -115,7 +115,7 @@ def test_cutting_into_tasks_and_devices_changes_nothing(seen, tmp_path):
       np.testing.assert_allclose(ours[part][name], theirs[part][name], 1e-5)
   assert ours["ridge"] == theirs["ridge"]
   np.testing.assert_allclose(
-    ours["weights"], theirs["weights"], rtol=1e-3, atol=1e-5
+    ours["weights"], theirs["weights"], rtol=1e-3, atol=1e-4
   )
 
 

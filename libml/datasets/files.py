@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -47,17 +45,11 @@ def npz(
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files}
-  # A file with a single array (.npy) raises TypeError.
-  except (
-    ValueError,
-    TypeError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except Exception as error:  # malformed files raise whatever a reader meets
     raise ValueError(
-      f"Cannot read {path} ({error}). Save it with np.savez, with labels as "
-      "integers and names as text, not as Python objects."
+      f"Cannot read {path} ({type(error).__name__}: {error}). Save it with "
+      "np.savez, with labels as integers and names as text, not as Python "
+      "objects."
     ) from error
   missing = [name for name in _ARRAYS if name not in arrays]
   if missing:
@@ -88,6 +80,7 @@ def folder(
   others: str | os.PathLike[str] | None = None,
   expected: Mapping[str, Any] | None = None,
   verify: bool = True,
+  hashed: int | None = 256,
 ) -> source.Source:
   """Returns images from root/train/CLASS/* and root/test/CLASS/*.
 
@@ -110,6 +103,8 @@ def folder(
       are compared; None: no comparison.
     verify: Whether to decode every file once now (some thousand per second),
       so that a broken file is reported here and not hours into a run.
+    hashed: As in source.Split: files whose content a resumed run compares with
+      those that it started with; None: all.
 
   Raises:
     FileNotFoundError: A folder or list does not exist.
@@ -143,6 +138,7 @@ def folder(
   else:
     names = _train_classes(root)
     splits = {k: _folder_split([root / k], names) for k in ("train", "test")}
+  splits = {k: dataclasses.replace(v, hashed=hashed) for k, v in splits.items()}
   further = {} if others is None else _others(pathlib.Path(others), names)
   found = source.Source("folder", names, splits, origin, **further)
   if expected is not None:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
 import zlib
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +29,8 @@ class Split:
       or [N] paths of image files.
     labels: int32 [N], class ids of the source.
     encoding: Which of the three `images` holds: "array", "bytes", "path".
+    hashed: Of paths: files whose content the fingerprint covers, evenly spaced;
+      None: all. It covers the names and sizes of all files.
 
   Raises:
     ValueError: An array has another shape or type, or the lengths differ.
@@ -34,6 +39,7 @@ class Split:
   images: np.ndarray
   labels: np.ndarray
   encoding: str = "array"
+  hashed: int | None = 256
 
   def __post_init__(self):
     """Checks the fields."""
@@ -65,7 +71,9 @@ class Split:
 
   def rows(self, rows: np.ndarray) -> "Split":
     """Returns the split of these rows, int [n], in the given order."""
-    return Split(self.images[rows], self.labels[rows], self.encoding)
+    return dataclasses.replace(
+      self, images=self.images[rows], labels=self.labels[rows]
+    )
 
   def select(self, classes: Sequence[int], count: int) -> "Split":
     """Returns the images of some classes, whose ids become 0, 1, ...
@@ -85,21 +93,34 @@ class Split:
     ids = np.full(count, -1, np.int32)
     ids[list(classes)] = np.arange(len(classes))
     rows = np.flatnonzero(ids[self.labels] >= 0)
-    return Split(self.images[rows], ids[self.labels[rows]], self.encoding)
+    return dataclasses.replace(
+      self, images=self.images[rows], labels=ids[self.labels[rows]]
+    )
 
   @functools.cached_property
   def fingerprint(self) -> dict[str, int]:
-    """Number of images, and CRC-32 of labels and images (of paths: names)."""
+    """Number of images, and CRC-32 of labels and images.
+
+    Of paths these are the CRC-32 of all names and sizes, and of the content of
+    `hashed` files.
+    """
     sums = {"examples": len(self), "labels_crc32": _crc32(self.labels)}
     if self.encoding == "array":
       sums["images_crc32"] = _crc32(self.images)
     elif self.encoding == "bytes":
-      sums["images_crc32"] = functools.reduce(
-        lambda crc, image: zlib.crc32(image, crc), self.images, 0
-      )
+      sums["images_crc32"] = _crc32_of_all(self.images)
     else:
       names = "\n".join("/".join(str(p).split("/")[-2:]) for p in self.images)
       sums["names_crc32"] = zlib.crc32(names.encode())
+      sizes = [os.stat(path).st_size for path in self.images]
+      sums["sizes_crc32"] = _crc32(np.array(sizes, np.int64))
+      count = min(len(self), self.hashed or len(self))
+      chosen = np.linspace(0, len(self) - 1, count).astype(int)
+      for path in self.images[chosen]:
+        content = pathlib.Path(path).read_bytes()
+        sums["content_crc32"] = zlib.crc32(
+          content, sums.get("content_crc32", 0)
+        )
     return sums
 
 
@@ -140,6 +161,12 @@ class Source:
         f"Source {self.name!r} has the splits {sorted(self.splits)}; it "
         "needs 'train' and 'test' and nothing else."
       )
+    for name in (*self.class_names, *self.other_names):
+      if not name.isprintable():
+        raise ValueError(
+          f"Source {self.name!r}: the class name {name!r} holds characters "
+          "that a terminal obeys and does not show; rename it."
+        )
     for key, split in self.splits.items():
       self._check_labels(key, split, self.class_names, 0)
     self._check_filled("training", self.splits["train"], self.class_names, 0)
@@ -179,9 +206,11 @@ class Source:
     counts = np.bincount(split.labels - first, minlength=len(names))
     empty = [names[i] for i in np.flatnonzero(counts == 0)]
     if empty:
+      more = f" and {len(empty) - 10:,} more" if len(empty) > 10 else ""
       raise ValueError(
         f"Source {self.name!r} has an empty class: no {kind} image of "
-        f"{', '.join(map(repr, empty))}. Add images or drop the class."
+        f"{', '.join(map(repr, empty[:10]))}{more}. Add images or drop the "
+        "class."
       )
 
   @property
@@ -297,6 +326,13 @@ def stratify(
     count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
     drawn[rng.permutation(rows)[:count]] = True
   return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def _crc32_of_all(contents: Iterable[bytes]) -> int:
+  """Returns the CRC-32 of contents one after the other."""
+  return functools.reduce(
+    lambda crc, content: zlib.crc32(content, crc), contents, 0
+  )
 
 
 def _crc32(array: np.ndarray) -> int:

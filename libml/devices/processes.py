@@ -79,6 +79,8 @@ def join(
       initialization_timeout=START_TIMEOUT,
       heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
       shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+      # JAX would listen on all interfaces. Used by process 0 alone.
+      coordinator_bind_address=coordinator,
     )
   except ValueError as error:
     raise ValueError(

@@ -316,3 +316,9 @@ def _named(batches: Iterator[Batch]) -> Iterator[Batch]:
       "preprocess.eval='center_crop' and preprocess.train="
       "'random_resized_crop', or resize the files."
     ) from error
+  except tf.errors.OpError as error:  # such as files deleted during the run
+    reason = (error.message.partition("} ")[2] or error.message).splitlines()[0]
+    raise OSError(
+      f"An image cannot be read any more: {reason} Restore the file; the same "
+      "command goes on from the last checkpoint."
+    ) from error

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 
-from absl import app
 from absl import flags
 from absl import logging as absl_logging
 
@@ -27,9 +26,19 @@ def start(log: logging.Logger) -> None:
   flags.FLAGS.logtostderr = True
   log.setLevel(logging.INFO)
   log.propagate = False
+  absl_logging.get_absl_handler().addFilter(_first_line)
+  sys.unraisablehook = lambda failed: log.debug("%s", failed.exc_value)
   lines = Lines()
   lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
   log.addHandler(lines)
+
+
+def _first_line(record: logging.LogRecord) -> bool:
+  """Cuts what libraries log to a line; asyncio repeats what was raised."""
+  first, *_ = record.getMessage().splitlines() or [""]
+  record.msg, record.args = first[:200], ()
+  record.exc_info = record.exc_text = None
+  return record.name != "asyncio"
 
 
 def parse(argv: list[str], config: str = "my_config") -> list[str]:
@@ -45,15 +54,19 @@ def parse(argv: list[str], config: str = "my_config") -> list[str]:
   sys.argv[:] = config_first(argv, config)  # config_flags reads it, too
   flags.FLAGS.set_gnu_getopt(True)
   try:
-    program, *stray = app.parse_flags_with_usage(sys.argv)
+    program, *stray = flags.FLAGS(sys.argv)
     if stray:
       raise ValueError(
         f"{stray[0]!r} is no flag. Flags begin with two dashes, and a value "
         f"follows after '=': write --{stray[0].lstrip('-')}, or leave it out."
       )
     return [program]
-  except (ValueError, OSError, LookupError, AttributeError, TypeError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+  except flags.Error as error:  # a config's error stands at its end
+    *_, last = str(error).strip().splitlines()
+    sys.exit(last.strip())
+  except Exception as error:  # a config is Python, and raises anything
+    first, *_ = str(error).splitlines() or [""]
+    sys.exit(f"{type(error).__name__}: {first}")
 
 
 def config_first(argv: Sequence[str], name: str) -> list[str]:

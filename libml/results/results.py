@@ -235,7 +235,7 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
     return None
   try:
     record = json.loads(path.read_text())
-    if not isinstance(record, dict) or "finished" not in record:
+    if not isinstance(record, dict) or not record:
       raise ValueError("it is no record of a run")
   except ValueError as error:
     raise Damaged(f"The results in {path} cannot be read ({error})") from None

@@ -226,11 +226,12 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
 
 def _print(shown: console.RenderableType) -> None:
   """Prints a table; a file gets the width that its numbers need."""
+  # Names of classes may look like rich's markup.
   if sys.stdout.isatty():
-    console.Console().print(shown)
+    console.Console(markup=False).print(shown)
     return
-  least = console.Console(width=1000).measure(shown).minimum
-  console.Console(width=max(100, least)).print(shown)
+  least = console.Console(width=1000, markup=False).measure(shown).minimum
+  console.Console(width=max(100, least), markup=False).print(shown)
 
 
 def read(folders: Sequence[str]) -> list[dict[str, Any]]:
@@ -255,6 +256,8 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
 
 def main(folders: Sequence[str]) -> None:
   """Prints the results of each folder."""
+  if not folders:
+    sys.exit("Give folders of runs: python -m libml.results.tables DIR ...")
   show(read(folders))
 
 

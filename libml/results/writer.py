@@ -1,7 +1,9 @@
 """Metrics of a run: TensorBoard's files, and a log line per measured stage."""
 
+import functools
 import logging
 import pathlib
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +53,31 @@ class Window:
     return self._mean
 
 
+def _writes(method: Callable[..., None]) -> Callable[..., None]:
+  """Turns what clu raises where it cannot write into one OSError."""
+
+  @functools.wraps(method)
+  def written(self, *args: Any) -> None:
+    from clu import asynclib
+
+    try:
+      method(self, *args)
+    except asynclib.AsyncError as error:
+      reason = str(error.__cause__ or error).splitlines()[0].rpartition("} ")[2]
+      raise OSError(
+        f"TensorBoard's file in {self._workdir} cannot be written; the last "
+        "checkpoint is kept, and the same command goes on from it. Make room "
+        f"on the disk, or allow writing there. ({reason[:300]})"
+      ) from error
+
+  return written
+
+
 class Writer:
-  """Writes metrics to TensorBoard and to the log, in process 0 only."""
+  """Writes metrics to TensorBoard and to the log, in process 0 only.
+
+  Its methods raise OSError where TensorBoard's file cannot be written.
+  """
 
   def __init__(
     self, workdir: pathlib.Path, *, total_stages: int, quiet: bool = False
@@ -60,6 +85,7 @@ class Writer:
     from clu import metric_writers  # imports TensorFlow
 
     self._stages = total_stages
+    self._workdir = workdir
     chief = jax.process_index() == 0 and not quiet
     self._tensorboard = (
       metric_writers.AsyncMultiWriter(
@@ -69,11 +95,13 @@ class Writer:
       else None
     )
 
+  @_writes
   def hparams(self, config: Mapping[str, Any]) -> None:
     """Writes the config as TensorBoard's hyperparameters, "section.key"."""
     if self._tensorboard:
       self._tensorboard.write_hparams(_flat(config))
 
+  @_writes
   def train(
     self, step: int, stage: scenarios.Stage, means: Mapping[str, float]
   ) -> None:
@@ -92,6 +120,7 @@ class Writer:
     }
     self._tensorboard.write_scalars(step, {**scalars, "task_id": stage.index})
 
+  @_writes
   def measured(self, step: int, record: Mapping[str, Any]) -> None:
     """Writes what was measured last, under L2P's tags.
 
@@ -135,9 +164,14 @@ class Writer:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, kind, error, traceback):
+    try:
+      self.close()
+    except OSError:
+      if error is None:  # else the first error says it
+        raise
 
+  @_writes
   def close(self) -> None:
     """Flushes and closes TensorBoard's file."""
     if self._tensorboard:

@@ -1,6 +1,7 @@
 """Tasks of disjoint classes: parts of one data set, or several joined."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from libml import datasets
 from libml import problems
 from libml.scenarios import metrics
 from libml.scenarios import stage as stage_lib
+
+_LOG = logging.getLogger("palimpsest")
 
 
 def class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
@@ -93,7 +96,7 @@ def tested_on_all(
 def class_incremental(
   source: datasets.Source,
   *,
-  num_tasks: int,
+  num_tasks: int | None,
   order_seed: int | None = None,
   reverse: bool = False,
   task_incremental: bool = False,
@@ -104,7 +107,8 @@ def class_incremental(
 
   Args:
     source: The images.
-    num_tasks: Number of tasks; must divide the number of classes.
+    num_tasks: Number of tasks; must divide the number of classes. None: the
+      largest up to 10 that leaves each task two classes or more.
     order_seed: Draws the class order; None keeps the natural one.
     reverse: Whether the tasks come last to first.
     task_incremental: Whether a prediction may name the task's classes only.
@@ -115,6 +119,7 @@ def class_incremental(
   """
   source = stage_lib.single(source)
   total = source.num_classes
+  num_tasks = _most_tasks(total) if num_tasks is None else num_tasks
   _check_divides(num_tasks, source)
   train, test = source.splits["train"], source.splits["test"]
   stage_lib.check_source(source)
@@ -151,6 +156,14 @@ def class_incremental(
     seeds={"class_order": order_seed},
     class_names=source.class_names,
   )
+
+
+def _most_tasks(total: int) -> int:
+  """Returns the most tasks of equal size, up to 10, of two classes or more."""
+  fitting = [n for n in range(2, 11) if total % n == 0 and total // n >= 2]
+  most = max(fitting, default=1)
+  _LOG.info("%d classes in %d tasks (scenario.num_tasks)", total, most)
+  return most
 
 
 def _check_divides(num_tasks: int, source: datasets.Source) -> None:

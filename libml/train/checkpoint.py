@@ -5,10 +5,12 @@ It also holds a checksum of each leaf and of the run's progress, because orbax
 restores damaged data without an error.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,12 +71,30 @@ def digest(record: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def _written(folder: pathlib.Path) -> Iterator[None]:
+  """Turns what orbax raises where it cannot write into one OSError."""
+  try:
+    yield
+  except Exception as error:  # of many types: its own, TensorStore's, Python's
+    if processes.has_lost_peer(error):
+      raise
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise OSError(
+      f"A checkpoint cannot be written to {folder}; the last complete one is "
+      "kept, and the same command goes on from it. Make room on the disk, or "
+      f"allow writing there. ({reason[:300]})"
+    ) from error
+
+
 class Saver:
   """Saves asynchronously; restores the newest undamaged checkpoint."""
 
   def __init__(self, folder: pathlib.Path, *, keep: int):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    self._folder = folder
+    with _written(folder):
+      self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
   def save(
     self,
@@ -91,6 +111,7 @@ class Saver:
 
     Raises:
       RuntimeError: The number is not above the newest checkpoint's.
+      OSError: It cannot be written.
     """
     record: dict[str, Any] = {
       "number": number,
@@ -98,13 +119,12 @@ class Saver:
       "checksums": fingerprint(leaves),
     }
     record["digest"] = digest(record)
-    saved = self._manager.save(
-      number,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(dict(leaves)),
-        progress=ocp.args.JsonSave(record),
-      ),
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(dict(leaves)),
+      progress=ocp.args.JsonSave(record),
     )
+    with _written(self._folder):
+      saved = self._manager.save(number, args=args)
     if not saved:
       raise RuntimeError(
         f"Checkpoint {number} was not saved: its number must be above that of "
@@ -171,8 +191,13 @@ class Saver:
         self._manager.delete(newer)
 
   def wait(self) -> None:
-    """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
+    """Waits until everything is on disk.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    with _written(self._folder):
+      self._manager.wait_until_finished()
 
   def __enter__(self) -> "Saver":
     return self
@@ -181,4 +206,9 @@ class Saver:
     # close() would wait for a dead process that takes part in a save.
     if not processes.has_lost_peer(error):
       # Without close() the process hangs at its exit while a save runs.
-      self._manager.close()
+      try:
+        with _written(self._folder):
+          self._manager.close()
+      except OSError:
+        if error is None:  # else the first error says it
+          raise

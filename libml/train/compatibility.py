@@ -62,7 +62,13 @@ def check(
 
 
 def _check_sizes(scenario: scenarios.Scenario, batch_size: int) -> None:
-  """Raises ValueError if a stage that retains has a role below one batch."""
+  """Raises ValueError if no stage, or one that retains, fills a batch."""
+  sizes = [len(i) for stage in scenario.stages for i in stage.train.values()]
+  if sizes and batch_size > max(sizes):
+    raise ValueError(
+      f"batch_size={batch_size} is larger than the {max(sizes)} images of the "
+      f"largest stage; set it to {max(sizes)} or less."
+    )
   for stage in scenario.stages:
     for role, images in stage.train.items():
       if "retain" in stage.train and len(images) < batch_size:

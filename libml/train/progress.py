@@ -23,7 +23,7 @@ class Progress:
     reports: The method's report on each finished stage.
     audits: What the audits found after each finished stage; {}: not audited.
     compiled: Name of a compiled function -> number of compilations.
-    data: CRC-32 of the description of data and scenario.
+    data: Description of the images, and the CRC-32 of the scenario's.
     frozen: CRC-32 of the weights that checkpoints do not hold.
     seconds: "run": wall time of the run. "train": wall time of the timed steps.
       "timed_batches": number of batches in these. "stage": wall time of the
@@ -44,7 +44,7 @@ class Progress:
   audits: tuple[Any, ...] = ()
   stage_seconds: tuple[float, ...] = ()
   compiled: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  data: int = 0
+  data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   frozen: int = 0
   seconds: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: {

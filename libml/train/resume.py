@@ -11,6 +11,7 @@ import jax
 
 from libml import trees
 from libml.train import checkpoint
+from libml.train import workdirs
 from libml.train.progress import Progress
 from libml.train.train_state import TrainState
 
@@ -83,8 +84,9 @@ def restore(
   )
   found = saver.restore(abstract)
   weights = frozen(state, saved)
-  seen = json.dumps([facts["data"], facts["scenario"]], sort_keys=True)
-  data = zlib.crc32(seen.encode())
+  scenario = json.dumps(facts["scenario"], sort_keys=True).encode()
+  data = {**facts["data"], "scenario_crc32": zlib.crc32(scenario)}
+  data = json.loads(json.dumps(data))  # as a checkpoint gives it back
   if found is None:
     return {}, Progress(frozen=weights, data=data)
   number, leaves, fields = found
@@ -97,8 +99,9 @@ def restore(
     )
   if progress.data != data:
     raise ValueError(
-      "The images are not those with which this run started: files or "
-      "labels changed. Restore them, or take another --workdir."
+      "The images are not those with which this run started: "
+      f"{'; '.join(workdirs.differences(progress.data, data))}. Restore them, "
+      "or take another --workdir."
     )
   saver.delete_above(number)
   if progress.stage == stages:

@@ -40,6 +40,8 @@ class Settings:
         raise ValueError(
           f"{name}={getattr(self, name)} must be at least {least}."
         )
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed={self.seed} must lie in 0 to 2**32 - 1.")
 
 
 def of(config: ConfigDict) -> Settings:

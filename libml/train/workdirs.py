@@ -113,12 +113,12 @@ def finished(workdir: pathlib.Path, *, exported: bool) -> dict[str, Any] | None:
   except results.Damaged as error:
     _LOG.warning("%s. They are made again from the last checkpoint.", error)
     record = None
-  if record is not None and record["finished"]:
+  if record is not None and record.get("finished"):
     results.check_readable(record, path)
 
   def is_there() -> bool:
     weights = workdir / "export" / "params.npz"
-    done = record is not None and record["finished"]
+    done = record is not None and bool(record.get("finished"))
     return done and (not exported or weights.exists())
 
   return (record or {}) if processes.first_says(is_there) else None

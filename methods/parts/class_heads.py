@@ -25,6 +25,22 @@ def check_new_classes(scenario: Scenario) -> None:
     seen.update(stage.classes["learn"])
 
 
+def check_masked(stages: Sequence[Stage]) -> None:
+  """Checks a scenario whose training masks the classes of other tasks.
+
+  Raises:
+    ValueError: Every task has one class: its masked cross entropy is always 0,
+      so that nothing would be learned.
+  """
+  counts = {len(stage.classes["learn"]) for stage in stages}
+  if counts == {1}:
+    raise ValueError(
+      "Each stage learns one class, and training masks all others, so that its "
+      "loss is always 0. Take fewer tasks (scenario.num_tasks), or set "
+      "method.mask_classes=False where the method has it."
+    )
+
+
 def check_transfer(part: str) -> None:
   """Raises ValueError unless part is "none", "kernel" or "all"."""
   if part not in ("none", "kernel", "all"):

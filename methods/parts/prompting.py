@@ -114,8 +114,10 @@ class Prompting(Method):
     self.prompts  # noqa: B018  (its constructor checks the other options)
 
   def check(self, scenario):
-    """Raises ValueError if the head is transferred and tasks differ in size."""
+    """Raises ValueError for tasks of unequal sizes, or of one masked class."""
     class_heads.check_equal_tasks(scenario.stages, self.transfer_head)
+    if self.mask_classes and not self.rehearsal.per_class:
+      class_heads.check_masked(scenario.stages)
 
   @property
   def rewrites(self):

@@ -5,6 +5,7 @@ import dataclasses
 from libml.problems import losses
 from libml.train import rehearsal
 from libml.train.method import Method
+from methods.parts import class_heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,11 @@ class Tuning(Method):
   mask_classes: bool = False
 
   rehearses = True
+
+  def check(self, scenario):
+    """Raises ValueError for tasks of one class that masks all others."""
+    if self.mask_classes and not self.rehearsal.per_class:
+      class_heads.check_masked(scenario.stages)
 
   def init_memory(self, params, trainable):
     """Holds the classes that the loss may see."""

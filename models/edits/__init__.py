@@ -18,7 +18,6 @@ import math
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -65,12 +64,15 @@ def _float64(array: Any) -> np.ndarray:
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    # np.load would leave a file open that it cannot read.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+      return dict(arrays)
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # malformed files raise whatever a reader meets
     raise ValueError(
-      f"{path} is not an .npz file of plain arrays ({error}): repeat the run "
-      "that wrote it."
+      f"{path} is not an .npz file of plain arrays ({type(error).__name__}: "
+      f"{error}): repeat the run that wrote it."
     ) from error
 
 

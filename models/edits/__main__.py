@@ -188,8 +188,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     edits = edits_lib.read_all(options.workdir)
     if chosen is None:
+      width = None if sys.stdout.isatty() else 100
       for part in show(edits, _class_names(options.workdir)):
-        console.Console(width=None if sys.stdout.isatty() else 100).print(part)
+        # Names of classes may look like rich's markup.
+        console.Console(width=width, markup=False).print(part)
       return
     known = edits_lib.known(chosen, edits)
     kept = [n for n in edits if (n in known) == (options.without is None)]
