@@ -344,7 +344,7 @@ def test_pickles_in_npz_are_refused(tmp_path):
   np.savez(tmp_path / "a.npz", cls=np.array([bomb, 1], object))
   (tmp_path / "b.npz").write_bytes(pickle.dumps(bomb))
   for name in ("a.npz", "b.npz"):
-    with pytest.raises(ValueError, match="not an .npz file of plain"):
+    with pytest.raises(ValueError, match="not a .npz file of plain"):
       pretrained.load(tmp_path / name, template())
   assert not (tmp_path / "boom").exists()
 
