@@ -41,7 +41,7 @@ PLACES = {
   "tensor_parallel": (8, {"data": 4, "model": 2}, TENSOR_PARALLEL),
   "fsdp": (8, {"data": -1, "model": 1}, SMALL_FSDP),
 }
-STOP = 8 + 3 + 5  # in the second stage
+STOP = 4 + 3 + 2  # in the second stage of 4 steps
 
 
 def run(workdir, place, stop=None):
@@ -55,7 +55,7 @@ def run(workdir, place, stop=None):
         if not leaf.is_fully_replicated:
           cut.add(name)
 
-  config = tiny(mesh=mesh, sharding=rules)
+  config = tiny(epochs=1, mesh=mesh, sharding=rules)
   try:
     main.execute(config, workdir, lambda: next(asked) == stop, observer=Cut())
   except Interrupted:
@@ -122,7 +122,8 @@ def test_eight_devices_find_what_one_finds(workdirs, place):
 def run_lora(workdir, place):
   """Runs LoRA-Sub-DRS on all devices; writes its states around each task."""
   _, _, rules = PLACES[place]
-  seen = walks.watch(lora_toy.tiny(sharding=rules), workdir)
+  config = lora_toy.tiny(scenario__num_tasks=2, sharding=rules)
+  seen = walks.watch(config, workdir)
   states = zip(seen.begun, seen.trained, seen.merged, strict=True)
   np.savez(
     workdir / "states.npz",

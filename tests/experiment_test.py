@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import pathlib
 import random
-import re
 import shutil
 import signal
 import time
@@ -16,7 +15,6 @@ from toy import tiny
 from walks import watch
 
 import main
-from configs import cifar100_l2p
 from libml.train.walk import Interrupted
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -73,14 +71,14 @@ def test_stopped_run_goes_on_bit_for_bit(tmp_path, whole):
 
 def test_prompts_that_only_hooks_rewrite_are_resumed(tmp_path):
   def run(name, stop=lambda: False):
-    config = tiny()
+    config = tiny(epochs=1)
     config.optimizer.prompt = None
     config.method.update(prompt_mask=True, transfer_prompts=True)
     main.execute(config, tmp_path / name, stop)
 
   run("whole")
   with pytest.raises(Interrupted):
-    run("stopped", stop_at(8 + 3 + 2))  # in stage 2, its prompts handed on
+    run("stopped", stop_at(4 + 3 + 2))  # in stage 2, its prompts handed on
   run("stopped")
   assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
@@ -90,7 +88,7 @@ def run_alone(workdir, cache):
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  main.execute(tiny(epochs=4), workdir)
+  main.execute(tiny(epochs=4, scenario__num_tasks=2), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +155,8 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, long, spawn):
     list(pool.map(kill_and_finish, [True, False]))
 
 
-def test_sigterm_saves_and_exits_with_0(tmp_path, main_py):
-  process = main_py("configs/cifar100_l2p.py:smoke", tmp_path / "stopped")
+def test_sigterm_saves_and_exits_with_0(tmp_path, main_py, whole):
+  process = main_py("tests/toy.py", tmp_path / "stopped")
   for line in process.stdout:
     if "stage 1/3 (task 0: 0, 1): compiling the training step" in line:
       process.send_signal(signal.SIGTERM)
@@ -166,10 +164,8 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, main_py):
   output, _ = process.communicate()
   assert process.returncode == 0, output
   assert "Stopped and saved. The same command continues" in output
-  config = cifar100_l2p.get_config("smoke")
-  main.execute(config, tmp_path / "stopped")
-  main.execute(config, tmp_path / "whole")
-  assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+  main.execute(tiny(), tmp_path / "stopped")
+  assert numbers(tmp_path / "stopped") == numbers(whole)
 
 
 def test_finished_run_is_not_touched(whole):
@@ -204,16 +200,3 @@ def test_results_lie_there_after_each_stage(tmp_path):
     main.execute(tiny(), tmp_path, stop_at(8 + 3 + 1))
   record = numbers(tmp_path)
   assert (record["stages_done"], record["finished"]) == (1, False)
-
-
-def test_loss_that_is_not_finite_stops_the_run(tmp_path, main_py):
-  process = main_py(
-    "configs/cifar100_l2p.py:smoke",
-    tmp_path,
-    "--my_config.optimizer.head.lr=1e30",
-    "--my_config.checkpoint.every_steps=1",
-  )
-  output, _ = process.communicate()
-  assert process.returncode == 1
-  assert re.search(r"FloatingPointError: Step \d+, in stage 1, gave", output)
-  assert "Traceback" not in output

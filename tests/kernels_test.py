@@ -203,7 +203,6 @@ def test_last_layer_makes_only_the_rows_that_are_read(classifier):
 L2P = dict(e_layers=[0, 2])
 DUALPROMPT = dict(e_layers=[1, 2], e_prefix=True, g_layers=[0], top_k=1)
 STEPS = {
-  "plain": ({}, None),
   "erf": (dict(gelu="erf", classifier="gap", dropout=0.1), DUALPROMPT),
   "dropout": (dict(dropout=0.1, attention_dropout=0.1), L2P),
   "stored in bfloat16": (
@@ -222,17 +221,14 @@ def test_bfloat16_steps_run_on_one_and_two_devices(fields, prompting):
   # Run, not only compiled, all gradients made: some products fail then.
   model = vit.build(**TOY, **fields, dtype="bfloat16")
   image, query = draw(4, 8, 8, 3), draw(4, 8, seed=1)
-  pool = None
-  if prompting is not None:
-    sizes = dict(pool_size=4, length=3, top_k=2, g_length=2, **vit_sizes())
-    pool = prompts.Prompts(**{**sizes, **prompting})
+  sizes = dict(pool_size=4, length=3, top_k=2, g_length=2, **vit_sizes())
+  pool = prompts.Prompts(**{**sizes, **prompting})
   params = jax.jit(model.init)(jax.random.key(2), {"image": image})["params"]
-  if pool:
-    params = {**params, **pool.init(jax.random.key(3), query)["params"]}
+  params |= jax.jit(pool.init)(jax.random.key(3), query)["params"]
   params["head"]["kernel"] = draw(8, 5, dtype=params["head"]["kernel"].dtype)
 
   def loss(params, image, query):
-    inputs = pool.apply({"params": params}, query)[0] if pool else {}
+    inputs, _ = pool.apply({"params": params}, query)
     outputs = model.apply(
       {"params": params},
       {"image": image, **inputs},

@@ -154,9 +154,8 @@ def test_an_exemplar_trains_its_column_and_a_new_image_no_old_one(
     batch = {"train": {"image": image, "label": jnp.array([2, 3, 2, 3])}}
     if labels:
       batch["replay"] = {"image": 1 - image, "label": jnp.array(labels)}
-    (loss, _), grads = jax.value_and_grad(method.loss, has_aux=True)(
-      params, memory, batch, jax.random.key(2)
-    )
+    gradient = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    (loss, _), grads = gradient(params, memory, batch, jax.random.key(2))
     assert np.isfinite(loss)
     return np.abs(grads["head"]["bias"])
 
@@ -235,7 +234,9 @@ def test_exemplars_keep_what_was_learned(record, preset):
 
 def test_stopped_in_a_review_goes_on_bit_for_bit(tmp_path):
   def run(name, stop=lambda: False):
-    config = rehearsed("review_trick", tiny())
+    # Two tasks of 6 steps, then 15 and 30 of review.
+    config = tiny(epochs=1, scenario__num_tasks=2)
+    config = rehearsed("review_trick", config)
     main.execute(config, tmp_path / name, stop)
     record = json.loads((tmp_path / name / "results.json").read_text())
     return {k: v for k, v in record.items() if "second" not in k}
@@ -243,7 +244,7 @@ def test_stopped_in_a_review_goes_on_bit_for_bit(tmp_path):
   whole = run("whole")
   asked = iter(range(100))
   with pytest.raises(Interrupted):
-    run("stopped", lambda: next(asked) == 8 + 4)  # 8 steps, then the review
+    run("stopped", lambda: next(asked) == 6 + 4)  # in the first review
   assert run("stopped") == whole
 
 

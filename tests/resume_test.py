@@ -50,6 +50,19 @@ PASSES = [(2, 10, 10), (2, 8, 8)]
 FIRST, SECOND = (2 * sum(steps) for steps in PASSES)
 
 
+def gs_lora_plus():
+  """Returns a run of two requests of four epochs."""
+  return gs_toy.tiny(
+    "gs_lora_plus",
+    scenario__num_requests=2,
+    method__beta=(0.2, 0.3),
+    method__proto_forget=(0.01, 0.01),
+    method__proto_retain=(0.0, 0.0),
+    method__average_epoch=1,
+    **RARELY,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
   """A run, and where it ends early.
@@ -81,9 +94,9 @@ CASES = {
     frozenset({"params/cls", "memory/averaged"}),
     frozenset({"params/head/kernel"}),
   ),
-  # Three requests of 20, 16 and 12 steps; alpha starts after half of them.
+  # Two requests of 20 and 16 steps; alpha starts after half of them.
   "gs_lora_plus": Case(
-    lambda: gs_toy.tiny("gs_lora_plus", method__average_epoch=1, **RARELY),
+    gs_lora_plus,
     (
       (STOP, "measure", -1, 3, 0),
       (STOP, "train", 0, 13, 13),
@@ -97,21 +110,21 @@ CASES = {
         f"memory/average/{MLP}/kernel",
         "memory/prototypes",
         "memory/alpha",
-        f"edits/stage_2/{MLP}/lora_a",
+        f"edits/stage_1/{MLP}/lora_a",
         "edits/stage_0/zero/Transformer/encoderblock_0",
         "edits/stage_0/classes",
       }
     ),
     frozenset({"params/head/kernel", "params/cls", f"params/{MLP}/bias"}),
   ),
-  # Three tasks of 6 steps, with two passes of 4 batches over their images.
+  # Two tasks of 10 steps, with two passes of 6 batches over their images.
   "lora_sub": Case(
-    lambda: lora_toy.tiny(**RARELY),
+    lambda: lora_toy.tiny(scenario__num_tasks=2, **RARELY),
     (
-      (STOP, "second_moments", 1, 2, 6),
-      (KILL, "second_moments", 1, 3, 6),
-      (STOP, "train", 1, 4, 10),
-      (STOP, "class_sums", 1, 2, 12),
+      (STOP, "second_moments", 1, 2, 10),
+      (KILL, "second_moments", 1, 3, 10),
+      (STOP, "train", 1, 4, 14),
+      (STOP, "class_sums", 1, 2, 20),
     ),
     frozenset(
       {
@@ -125,14 +138,13 @@ CASES = {
     ),
     frozenset({f"params/{ATTENTION}/query/kernel", "params/cls"}),
   ),
-  # Stages forget, learn and forget in 4, 4 and 12 steps; each third saves.
+  # Stages forget and learn in 4 steps each; each third saves.
   "swapping": Case(
-    lambda: swap_tiny.tiny("order=flf", checkpoint__every_steps=3),
+    lambda: swap_tiny.tiny("order=fl", checkpoint__every_steps=3),
     (
       (STOP, "measure", 0, 2, 4),
       (KILL, "train", 1, 1, 4),
       (STOP, "train", 1, 3, 7),
-      (KILL, "train", 2, 9, 15),
     ),
     frozenset({f"params/{MLP}/lora_b", f"memory/start/{MLP}/lora_a"}),
     frozenset({f"params/{MLP}/kernel", "params/head/kernel", "params/cls"}),

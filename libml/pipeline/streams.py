@@ -37,6 +37,12 @@ _TENSORS: weakref.WeakKeyDictionary[source.Split, tf.Tensor] = (
   weakref.WeakKeyDictionary()
 )
 
+# Datasets of sweeps, by their settings: to build one takes longer than to read
+# a small test set, which is measured after every stage.
+_SWEEPS: weakref.WeakKeyDictionary[subset_lib.Subset, dict[Any, Any]] = (
+  weakref.WeakKeyDictionary()
+)
+
 
 def train_stream(
   subset: subset_lib.Subset,
@@ -103,7 +109,8 @@ def train_stream(
   load = _train_loader(subset, preprocess, image_seed, mixing)
   if table:
     load = _joined(load, table)
-  return _iterate(data, load, batch_size // process_count, threads)
+  data = _batched(data, load, batch_size // process_count, threads)
+  return _named(data.as_numpy_iterator())
 
 
 def sweep(
@@ -140,12 +147,34 @@ def sweep(
     ValueError: The subset is empty, or the processes cannot divide the batch.
   """
   part = _part(subset, batch_size, process_index, process_count)
-  read = _reader(subset)
-  num = len(subset)
+  known = _SWEEPS.setdefault(subset, {})
+  how = preprocess, batch_size, process_index, process_count, threads, augment
+  if how not in known:
+    load = _sweep_loader(subset, preprocess, augment)
+    index, mask = _whole_batches(len(subset), batch_size, part)
+    data = tf.data.Dataset.from_tensor_slices((index, mask))
+    size = batch_size // process_count
+    known[how] = _batched(data, load, size, threads)
+  return _named(known[how].as_numpy_iterator())
+
+
+def _whole_batches(
+  num: int, batch_size: int, part: slice
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a process's positions in `num` images, and which are no filling."""
   index = np.arange(-(-num // batch_size) * batch_size).reshape(-1, batch_size)
   index = index[:, part].reshape(-1)
   mask = index < num
-  index = np.where(mask, index, 0)
+  return np.where(mask, index, 0), mask
+
+
+def _sweep_loader(
+  subset: subset_lib.Subset,
+  preprocess: preprocess_lib.Preprocess,
+  augment: bool,
+) -> Callable[..., Example]:
+  """Returns a function (index, mask) -> example of a sweep."""
+  read = _reader(subset)
 
   def load(index: tf.Tensor, mask: tf.Tensor) -> Example:
     def chain(example: Example) -> Example:
@@ -156,8 +185,7 @@ def sweep(
     example = read(index, chain)
     return {**example, "mask": mask, "index": tf.cast(index, tf.int32)}
 
-  data = tf.data.Dataset.from_tensor_slices((index, mask))
-  return _iterate(data, load, batch_size // process_count, threads)
+  return load
 
 
 def _part(
@@ -286,12 +314,12 @@ def _joined(
   return load_joined
 
 
-def _iterate(
+def _batched(
   data: tf.data.Dataset,
   load: Callable[..., Example],
   batch_size: int,
   threads: int | None,
-) -> Iterator[Batch]:
+) -> tf.data.Dataset:
   threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
   load = _as_it_is(load)
   data = data.map(load, num_parallel_calls=threads, deterministic=True)
@@ -302,7 +330,7 @@ def _iterate(
   options.autotune.enabled = False
   options.threading.private_threadpool_size = threads
   options.threading.max_intra_op_parallelism = 1
-  return _named(data.with_options(options).as_numpy_iterator())
+  return data.with_options(options)
 
 
 def _named(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -99,6 +99,7 @@ def batch(file, dtype, step):
   return {"retain": take("remain"), "forget": take("forget")}
 
 
+@pytest.fixture(scope="module")
 def optimizer(file):
   """Returns the authors' AdamW on the adapters; its state[0] is a gradient."""
   meta = toy.meta(file)["optimizer"]
@@ -120,7 +121,10 @@ def optimizer(file):
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda updates, state, params=None: (updates, updates),
   )
-  return dataclasses.replace(built, tx=optax.chain(seen, built.tx))
+  tx = optax.chain(seen, built.tx)
+  update = jax.jit(tx.update)
+  tx = optax.GradientTransformationExtraArgs(tx.init, update)
+  return dataclasses.replace(built, tx=tx)
 
 
 def check_after(state, theirs, dtype):
@@ -169,33 +173,40 @@ def check_parts(metrics, file, variant, step, dtype):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_steps(file, tmp_path, variant):
+def test_steps(file, optimizer, tmp_path, variant):
   with toy.precision("float64"):
-    check_steps(file, tmp_path, "float64", variant)
+    start = first_state(file, optimizer, tmp_path, variant, "float64")
+    # Operation by operation: all variants share what is compiled.
+    check_steps(file, optimizer, start, variant, "float64")
 
 
-@pytest.mark.parametrize("variant", [next(iter(VARIANTS))])
-def test_steps_in_float32(file, tmp_path, variant):
-  check_steps(file, tmp_path, "float32", variant)
+def test_steps_in_float32(file, optimizer, tmp_path):
+  variant = next(iter(VARIANTS))
+  start = first_state(file, optimizer, tmp_path, variant, "float32")
+  check_steps(file, optimizer, start, variant, "float32", compiled=jax.jit)
 
 
-def check_steps(file, tmp_path, dtype, variant):
-  """Takes a variant's steps, and compares each with the stored one."""
-  placement, _ = place(variant)
-  ours, tx = method(file, dtype, variant), optimizer(file)
-  state = train_state.TrainState(
+def first_state(file, optimizer, folder, variant, dtype):
+  """Returns the state before a variant's first step."""
+  module, (placement, _) = method(file, dtype, variant).model, place(variant)
+  start = params(file, folder, module, placement)
+  return train_state.TrainState(
     step=jnp.zeros((), jnp.int32),
     steps_per_epoch=jnp.ones((), jnp.int32),
-    params=params(file, tmp_path, ours.model, placement),
-    opt_state=None,
+    params=start,
+    opt_state=optimizer.tx.init(start),
     memory=memory(file, dtype, VARIANTS[variant]),
     rng=jax.random.key(0),
   )
-  state = state.replace(opt_state=tx.tx.init(state.params))
-  step = steps.make_train_step(ours.loss, ours.extra_args, tx)
 
+
+def check_steps(
+  file, optimizer, state, variant, dtype, *, compiled=lambda fn: fn
+):
+  """Takes a variant's steps, and compares each with the stored one."""
+  ours = method(file, dtype, variant)
+  step = compiled(steps.make_train_step(ours.loss, ours.extra_args, optimizer))
   for number in range(len(file[f"out/{variant}/total"])):
-    # Operation by operation: all variants share what is compiled.
     state, metrics = step(state, batch(file, dtype, number))
     if number == 0:
       stored = toy.adapters(file, f"grad/{variant}/")
