@@ -19,8 +19,9 @@ pytestmark = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
-# A stage has 8 steps and a checkpoint every 3, its end another one.
-STOP = 8 + 3 + 5
+# A stage has 8 steps and a checkpoint every 3, its end another one. Here the
+# third has begun.
+STOP = 8 + 3 + 8 + 6 + 5
 
 
 def matrix(workdir):
@@ -53,7 +54,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-  """Returns the workdir of a run that was stopped in its second stage."""
+  """Returns the workdir of a run that was stopped in its last stage."""
   workdir = tmp_path_factory.mktemp("half")
   asked = iter(range(STOP))
   with pytest.raises(Interrupted):

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import os
 import pickle
@@ -25,6 +26,7 @@ TOY = dict(
 ATTENTION = "MultiHeadDotProductAttention_"
 
 
+@functools.cache
 def template(**fields):
   model = vit.build(**{**TOY, **fields})
   size = model.image_size

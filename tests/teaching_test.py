@@ -76,12 +76,12 @@ def test_what_a_teacher_said_serves_for_asking_it(taught):
     rows = {name for part in told.values() for name in part}
     assert "teacher" in rows
     assert not any("teacher" in part for part in asked.values())
-    rng = jax.random.key(0)
-    found, _ = round_.loss(taught.student, silent, told, rng)
-    wanted, _ = round_.loss(taught.student, state.memory, asked, rng)
+    loss, rng = jax.jit(round_.loss), jax.random.key(0)
+    found, _ = loss(taught.student, silent, told, rng)
+    wanted, _ = loss(taught.student, state.memory, asked, rng)
     assert np.isfinite(found)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    same, _ = round_.loss(state.params, state.memory, asked, rng)
+    same, _ = loss(state.params, state.memory, asked, rng)
     assert same != wanted, "the student counts"
 
 
