@@ -14,4 +14,5 @@ def tiny(method, **changes):
   """
   config = digits_baselines.get_config(f"smoke,method={method}")
   config.model.depth = 1
+  config.checkpoint.every_steps = 1000
   return toy.change(config, changes)

@@ -28,6 +28,7 @@ def tiny(method="gs_lora", **changes):
   config = common.smoke(config)
   config.model.depth = 3
   config.epochs = 4
+  config.checkpoint.every_steps = 1000
   config.method.alpha_epoch = 2
   config.method.beta_decay_epoch = 3
   if changes.get("method__subgradient"):

@@ -22,6 +22,7 @@ def tiny(**changes):
   config = common.smoke(config)
   config.model.depth = 2
   config.epochs = 2
+  config.checkpoint.every_steps = 1000
   config.dataset.per_class = 15
   config.preprocess.train = "random_resized_crop"
   return toy.change(config, changes)

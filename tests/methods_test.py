@@ -72,6 +72,7 @@ def watch(name, workdir, mesh=None):
   config = smoke_config(name)
   config.method.update(FEWER.get(name, {}))
   config.model.depth = max(1, METHODS[name].fewest_blocks(config.method))
+  config.checkpoint.every_steps = 1000
   shorter = {"num_tasks": 2, "num_requests": 2, "order": "lf"}
   for key in shorter.keys() & set(config.scenario):
     if config.scenario[key] is not None:

@@ -15,8 +15,6 @@ import walks
 from configs import digits_baselines
 from libml import trees
 
-RARELY = {"checkpoint__every_steps": 1000}  # only stops save inside a stage
-
 
 class Killed(Exception):
   """Ends a run that saves nothing more."""
@@ -40,7 +38,7 @@ def scrub_s():
       "export": False,
       "model__depth": 1,
       "scenario__num_requests": 2,
-      **RARELY,
+      "checkpoint__every_steps": 1000,
     },
   )
 
@@ -59,7 +57,6 @@ def gs_lora_plus():
     method__proto_forget=(0.01, 0.01),
     method__proto_retain=(0.0, 0.0),
     method__average_epoch=1,
-    **RARELY,
   )
 
 
@@ -119,7 +116,7 @@ CASES = {
   ),
   # Two tasks of 10 steps, with two passes of 6 batches over their images.
   "lora_sub": Case(
-    lambda: lora_toy.tiny(scenario__num_tasks=2, **RARELY),
+    lambda: lora_toy.tiny(scenario__num_tasks=2),
     (
       (STOP, "second_moments", 1, 2, 10),
       (KILL, "second_moments", 1, 3, 10),

@@ -19,4 +19,5 @@ def tiny(argument="order=lfl", **changes):
   """
   config = digits_swap.get_config(f"smoke,{argument}")
   config.method.update(PAPER)
+  config.checkpoint.every_steps = 1000
   return toy.change(config, changes)
