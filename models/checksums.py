@@ -55,6 +55,17 @@ def check(folder: pathlib.Path, *names: str) -> dict[str, Any]:
   return {key: value for key, value in known.items() if key != "files"}
 
 
+def check_listed(path: pathlib.Path) -> None:
+  """Checks a file, if its folder has a checksum of it.
+
+  Raises:
+    ValueError: The file is not the one that was written.
+  """
+  folder = path.parent
+  if (folder / FILE).exists() and path.name in _read(folder)["files"]:
+    check(folder, path.name)
+
+
 def _read(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / FILE
   try:

@@ -136,8 +136,8 @@ def retrained(
     forgotten: Request -> ids of the classes that the run must have forgotten.
 
   Raises:
-    ValueError: The run has no export, saw a sample of the images only, or
-      forgot other classes.
+    ValueError: The run has no export or a damaged one, saw a sample of the
+      images only, or forgot other classes.
   """
   folder = pathlib.Path(workdir) / "export"
   if not (folder / "params.npz").is_file():
@@ -146,6 +146,8 @@ def retrained(
       "the method 'retrain' there, on all images (scenario.ratio=1.0), with "
       "export=True."
     )
+  for name in ("params.npz", "classes.json"):
+    checksums.check_listed(folder / name)
   asked = json.loads((pathlib.Path(workdir) / "config.json").read_text())
   sample = {key: asked["scenario"].get(key) for key in ("ratio", "shots")}
   if sample["ratio"] not in (None, 1.0) or sample["shots"] is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from libml import trees
+from models import checksums
 from models import lora
 from models import pretrained
 
@@ -29,12 +31,14 @@ def load(
 
   Raises:
     FileNotFoundError: If there is no such file.
-    ValueError: If the file does not fit the model.
+    ValueError: If the file does not fit the model, or is damaged: the files of
+      an export have checksums.
   """
   rng = jax.random.key(seed)
   init = functools.partial(model.init, rng)
   template = jax.eval_shape(init, model.example_input())["params"]
   base, adapters = lora.split(template)
+  checksums.check_listed(pathlib.Path(path))
   loaded = pretrained.load(path, base, **head, seed=seed)
   return lora.join(loaded, jax.device_get(lora.restart(adapters, rng)))
 

@@ -20,6 +20,7 @@ from libml.train import workdirs
 from models import checksums
 from models import edits as edits_lib
 from models import export
+from models import initial
 from models import pretrained
 
 CONFIG = {"export": False, "audit": {"stages": "none"}, "seed": 1}
@@ -174,6 +175,17 @@ def test_each_file_of_an_export_is_checked(forgot, name):
   # A name in checksums.json that changes is that of a file that is missing.
   with pytest.raises((ValueError, FileNotFoundError), match="export/"):
     export.read(forgot / "export")
+
+
+@pytest.mark.parametrize("name", ["params.npz", "model.safetensors"])
+def test_a_run_starts_from_no_damaged_export(forgot, name):
+  model, path = export.build(forgot / "export"), forgot / "export" / name
+  initial.load(model, path, seed=0, head="keep")
+  data = bytearray(path.read_bytes())
+  data[-5] ^= 1  # the last weight's mantissa, or the directory of the archive
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=f"{name} does not match its checksum"):
+    initial.load(model, path, seed=0, head="keep")
 
 
 BAD_LEAVES = {
