@@ -10,12 +10,14 @@ import sys
 import zipfile
 
 import edits_toy
+import jax
 import numpy as np
 import pytest
 from toy import tiny
 
 import main
 from libml.results import results
+from libml.train import checkpoint
 from libml.train import workdirs
 from models import checksums
 from models import edits as edits_lib
@@ -61,6 +63,20 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(ValueError, match="config.json cannot be read .*Restore"):
     workdirs.claim(tmp_path, CONFIG)
+
+
+def test_an_unreadable_checkpoint_is_named_in_a_short_line(tmp_path):
+  leaves = {"w": jax.numpy.ones(3)}
+  with checkpoint.Saver(tmp_path, keep=1) as saver:
+    saver.save(1, leaves, {})
+    saver.wait()
+    manifest = tmp_path / "1" / "state" / "manifest.ocdbt"
+    data = bytearray(manifest.read_bytes())
+    data[-1] ^= 1
+    manifest.write_bytes(data)
+    with pytest.raises(ValueError, match="No checkpoint can be used") as error:
+      saver.restore(jax.eval_shape(lambda: leaves))
+  assert "manifest.ocdbt" in str(error.value) and len(str(error.value)) < 600
 
 
 def test_one_run_holds_a_workdir(tmp_path):

@@ -15,9 +15,10 @@ end, and results.json is compared.
 
 kills: each trial starts main.py in a process, kills it at a random time with
 SIGKILL, starts it again until it ends, and compares results.json (without
-times), edits/ and export/ with those of a run that nobody killed. Every second
-kill waits until the process writes a file, and every fourth run is killed
-twice. At last two processes run in one workdir.
+times), edits/ and export/ with those of a run that nobody killed. Every fourth
+kill waits until a checkpoint is being written. Every fourth one comes when a
+file is half written: results.json, config.json, an edit, a checksum, an export.
+Every third run is killed twice. At last two processes run in one workdir.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import pathlib
 import random
 import shutil
@@ -292,6 +294,7 @@ def flip(path: pathlib.Path, rng: random.Random) -> str:
 def flips(count: int, seed: int, folder: pathlib.Path) -> bool:
   """Runs trials of all kinds; returns whether all went right."""
   logging.disable()
+  sys.unraisablehook = lambda _: None  # as main.py: TensorStore's threads
   learning, record = Learning(folder / "learned"), Record(folder / "record")
   shares = {learning: 0.4, record: 0.4, Forgetting(folder): 0.2}
   rows = {}
@@ -340,12 +343,23 @@ RUNS = {
   "audits": (*_AUDITED, "--my_config.audit.stages=all"),
   "later audit": _AUDITED,
 }
-# Files that exist only while they are written -> what the process does.
+# What a process writes: first part of a path in the workdir.
 WRITES = {
-  "checkpoints/*orbax-checkpoint-tmp*": "writes a checkpoint",
-  "edits/*.tmp": "writes an edit",
-  "results.tmp": "writes results",
+  "edits": "writes an edit",
+  "results.json": "writes results",
   ".export.part": "writes the export",
+  "export": "writes the export",
+  "config.json": "writes the config",
+  "checkpoints": "writes a checkpoint",
+}
+# What a stage does, by the observer's event.
+EVENTS = {
+  "begin": "begins a stage",
+  "train": "trains",
+  "trained": "ends training",
+  "measure": "measures",
+  "audit": "ends a stage",
+  "end": "ends a stage",
 }
 
 
@@ -364,12 +378,12 @@ class Told(Display):
 
   def on_stage(self, stage, event, state):
     """Tells the part of a stage."""
-    self._tell({"end": "ends a stage"}.get(event, event))
+    self._tell(EVENTS[event])
     super().on_stage(stage, event, state)
 
   def on_work(self, what, done=0, total=None):
-    """Tells what the progress line does."""
-    self._tell("audit" if what.startswith("audit") else what)
+    """Tells what the progress line shows."""
+    self._tell("audits" if what.startswith("audit") else "prepares or passes")
     super().on_work(what, done, total)
 
   def on_compile(self, name):
@@ -383,11 +397,32 @@ class Told(Display):
     super().on_step(stage, step, metrics)
 
 
-def live(told: pathlib.Path, *arguments: str) -> None:
-  """Is main.py, which tells what it does."""
+def live(told: pathlib.Path, at: int, *arguments: str) -> None:
+  """Is main.py, which tells what it does.
+
+  Args:
+    told: File for that, WORKDIR.told.
+    at: Number of the file that it writes, from 0, at which it kills itself; the
+      file is half written then. -1: never.
+    *arguments: Of main.py.
+  """
+  workdir, written = told.with_suffix(""), told.with_suffix(".written")
+  replace = os.replace
+
+  def half(source, target):
+    if workdir in pathlib.Path(target).parents:
+      with written.open("a") as names:
+        print(pathlib.Path(target).relative_to(workdir).parts[0], file=names)
+      if len(written.read_text().splitlines()) - 1 == at:
+        if os.path.isfile(source):
+          os.truncate(source, os.path.getsize(source) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
   Told.path = told
   main_py.Display = Told
-  children.command_line(*arguments)
+  with mock.patch.object(os, "replace", half):
+    children.command_line(*arguments)
 
 
 def faces(folder: pathlib.Path) -> tuple[str, ...]:
@@ -430,6 +465,8 @@ class Case:
       self._first = self.finish(self._folder / "first")
       self._arguments += ("--audit",)
     self.left = self.files(self.finish(self.workdir("whole")))
+    written = self._folder / "whole.written"
+    self._writes = written.read_text().splitlines()
     began = time.monotonic()
     again = self.finish(self.workdir("again"))
     self.seconds = time.monotonic() - began
@@ -444,13 +481,15 @@ class Case:
       shutil.copytree(self._first, workdir)
     return workdir
 
-  def start(self, workdir: pathlib.Path):
-    """Starts main.py; what it prints goes beside the workdir."""
+  def start(self, workdir: pathlib.Path, *, at: int = -1):
+    """Starts main.py, see `live`; what it prints goes beside the workdir."""
     told = workdir.with_suffix(".told")
     told.write_text("starts")
+    told.with_suffix(".written").unlink(missing_ok=True)
     return children.start(
       live,
       told,
+      at,
       f"--workdir={workdir}",
       *("--my_config", *self._arguments),
       log=workdir.with_suffix(".log"),
@@ -476,38 +515,50 @@ class Case:
     names = {*found, *self.left}
     return sorted(n for n in names if found.get(n) != self.left.get(n))
 
-  def kill(
-    self, workdir: pathlib.Path, rng: random.Random, *, writing: bool
+  def kill(self, workdir: pathlib.Path, rng: random.Random) -> str | None:
+    """Kills main.py at a random time; returns what it did then, None: ended."""
+    return self._killed(workdir, self._later(workdir, rng))
+
+  def kill_saving(
+    self, workdir: pathlib.Path, rng: random.Random
   ) -> str | None:
-    """Starts main.py and kills it.
+    """Kills it, too, but where it next writes a checkpoint."""
+    process = self._later(workdir, rng)
+    while process.is_alive() and not _is_saving(workdir):
+      pass
+    return self._killed(workdir, process)
 
-    Args:
-      workdir: Of the run; it may have begun.
-      rng: Chooses the time.
-      writing: Whether to wait after that time until it writes a file.
+  def kill_writing(
+    self, workdir: pathlib.Path, rng: random.Random
+  ) -> str | None:
+    """Kills it where it has written half of a file."""
+    kind = rng.choice(sorted(set(self._writes)))
+    places = [i for i, name in enumerate(self._writes) if name == kind]
+    process = self.start(workdir, at=rng.choice(places))
+    process.join()
+    if process.exitcode != -signal.SIGKILL:
+      return None
+    return WRITES[kind]
 
-    Returns:
-      What it was doing; None: it had ended.
-    """
+  def _later(self, workdir, rng):
+    """Starts main.py and waits for a random time."""
     process = self.start(workdir)
-    time.sleep(rng.uniform(0, self.seconds))
-    if writing:
-      wanted = rng.sample(sorted(WRITES), 2)
-      while process.is_alive():
-        if any(_found(workdir, pattern) for pattern in wanted):
-          break
+    process.join(rng.uniform(0, self.seconds))
+    return process
+
+  def _killed(self, workdir, process):
+    """Kills a process; returns what it did."""
     process.kill()
     process.join()
     if process.exitcode != -signal.SIGKILL:
       return None
-    for pattern, what in WRITES.items():
-      if _found(workdir, pattern):
-        return what
-    return workdir.with_suffix(".told").read_text() or "starts"
+    if _is_saving(workdir):
+      return WRITES["checkpoints"]
+    return workdir.with_suffix(".told").read_text() or "trains"
 
 
-def _found(workdir: pathlib.Path, pattern: str) -> bool:
-  return any(workdir.glob(pattern))
+def _is_saving(workdir: pathlib.Path) -> bool:
+  return any(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
 
 
 def trials(
@@ -519,9 +570,10 @@ def trials(
     case = cases[number % len(cases)]
     rng = random.Random(f"{seed} {number}")
     workdir = case.workdir("killed")
-    doing = [case.kill(workdir, rng, writing=number % 2 == 1)]
-    if number % 4 == 3:
-      doing.append(case.kill(workdir, rng, writing=False))
+    ways = (case.kill, case.kill_saving, case.kill, case.kill_writing)
+    doing = [ways[number % 4](workdir, rng)]
+    if number % 3 == 0:
+      doing.append(case.kill(workdir, rng))
     doing = [what for what in doing if what]
     number += 1
     kills += len(doing)
@@ -563,7 +615,10 @@ def kills(count: int, seed: int, folder: pathlib.Path) -> bool:
     for what in doing:
       phases[what].update({"kills": 1})
     if different:
-      print(f"{WRONG}: {case.name}, killed where it {doing}: {different}")
+      print(
+        f"{WRONG}: {case.name}, killed where it {doing}: {different}",
+        flush=True,
+      )
   show("run", ("runs", "kills", "same bits", WRONG), rows)
   show("killed where it", ("kills",), phases)
   return two_at_once(cases[0]) and not any(row[WRONG] for row in rows.values())

@@ -71,6 +71,11 @@ def digest(record: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def _reason(error: Exception) -> str:
+  """Returns an error's first line, cut: TensorStore names all it knows."""
+  return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
 @contextlib.contextmanager
 def _written(folder: pathlib.Path) -> Iterator[None]:
   """Turns what orbax raises where it cannot write into one OSError."""
@@ -79,11 +84,10 @@ def _written(folder: pathlib.Path) -> Iterator[None]:
   except Exception as error:  # of many types: its own, TensorStore's, Python's
     if processes.has_lost_peer(error):
       raise
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise OSError(
       f"A checkpoint cannot be written to {folder}; the last complete one is "
       "kept, and the same command goes on from it. Make room on the disk, or "
-      f"allow writing there. ({reason[:300]})"
+      f"allow writing there. ({_reason(error)})"
     ) from error
 
 
@@ -182,7 +186,7 @@ class Saver:
         raise ValueError(f"it was saved as checkpoint {record['number']}")
       return got, ""
     except Exception as error:  # orbax raises Exception itself, too
-      return None, (str(error).splitlines() or [type(error).__name__])[0]
+      return None, _reason(error)
 
   def delete_above(self, number: int) -> None:
     """Deletes checkpoints newer than `number`, which were found damaged."""
