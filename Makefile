@@ -6,6 +6,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
+# Python 3.11 on Linux gets the versions of requirements.lock, each file with its
+# hash; others get the newest within the bounds of requirements.txt.
+LOCKED := $(shell $(PYTHON) -c "import sys; print(*['yes'] * \
+  (sys.version_info[:2] == (3, 11) and sys.platform == 'linux'))")
+REQUIRED := $(if $(LOCKED),--require-hashes -r requirements.lock,\
+  -r requirements.txt -r .ci/requirements.txt)
 
 SWAPS := swap_lf swap_fl
 LEARN := lora_sub ranpac masked_head finetune joint
@@ -18,12 +24,11 @@ MORE := coda_prompt inflora lora head nearest_mean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt .ci/requirements.txt
+$(VENV)/installed: requirements.txt .ci/requirements.txt requirements.lock
 	@echo "Installing into $(VENV): 1 to 3 minutes, most of them the download."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt \
-	  -r .ci/requirements.txt
+	$(BIN)/python -m pip install --quiet $(REQUIRED)
 	touch $@
 
 demo: install
