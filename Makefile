@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
-# Python 3.11 on Linux gets the versions of requirements.lock, each file with its
-# hash; others get the newest within the bounds of requirements.txt.
+# Python 3.11 on Linux gets what requirements.lock holds, each file with its hash;
+# others get the newest within the bounds of requirements.txt.
 LOCKED := $(shell $(PYTHON) -c "import sys; print(*['yes'] * \
   (sys.version_info[:2] == (3, 11) and sys.platform == 'linux'))")
 REQUIRED := $(if $(LOCKED),--require-hashes -r requirements.lock,\
