@@ -25,6 +25,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import os
@@ -367,8 +368,10 @@ class Told(Display):
   """Writes into a file what the run does."""
 
   path: pathlib.Path
+  _told = ""
 
   def _tell(self, what):
+    self._told = what
     self.path.write_text(what)
 
   def on_start(self, run, state):
@@ -388,7 +391,7 @@ class Told(Display):
 
   def on_compile(self, name):
     """Tells that a function is compiled."""
-    self._tell("compiles")
+    self._tell("audits" if self._told == "audits" else "compiles")
     super().on_compile(name)
 
   def on_step(self, stage, step, metrics):
@@ -460,6 +463,7 @@ class Case:
     self._arguments = RUNS[name]
     if name == "faces":
       self._arguments += faces(self._folder / "faces")
+    self._begun: set[str] = set()  # saves of killed processes
     self._first = None  # workdir of a finished run that is audited later
     if name == "later audit":
       self._first = self.finish(self._folder / "first")
@@ -483,6 +487,7 @@ class Case:
 
   def start(self, workdir: pathlib.Path, *, at: int = -1):
     """Starts main.py, see `live`; what it prints goes beside the workdir."""
+    self._begun = _saves(workdir)
     told = workdir.with_suffix(".told")
     told.write_text("starts")
     told.with_suffix(".written").unlink(missing_ok=True)
@@ -524,16 +529,29 @@ class Case:
   ) -> str | None:
     """Kills it, too, but where it next writes a checkpoint."""
     process = self._later(workdir, rng)
-    while process.is_alive() and not _is_saving(workdir):
+    while process.is_alive() and not _saves(workdir) - self._begun:
       pass
     return self._killed(workdir, process)
 
   def kill_writing(
-    self, workdir: pathlib.Path, rng: random.Random
+    self,
+    workdir: pathlib.Path,
+    rng: random.Random,
+    written: collections.Counter,
   ) -> str | None:
-    """Kills it where it has written half of a file."""
-    kind = rng.choice(sorted(set(self._writes)))
+    """Kills it where it has written half of a file.
+
+    Args:
+      workdir: Of the run.
+      rng: Chooses the file.
+      written: How often each kind of file was chosen; it is counted up.
+    """
+    # Each kind in turn, as the config and results are written by all runs.
+    order = [*WRITES]
+    kinds = sorted(set(self._writes), key=order.index)
+    kind = min(kinds, key=lambda kind: written[WRITES[kind]])
     places = [i for i, name in enumerate(self._writes) if name == kind]
+    written[WRITES[kind]] += 1
     process = self.start(workdir, at=rng.choice(places))
     process.join()
     if process.exitcode != -signal.SIGKILL:
@@ -552,13 +570,15 @@ class Case:
     process.join()
     if process.exitcode != -signal.SIGKILL:
       return None
-    if _is_saving(workdir):
+    if _saves(workdir) - self._begun:
       return WRITES["checkpoints"]
     return workdir.with_suffix(".told").read_text() or "trains"
 
 
-def _is_saving(workdir: pathlib.Path) -> bool:
-  return any(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
+def _saves(workdir: pathlib.Path) -> set[str]:
+  """Returns the checkpoints that are not finished."""
+  found = workdir.glob("checkpoints/*orbax-checkpoint-tmp*")
+  return {path.name for path in found}
 
 
 def trials(
@@ -566,11 +586,13 @@ def trials(
 ) -> Iterator[tuple[Case, list[str], list[str]]]:
   """Yields (case, what each killed process was doing, what differs)."""
   number = kills = 0
+  written = collections.Counter()
   while kills < count:
     case = cases[number % len(cases)]
     rng = random.Random(f"{seed} {number}")
     workdir = case.workdir("killed")
-    ways = (case.kill, case.kill_saving, case.kill, case.kill_writing)
+    half = functools.partial(case.kill_writing, written=written)
+    ways = (case.kill, case.kill_saving, case.kill, half)
     doing = [ways[number % 4](workdir, rng)]
     if number % 3 == 0:
       doing.append(case.kill(workdir, rng))
