@@ -281,7 +281,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(f"{len(left)} of {len(runs)} runs are not finished.")
 
 
-if __name__ == "__main__":
+def stop_on_signals() -> None:
+  """Lets SIGTERM, SIGINT and SIGHUP end the program, with all runs."""
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda *_: sys.exit("Stopped."))
+
+
+if __name__ == "__main__":
+  stop_on_signals()
   main()

@@ -16,10 +16,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
       known in all files.
 
   Raises:
-    ValueError: An unknown name, or a value of another type than the default.
+    ValueError: An unknown name, one that is given twice, or a value of another
+      type than the default.
   """
   known = {"smoke": False, **defaults}
-  parsed = dict(known)
+  parsed, given = dict(known), set()
   for item in (arg or "").split(","):
     if not item:
       continue
@@ -28,6 +29,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
       raise ValueError(
         f"Unknown config argument {name!r}. {registry.nearest(name, known)}"
       )
+    if name in given:
+      raise ValueError(
+        f"The config argument {name!r} is given twice; give it once."
+      )
+    given.add(name)
     kind = type(known[name])
     if kind is bool:
       if text.lower() not in ("", "true", "false"):

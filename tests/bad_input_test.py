@@ -136,6 +136,18 @@ CASES = {
     {"optimizer__lr_batch_size": -1},
     r"lr_batch_size=-1 must be at least 1",
   ),
+  "groups as a word": (
+    {"optimizer__groups": ("head",)},
+    r"optimizer.groups=\('head',\) must be pairs \(name, pattern\), such as",
+  ),
+  "group of a broken pattern": (
+    {"optimizer__groups": (("head", "(head"), ("backbone", ".*"))},
+    r"pattern '\(head' of 'head' must be a regular expression: missing \)",
+  ),
+  "a pool of terabytes": (
+    {"method__pool_size": 10**12},
+    r"do not fit into memory \(RESOURCE_EXHAUSTED.*smaller options of",
+  ),
   "holdout of everything": ({"holdout": 1.0}, r"above 0 and below 1"),
   "a task of one class": (
     {"scenario__num_tasks": 6},

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -255,3 +258,42 @@ def test_lines_number_the_runs_and_estimate_what_is_left(tmp_path, capsys):
     "[1/3] ewc, seed 1: it failed (40 s); 1 left, about 30 s",
     "[3/3] l2, seed 1: done (1 min 0 s)",
   ]
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1"])
+def test_no_jobs_are_refused(tmp_path, capsys, jobs):
+  with pytest.raises(SystemExit):
+    args(tmp_path, f"--jobs={jobs}")
+  assert f"{jobs} must be at least 1" in capsys.readouterr().err
+
+
+LONG = """
+import os, pathlib, sys, time
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+STARTED = """
+import pathlib, sys
+from benchmarks import compare
+compare.MAIN = pathlib.Path(sys.argv[1])
+compare.stop_on_signals()
+compare.main(sys.argv[2:])
+"""
+
+
+def test_its_end_is_the_end_of_its_runs(tmp_path):
+  program = tmp_path / "program.py"
+  program.write_text(LONG)
+  given = [str(program), f"--root={tmp_path}", "--methods=ewc", "--seeds=1"]
+  log = tmp_path / "ewc" / "1.log"
+  with subprocess.Popen(
+    [sys.executable, "-c", STARTED, *given], cwd=ROOT, stderr=subprocess.PIPE
+  ) as process:
+    while not (log.exists() and log.read_text().endswith("\n")):
+      assert process.poll() is None
+      time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 1
+    assert b"Stopped." in process.stderr.read()
+  with pytest.raises(ProcessLookupError):
+    os.kill(int(log.read_text()), 0)

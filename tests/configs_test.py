@@ -303,6 +303,7 @@ def test_number_of_trained_parameters(name, classes, count):
   ("arg", "message"),
   [
     ("smok", "Unknown config argument 'smok'. Did you mean 'smoke'"),
+    ("paper,smoke,paper=false", "argument 'paper' is given twice"),
     ("paper=maybe", "'paper=maybe' must be true or false"),
   ],
 )

@@ -17,13 +17,16 @@ from toy import tiny
 
 import main
 from libml.results import results
+from libml.results import tables
 from libml.train import checkpoint
+from libml.train import made_once
 from libml.train import workdirs
 from models import checksums
 from models import edits as edits_lib
 from models import export
 from models import initial
 from models import pretrained
+from models.edits import __main__ as edits_command
 
 CONFIG = {"export": False, "audit": {"stages": "none"}, "seed": 1}
 
@@ -274,3 +277,69 @@ def test_a_header_that_claims_terabytes_is_named(tmp_path):
     file.writestr("w.npy", b"\x93NUMPY\x01\x00" + size + header)
   with pytest.raises(ValueError, match="huge.npz"):
     pretrained.load(path, {"w": np.zeros((1,), np.float32)})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"a": 1}'])
+def test_tables_name_damaged_results(tmp_path, content):
+  (tmp_path / "results.json").write_bytes(content)
+  with pytest.raises(SystemExit, match=f"{tmp_path}/results.json") as error:
+    tables.main([str(tmp_path)])
+  assert "\n" not in str(error.value)
+
+
+def test_tables_name_what_is_missing(tmp_path, done):
+  record = json.loads((done / "results.json").read_text())
+  for key in ("matrix", "final", "wall_seconds"):
+    left = {**record, key: "x"}
+    (tmp_path / "results.json").write_text(json.dumps(left))
+    with pytest.raises(SystemExit, match=f"are damaged: '{key}' is missing or"):
+      tables.main([str(tmp_path)])
+
+
+def test_edits_of_a_class_without_a_name_are_refused(forgot):
+  (forgot / "results.json").write_text(json.dumps({"classes": ["ant", "bee"]}))
+  with pytest.raises(SystemExit, match="forgot class 3, .* has 2 classes"):
+    edits_command.main([str(forgot)])
+  (forgot / "results.json").write_text("[]")
+  with pytest.raises(SystemExit, match="results.json cannot be read"):
+    edits_command.main([str(forgot)])
+
+
+def make_weights(workdir):
+  path = workdir / "export" / "params.npz"
+  path.parent.mkdir(parents=True)
+  path.write_bytes(b"weights")
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 64, b"\xff\xfe"])
+def test_the_cache_of_weights_is_made_again(tmp_path, caplog, content):
+  made_once.weights(tmp_path, make_weights, checksums.of)
+  shutil.rmtree(tmp_path / "run")
+  (tmp_path / "params.sha256").write_bytes(content)
+  path = made_once.weights(tmp_path, make_weights, checksums.of)
+  assert "does not match params.sha256" in caplog.text
+  assert (tmp_path / "params.sha256").read_text() == checksums.of(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe"])
+def test_a_cached_run_writes_a_damaged_config_again(
+  tmp_path, monkeypatch, caplog, content
+):
+  monkeypatch.setattr(made_once, "CACHE", tmp_path)
+  asked = tiny()
+
+  def execute(config, workdir, mesh):
+    assert config is asked and mesh.devices.size
+    (workdir / "checkpoints" / "1").mkdir(parents=True)
+    workdirs.claim(workdir, json.loads(config.to_json()))
+    if not content_written:
+      content_written.append((workdir / "config.json").write_bytes(content))
+      raise OSError("the disk is full")
+    make_weights(workdir)
+
+  content_written = []
+  with pytest.raises(OSError):
+    made_once.upstream("toy", asked, execute)
+  shutil.rmtree(next(tmp_path.glob("toy-*")) / "run" / "checkpoints")
+  assert made_once.upstream("toy", asked, execute).endswith("params.npz")
+  assert "config.json cannot be read" in caplog.text

@@ -1,11 +1,15 @@
 """The user's files: what is read and what refused."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from libml.datasets import DATASETS
 from libml.datasets import Subset
+from libml.datasets import class_map
+from libml.datasets import pairs
 from libml.images.preprocess import Preprocess
 from libml.pipeline import streams
 
@@ -137,8 +141,11 @@ def _break(folder, kind):
 @pytest.mark.parametrize("kind", ["text", "empty", "cut"])
 def test_broken_image_is_named(folder, kind):
   path = _break(folder, kind)
-  with pytest.raises(ValueError, match=f"Cannot decode {path}: .*Replace or"):
+  with pytest.raises(
+    ValueError, match=f"Cannot decode {path}: .*Replace or"
+  ) as error:
     DATASETS["folder"](root=folder)
+  assert "{{" not in str(error.value) and "Iterator" not in str(error.value)
   # Unchecked, it fails when it is read, and no grey picture stands in.
   found = DATASETS["folder"](root=folder, verify=False)
   chain = Preprocess(size=16, resize=16)
@@ -333,3 +340,40 @@ def test_a_list_of_empty_classes_stays_short(tmp_path):
   with pytest.raises(ValueError, match="and 299,987 more. Add") as error:
     DATASETS["npz"](path=str(path))
   assert len(str(error.value)) < 400
+
+
+def test_a_pipe_or_a_folder_named_like_an_image_is_refused(folder):
+  path = folder / "train" / "ant" / "x.jpg"
+  path.mkdir()
+  with pytest.raises(ValueError, match=f"{path} .* no regular file: remove"):
+    DATASETS["folder"](root=folder)
+  path.rmdir()
+  os.mkfifo(path)  # to read it would take forever
+  with pytest.raises(ValueError, match=f"{path} .* no regular file: remove"):
+    DATASETS["folder"](root=folder)
+
+
+def _listing(path, root):
+  return DATASETS["folder"](root=root, train_list=path, test_list=path)
+
+
+@pytest.mark.parametrize(
+  ("name", "read"),
+  [
+    ("list.txt", _listing),
+    ("list.yaml", _listing),
+    ("pairs.txt", pairs.read),
+    ("names.txt", lambda path, _: class_map.names(path)),
+  ],
+)
+def test_text_of_another_encoding_is_named(folder, name, read):
+  path = folder / name
+  path.write_bytes("data: [été]\n".encode("latin-1"))
+  with pytest.raises(ValueError, match=f"{path} is not UTF-8 .*save it as"):
+    read(str(path), folder / "train")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+  path = tmp_path / "names.txt"
+  path.write_bytes("\ufeffcat\ndog\n".encode())
+  assert class_map.names(path) == ("cat", "dog")

@@ -215,6 +215,14 @@ BROKEN = {
   "no classes": ({"classes": None}, "missing: classes"),
   "half a pair": ({B: None}, r"lora_a \(16, 4\), lora_b None"),
   "two ranks": ({B: np.ones((3, 32))}, r"lora_a \(16, 4\), lora_b \(3, 32\)"),
+  "two scales": ({"scale": np.ones(2)}, r"scale: float64 of shape \(2,\)"),
+  "class as text": ({"classes": np.array(["a"])}, r"classes: <U1 of shape"),
+  "class below 0": ({"classes": np.array([-1])}, "classes: -1 is no class"),
+  "one class, no list": ({"classes": np.int32(1)}, r"classes: int32 of shape"),
+  "flag as text": (
+    {f"zero/{BLOCK.format(0)}": np.array("no")},
+    r"zero/.*: <U2 of shape",
+  ),
   "nothing": ({A: None, B: None}, "it holds no adapters"),
   "wrong flag": (
     {f"zero/{BLOCK.format(0)}": np.bool_(True)},

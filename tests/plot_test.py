@@ -19,6 +19,9 @@ RECORD = {
     "test_set": ["request_0", "kept"],
     "stage_name": ["before", "request 0: cat, dog"],
   },
+  "reports": [{}],
+  "stage_seconds": [1.0],
+  "wall_seconds": 2.0,
   "summary": {"accuracy": [{}, {"acc_forget": 0.0, "h_mean": 0.8923}]},
 }
 

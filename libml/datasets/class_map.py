@@ -4,6 +4,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from libml.datasets import text
+
 
 def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
   """Returns the names of a head's classes.
@@ -21,7 +23,7 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     raise FileNotFoundError(
       f"No file {path}; it must name the head's classes, one per line."
     )
-  lines = path.read_text().splitlines()
+  lines = text.read(path).splitlines()
   found = tuple(line.split()[0] for line in lines if line.strip())
   if len(set(found)) < len(found):
     twice = next(name for name in found if found.count(name) > 1)

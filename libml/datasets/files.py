@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from libml.datasets.expected import Expected
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # A larger label is a mistake, and every list of classes would be as long.
 _MOST_LABEL = 9_999_999
+# What TensorFlow's errors say of its graph, and Pillow's of its buffer.
+_OF_TENSORFLOW = re.compile(r"^.*Iterator::\S+: |\s*<_io\.[^>]*>")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -108,7 +111,8 @@ def folder(
 
   Raises:
     FileNotFoundError: A folder or list does not exist.
-    ValueError: A class is empty, is only in test, or is also among the others;
+    ValueError: A class is empty, something named like an image is no file (but
+      a pipe or a folder), a class is only in test, or is also among the others;
       the classes are not the expected ones; there are domains without lists;
       a file cannot be decoded (with verify); or what `lists.Lists` raises.
   """
@@ -228,6 +232,11 @@ def _folder_split(
     )
     paths += files
     labels += [label] * len(files)
+  for path in paths:
+    if not os.path.isfile(path):  # reading a pipe or a device would not end
+      raise ValueError(
+        f"{path} is named like an image, but it is no regular file: remove it."
+      )
   images = np.array(paths, object)
   return source.Split(images, np.array(labels, np.int32), encoding="path")
 
@@ -258,7 +267,8 @@ def check_decodable(paths: np.ndarray) -> None:
     try:
       next(results)
     except tf.errors.OpError as error:
+      reason = _OF_TENSORFLOW.sub("", error.message.splitlines()[0])
       raise ValueError(
-        f"Cannot decode {path}: {error.message.splitlines()[0]} Replace or "
-        f"remove it; allowed are {', '.join(SUFFIXES)} files."
+        f"Cannot decode {path}: {reason.rstrip('.')}. Replace or remove it; "
+        f"allowed are {', '.join(SUFFIXES)} files."
       ) from error

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from libml.datasets import source
+from libml.datasets import text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _read(path: str) -> dict[str, int | None]:
   if file.suffix in (".yaml", ".yml"):
     listed = _read_yaml(file)
   else:
-    lines = [line.strip() for line in file.read_text().splitlines()]
+    lines = [line.strip() for line in text.read(file).splitlines()]
     listed = dict.fromkeys(n for n in lines if n and not n.startswith("#"))
   if not listed:
     raise ValueError(
@@ -184,7 +185,7 @@ def _read_yaml(path: pathlib.Path) -> dict[str, int | None]:
   # 330,000 names, a seventh of SafeLoader's time.
   loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
   try:
-    found = yaml.load(path.read_text(), Loader=loader)
+    found = yaml.load(text.read(path), Loader=loader)
   except yaml.YAMLError as error:
     raise ValueError(
       f"Cannot read {path}: {error}. Correct the YAML, or use a text file with "

@@ -23,6 +23,8 @@ import zlib
 
 import numpy as np
 
+from libml.datasets import text
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
@@ -71,7 +73,7 @@ def read(
     )
   lines = [
     (number, line.split("\t") if "\t" in line else line.split())
-    for number, line in enumerate(path.read_text().splitlines(), start=1)
+    for number, line in enumerate(text.read(path).splitlines(), start=1)
     if line.strip() and not line.startswith("#")
   ]
   is_lfw = bool(lines) and len(lines[0][1]) <= 2

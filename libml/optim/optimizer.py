@@ -8,6 +8,7 @@ such as a projection, takes its arrays as extra arguments.
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -295,6 +296,7 @@ def build(
       f"optimizer.lr_batch_size={lr_batch_size} must be at least 1, or None: "
       "learning rates are not scaled."
     )
+  _check_groups(groups)
   lr_scale = batch_size / lr_batch_size if lr_batch_size else 1.0
   _check_number("l2", l2)
   _check_settings([name for name, _ in groups], settings)
@@ -322,6 +324,29 @@ def build(
     proximal=frozenset(n for n, o in trained.items() if o["name"] in PROXIMAL),
     lasso=lasso,
   )
+
+
+def _check_groups(groups: Any) -> None:
+  """Raises ValueError unless these are pairs (name, pattern)."""
+  pairs = isinstance(groups, list | tuple) and all(
+    isinstance(pair, list | tuple)
+    and len(pair) == 2
+    and all(isinstance(word, str) for word in pair)
+    for pair in groups
+  )
+  if not pairs:
+    raise ValueError(
+      f"optimizer.groups={groups!r} must be pairs (name, pattern), such as "
+      "(('prompt', 'prompt_pool.*'), ('rest', '.*'))."
+    )
+  for name, pattern in groups:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ValueError(
+        f"optimizer.groups: the pattern {pattern!r} of {name!r} must be a "
+        f"regular expression: {error}."
+      ) from None
 
 
 def _check_settings(names: Sequence[str], settings: Mapping[str, Any]) -> None:

@@ -63,6 +63,13 @@ def parse(argv: list[str], config: str = "my_config") -> list[str]:
     return [program]
   except flags.Error as error:  # a config's error stands at its end
     *_, last = str(error).strip().splitlines()
+    # What Python's int and float say.
+    last = re.sub(
+      r"invalid literal for int\(\) with base 10: .*", "give an integer.", last
+    )
+    last = re.sub(
+      r"could not convert string to float: .*", "give a number.", last
+    )
     sys.exit(last.strip())
   except Exception as error:  # a config is Python, and raises anything
     first, *_ = str(error).splitlines() or [""]

@@ -243,15 +243,37 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
   records = []
   for folder in folders:
     path = pathlib.Path(folder) / "results.json"
-    record = results.read(path)
+    try:
+      record = results.read(path)
+      if record is not None:
+        results.check_readable(record, path)
+        _check_whole(record, path)
+    except (ValueError, OSError) as error:
+      raise SystemExit(f"{type(error).__name__}: {error}") from None
     if record is None or not record["final"]:
       raise SystemExit(f"No results in {folder}; run main.py there first.")
-    try:
-      results.check_readable(record, path)
-    except ValueError as error:
-      raise SystemExit(str(error)) from None
     records.append(record)
   return records
+
+
+def _check_whole(record: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Raises Damaged if entries that the tables show are missing."""
+  kinds = {
+    dict: ("final", "matrix", "axes", "summary"),
+    list: ("reports", "stage_seconds"),
+    str: ("name", "figure"),
+    float: ("wall_seconds",),
+  }
+  for kind, keys in kinds.items():
+    for key in keys:
+      if not isinstance(
+        record.get(key), (kind, int) if kind is float else kind
+      ):
+        raise results.Damaged(
+          f"The results in {path} are damaged: {key!r} is missing or has "
+          "another type. The command of the run makes them again, once the "
+          "file is removed"
+        )
 
 
 def main(folders: Sequence[str]) -> None:

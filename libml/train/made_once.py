@@ -50,9 +50,23 @@ def upstream(name: str, config: ConfigDict, execute: Callable[..., Any]) -> str:
     # Weights must not depend on the number of devices: keep batch_size.
     ways = math.gcd(config.batch_size, jax.device_count())
     mesh = sharding.make_mesh(ways, jax.device_count() // ways)
+    _drop_unreadable(workdir / "config.json")
     execute(config, workdir, mesh=mesh)
 
   return weights(CACHE / folder, make, checksums.of)
+
+
+def _drop_unreadable(path: pathlib.Path) -> None:
+  """Removes a config that cannot be read; the folder's name stands for it."""
+  try:
+    if not path.exists() or json.loads(path.read_text()):
+      return
+    problem = "it holds no settings"
+  except ValueError as error:
+    problem = str(error)
+  _LOG.warning("%s cannot be read (%s). It is written again.", path, problem)
+  if processes.is_first():
+    path.unlink(missing_ok=True)
 
 
 def weights(
@@ -74,8 +88,17 @@ def weights(
   params, note = folder / "params.npz", folder / "params.sha256"
 
   def is_sound() -> bool:
-    known = note.read_text() if note.exists() and params.exists() else None
-    return known is not None and known == checksum(params)
+    if not params.exists():
+      return False
+    sound = note.exists() and note.read_bytes() == checksum(params).encode()
+    if not sound:
+      _LOG.warning(
+        "%s does not match %s, so one of them is damaged. The weights are made "
+        "again from their run.",
+        params,
+        note.name,
+      )
+    return sound
 
   def publish() -> bool:
     os.replace(folder / "run" / "export" / "params.npz", params)

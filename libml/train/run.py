@@ -116,13 +116,24 @@ class Run:
       params: The model's parameters, arrays on the host.
 
     Raises:
-      ValueError: The optimizer does not fit the parameters or the method.
+      ValueError: The optimizer does not fit the parameters or the method, or
+        the parameters do not fit into memory.
     """
     self._observer.on_work("building the model and the optimizer")
-    params = self.method.init_params(params, jax.random.fold_in(self._rng, 0))
-    params = self._place({"params": params})["params"]
-    rng = jax.random.fold_in(self._rng, 1)
-    state = steps.first_state(self.method, self.optimizer, params, rng)
+    try:
+      rng = jax.random.fold_in(self._rng, 0)
+      params = self.method.init_params(params, rng)
+      params = self._place({"params": params})["params"]
+      rng = jax.random.fold_in(self._rng, 1)
+      state = steps.first_state(self.method, self.optimizer, params, rng)
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      raise ValueError(
+        "The parameters, with those of the method, do not fit into memory "
+        f"({str(error).splitlines()[0]}): take a smaller model, or smaller "
+        "options of the method."
+      ) from None
     self.optimizer.check(self.method.extra_args(state.memory), params)
     lora.check_trained(self.optimizer.groups.trainable(params))
     state = self._place(state)

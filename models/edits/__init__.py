@@ -97,6 +97,7 @@ def read(path: str | os.PathLike[str]) -> Edit:
     shapes = [None if leaf is None else leaf.shape for leaf in pair]
     if not _fit(*shapes):
       lines.append(f"{layer}: lora_a {shapes[0]}, lora_b {shapes[1]}")
+  lines += _misfits(found)
   lines += [f"{k}: not finite" for k, v in found.items() if not _finite(v)]
   if lines or not adapters:
     raise ValueError(
@@ -121,6 +122,24 @@ def read(path: str | os.PathLike[str]) -> Edit:
         "file that the run wrote."
       )
   return edit
+
+
+def _misfits(found: Mapping[str, np.ndarray]) -> list[str]:
+  """Returns a line for each of scale, classes and flags of another kind."""
+  kinds = {"scale": ("fiu", 0), "classes": ("iu", 1)}
+  kinds |= {name: ("b", 0) for name in found if name.startswith(_ZERO)}
+  kinds |= {name: ("f", 2) for name in found if name.endswith(lora.ADAPTER)}
+  lines = []
+  for name, (kind, ndim) in kinds.items():
+    array = found.get(name)
+    if array is None:
+      continue
+    # NumPy's kind of bfloat16 is "V".
+    if array.dtype.kind not in kind.replace("f", "fV") or array.ndim != ndim:
+      lines.append(f"{name}: {array.dtype} of shape {array.shape}")
+    elif name == "classes" and (array < 0).any():
+      lines.append(f"{name}: {array.min()} is no class")
+  return lines
 
 
 def _finite(array: np.ndarray) -> bool:

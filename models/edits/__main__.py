@@ -40,6 +40,9 @@ def show(
   Args:
     edits: Request -> edit.
     names: Names of the classes; None: their ids.
+
+  Raises:
+    ValueError: A class has no name.
   """
   summaries = {
     number: edits_lib.summary(edit) for number, edit in edits.items()
@@ -51,7 +54,13 @@ def show(
     requests.add_column(column, justify="right", no_wrap=True)
   for number, numbers in summaries.items():
     groups = numbers["groups"]
-    ids = [names[i] if names else str(i) for i in numbers["classes"]]
+    classes = numbers["classes"]
+    if names and max(classes, default=0) >= len(names):
+      raise ValueError(
+        f"Request {number} forgot class {max(classes)}, but the run has "
+        f"{len(names)} classes: edits and results are not those of one run."
+      )
+    ids = [names[i] if names else str(i) for i in classes]
     requests.add_row(
       str(number),
       _listed(ids),
@@ -108,8 +117,13 @@ def _listed(names: Sequence[str]) -> str:
 
 def _class_names(workdir: pathlib.Path) -> Sequence[str] | None:
   path = workdir / "results.json"
-  record = json.loads(path.read_text()) if path.exists() else {}
-  return record.get("classes")
+  try:
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return record.get("classes")
+  except (ValueError, AttributeError) as error:
+    raise ValueError(
+      f"{path} cannot be read ({error}): the command of the run makes it again."
+    ) from None
 
 
 def _numbers(text: str) -> list[int]:
