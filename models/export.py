@@ -148,8 +148,15 @@ def retrained(
     )
   for name in ("params.npz", "classes.json"):
     checksums.check_listed(folder / name)
-  asked = json.loads((pathlib.Path(workdir) / "config.json").read_text())
-  sample = {key: asked["scenario"].get(key) for key in ("ratio", "shots")}
+  path = pathlib.Path(workdir) / "config.json"
+  try:
+    scenario = dict(json.loads(path.read_text())["scenario"])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} cannot be read ({error}), so nothing says on which images "
+      "audit.retrained was trained: restore the file, or retrain."
+    ) from None
+  sample = {key: scenario.get(key) for key in ("ratio", "shots")}
   if sample["ratio"] not in (None, 1.0) or sample["shots"] is not None:
     raise ValueError(
       f"audit.retrained={str(workdir)!r} saw only a sample of the images, "

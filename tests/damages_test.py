@@ -207,6 +207,15 @@ def test_a_run_starts_from_no_damaged_export(forgot, name):
     initial.load(model, path, seed=0, head="keep")
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff\xfe"])
+def test_a_retrained_run_of_a_damaged_config_is_named(tmp_path, content):
+  (tmp_path / "export").mkdir()
+  (tmp_path / "export" / "params.npz").touch()
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(ValueError, match="config.json cannot be read .*retrain"):
+    export.retrained(tmp_path, {}, {})
+
+
 BAD_LEAVES = {
   "NaN": (np.float32([[1, np.nan]]), "holds NaN or infinity in 'w'"),
   "infinity": (np.float32([[1, np.inf]]), "holds NaN or infinity in 'w'"),
