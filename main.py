@@ -204,7 +204,7 @@ def execute(
     FloatingPointError: A loss or gradient is not finite.
   """
   mesh = mesh or sharding.make_mesh(**plain(config.mesh))
-  config = settings_lib.with_global_batch(config, mesh)
+  config = settings_lib.with_global_batch(weights.settle(config), mesh)
   plain_config = json.loads(config.to_json())
   processes.check_same("config", plain_config)
   with workdirs.begin(workdir, plain_config, audit=audit) as (record, audit):

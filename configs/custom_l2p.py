@@ -8,9 +8,10 @@ the arrays x_train, y_train, x_test and y_test. ":tasks=" must divide the number
 of classes; without it, as many tasks are taken as leave two classes or more
 each, up to 10.
 
-The weights are a ViT-B/16 in the official layout. ":variant=" names another
-size, ":deit" weights of DeiT or timm (another GELU and normalization), ":size="
-the image size. ":tune" tests on a fifth of the training images.
+The file of weights says which ViT it is, the image size, and which GELU;
+":variant=" and ":size=" insist on a variant and on a size. Only an export says
+how images are normalized: ":deit" sets DeiT's GELU, mean and standard
+deviation. ":tune" tests on a fifth of the training images.
 """
 
 from ml_collections import config_dict
@@ -23,16 +24,21 @@ ARGUMENTS = {
   "folder": "photos",
   "npz": "",
   "deit": False,
-  "variant": "ViT-B_16",
-  "size": 224,
+  "variant": "",
+  "size": 0,
   "tune": False,
 }
 
 
 def network(config, arg):
   """Sets the ViT that `deit`, `variant` and `size` describe."""
-  config.model.variant = arg.variant
-  config.model.image_size = arg.size
+  config.model.update(
+    variant=config_dict.placeholder(str),
+    image_size=config_dict.placeholder(int),
+    gelu=config_dict.placeholder(str),
+  )
+  config.model.variant = arg.variant or None
+  config.model.image_size = arg.size or None
   if arg.deit:
     config.model.gelu = "erf"
     config.preprocess.mean = common.IMAGENET_MEAN

@@ -11,9 +11,8 @@ in the weights' head, such as 2_shark. With ":names=FILE", a file with the names
 of the head's classes, one per line, folders have these names instead. ":known="
 is the number of the head's columns.
 
-":deit" says that the weights are DeiT's or timm's of that kind (another GELU
-and normalization), ":variant=" which ViT they are; the other arguments are
-those of configs/digits_swap.py.
+":deit", ":variant=" and ":size=" as in configs/custom_l2p.py; the other
+arguments are those of configs/digits_swap.py.
 """
 
 from configs import base
@@ -34,8 +33,8 @@ def get_config(arg=None):
     names="",
     known=1000,
     deit=False,
-    variant="ViT-B_16",
-    size=224,
+    variant="",
+    size=0,
   )
   config = base.get_config()
   config.name = swaps.title("custom_swap", arg)
@@ -55,7 +54,6 @@ def get_config(arg=None):
     "test_fraction": None if arg.divided else 0.25,
   }
   config.preprocess.train = "none"
-  config.preprocess.resize = arg.size * 256 // 224
   config.preprocess.antialias = True
   config.preprocess.mean = config.preprocess.std = (0.5,) * 3
   custom_l2p.network(config, arg)

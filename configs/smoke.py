@@ -67,6 +67,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.preprocess.resize = None
   config.model.variant = "smoke"
   config.model.image_size = 8
+  if config.model.get("gelu", "") is None:
+    config.model.gelu = "tanh"
   method = METHODS[config.method.name]
   for option, most in method.smoke.items():
     if config.method[option] is not None:

@@ -12,7 +12,8 @@ import logging
 import math
 import os
 import pathlib
-import re
+import zipfile
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -22,14 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import numpy as safetensors
+from safetensors import safe_open
 
+from models import described
 from models import expansion
 from models import layouts
 
 Flat = layouts.Flat
 
 _LOG = logging.getLogger("palimpsest")
-_BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 
 
 def load(
@@ -82,7 +84,7 @@ def load(
   path = pathlib.Path(path)
   expected: dict[str, Any] = traverse_util.flatten_dict(template, sep="/")
   found = layouts.to_linen(
-    _read(path), expected, source=path, adapters=adapters
+    _read(path, _arrays), expected, source=path, adapters=adapters
   )
   if rows is not None:
     found |= _pick(path, found, expected, rows=rows, head=head, new=new)
@@ -92,11 +94,12 @@ def load(
     )
   if head == "fresh":
     found = _with_fresh_head(path, found, expected)
+  sizes = described.Sizes.of(found)
   if layouts.POSITION in found and layouts.POSITION in expected:
     found[layouts.POSITION] = resize_positions(
       found[layouts.POSITION], expected[layouts.POSITION].shape[1]
     )
-  _check(path, found, expected)
+  _check(path, found, expected, sizes)
   _check_types(path, found)
   with np.errstate(over="ignore"):  # what becomes infinite is refused below
     flat = {k: np.asarray(found[k], leaf.dtype) for k, leaf in expected.items()}
@@ -160,6 +163,19 @@ def _pick(
       f" model of {classes} classes: choose one column for each class."
     )
   return {name: found[name][..., list(rows)] for name in picked}
+
+
+def settings(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+  """Returns the settings of a config that a file determines.
+
+  As `described.settings`.
+
+  Raises:
+    FileNotFoundError: If there is no such file.
+    ValueError: If the file has another format, or no variant has its sizes.
+  """
+  path = pathlib.Path(path)
+  return described.settings(path, _read(path, _shapes))
 
 
 def save_torch(
@@ -249,8 +265,10 @@ def resize_positions(position: np.ndarray, num_tokens: int) -> np.ndarray:
   return np.concatenate([position[:, :1], grid], axis=1)
 
 
-def _read(path: pathlib.Path) -> Flat:
-  """Reads the arrays of a file under the file's names."""
+def _read(
+  path: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Any]]
+) -> dict[str, Any]:
+  """Reads a file by `_arrays` or `_shapes`; names what it cannot read."""
   if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
     raise ValueError(
       f"{path} is a pickle, and reading one runs whatever code it holds:"
@@ -262,11 +280,7 @@ def _read(path: pathlib.Path) -> Flat:
       f"Cannot read {path}: known suffixes are .npz and .safetensors."
     )
   try:
-    if path.suffix == ".safetensors":
-      return safetensors.load_file(path)
-    # np.load would leave a file open that it cannot read.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-      return dict(arrays)
+    return read(path)
   except FileNotFoundError:
     raise
   except Exception as error:  # malformed files raise whatever a reader meets
@@ -274,6 +288,33 @@ def _read(path: pathlib.Path) -> Flat:
       f"{path} is not a {path.suffix} file of plain arrays "
       f"({type(error).__name__}: {error}): download or save it again."
     ) from error
+
+
+def _arrays(path: pathlib.Path) -> Flat:
+  """Returns the arrays of a file under the file's names."""
+  if path.suffix == ".safetensors":
+    return safetensors.load_file(path)
+  # np.load would leave a file open that it cannot read.
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    return dict(arrays)
+
+
+def _shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of a file's arrays; reads its headers only."""
+  if path.suffix == ".safetensors":
+    with safe_open(path, "np") as file:
+      names = list(file.keys())
+      return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+  shapes = {}
+  with zipfile.ZipFile(path) as archive:
+    for name in archive.namelist():
+      with archive.open(name) as file:
+        first = np.lib.format.read_magic(file) == (1, 0)
+        header = np.lib.format.read_array_header_2_0
+        if first:
+          header = np.lib.format.read_array_header_1_0
+        shapes[name.removesuffix(".npy")] = header(file)[0]
+  return shapes
 
 
 def _check_types(path: pathlib.Path, found: Flat) -> None:
@@ -302,32 +343,11 @@ def _check_finite(path: pathlib.Path, flat: Flat) -> None:
     )
 
 
-def _sizes(flat: Mapping[str, Any]) -> tuple[int, int, int] | None:
-  """Returns width, number of blocks and patch side; None: unknown leaves."""
-  embedding = flat.get("embedding/kernel")
-  if embedding is None or len(embedding.shape) != 4:
-    return None
-  blocks = {m[1] for name in flat if (m := _BLOCK.match(name))}
-  return embedding.shape[-1], len(blocks), embedding.shape[0]
-
-
-def _described(sizes: tuple[int, int, int]) -> str:
-  """Returns a ViT's sizes for people, with its name if it has one."""
-  from models import vit  # which imports this module's neighbours
-
-  width, depth, patch = sizes
-  fields = ("width", "depth", "patch_size")
-  names = [
-    name
-    for name, variant in vit.VARIANTS.items()
-    if tuple(variant.get(field) for field in fields) == sizes
-  ]
-  text = f"ViT of width {width} with {depth} blocks and patches of {patch}"
-  return f"{names[0]} ({text})" if names else text
-
-
 def _check(
-  path: pathlib.Path, found: Flat, expected: Mapping[str, Any]
+  path: pathlib.Path,
+  found: Flat,
+  expected: Mapping[str, Any],
+  theirs: described.Sizes | None,
 ) -> None:
   """Raises one ValueError that says what does not fit.
 
@@ -344,13 +364,14 @@ def _check(
       lines.append(f"  extra: {name}, file {here}")
     elif here != there:
       lines.append(f"  shape: {name}, file {here}, model {there}")
-  ours, theirs = _sizes(expected), _sizes(found)
-  if lines and ours and theirs and ours != theirs:
+  ours = described.Sizes.of(expected)
+  if lines and ours and theirs and not ours.alike(theirs):
     _LOG.debug("\n".join(lines))
+    remedy = "use a file of this model"
+    if theirs.variant:
+      remedy = f"set --my_config.model.variant={theirs.variant}, or {remedy}"
     raise ValueError(
-      f"{path} is a {_described(theirs)}, and the model is a "
-      f"{_described(ours)}: set --my_config.model.variant to the file's, or "
-      "use a file of this model."
+      f"{path} is a {theirs}, and this config asks for {ours}: {remedy}."
     )
   if lines:
     raise ValueError(

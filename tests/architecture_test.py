@@ -61,7 +61,7 @@ NAMES_OF_PARTS = (
 NAMES_PARTS = {
   f"models/{name}.py"
   for name in ("vit", "face_vit", "encoder", "layers", "heads")
-  + ("layouts", "pretrained", "convert", "timm")
+  + ("described", "layouts", "pretrained", "convert", "timm")
 }
 # A probe has the name, too.
 NAMES_PROBES = {"libml/audit/probing.py", "libml/results/audit_table.py"}

@@ -305,7 +305,8 @@ def test_weights_of_another_width_are_listed(tmp_path):
   pretrained.save(path, jax.device_get(params))
   with pytest.raises(
     ValueError,
-    match="is a ViT of width 64 .*the model is a ViT of width 16 .*variant",
+    match="wide.npz is a ViT of width 64, .* of 2 pixels at 8 pixels, and this "
+    "config asks for ViT of width 16, .*: use a file of this model",
   ) as error:
     untrained(tiny(init_checkpoint=str(path)), tmp_path / "run")
 

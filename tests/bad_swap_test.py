@@ -304,6 +304,7 @@ def test_head_that_does_not_fit(tmp_path, options, message):
   arg = ",".join(f"{key}={root}" for key, root in roots.items())
   config = custom_swap.get_config(f"{arg},known=4,variant=smoke,size=8")
   config.batch_size = 2
+  config.model.gelu = "tanh"
   config.init_checkpoint = weights(tmp_path / "w.npz", **options)
   with pytest.raises(ValueError, match=message):
     walks.untrained(config, tmp_path / "run")

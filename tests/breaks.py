@@ -228,8 +228,8 @@ BREAKS = (
   Break(
     "a batch of a device is taken for the whole batch",
     "main.py",
-    "config = settings_lib.with_global_batch(config, mesh)",
-    "settings_lib.with_global_batch(config, mesh)",
+    "settings_lib.with_global_batch(weights.settle(config), mesh)",
+    "weights.settle(config)",
     ("tests/devices_test.py", "-k", "per_device"),
   ),
   Break(

@@ -11,6 +11,7 @@ from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from models import checksums
+from models import layouts
 from models import pretrained
 from models import vit
 
@@ -379,3 +380,57 @@ def test_deit_tiny(real_data):
     np.testing.assert_allclose(
       outputs[ours], golden[theirs], rtol=1e-3, atol=1e-4
     )
+
+
+NPZ = {"variant": "smoke", "image_size": 8}
+
+
+@pytest.mark.parametrize(
+  ("name", "gelu"),
+  [
+    ("ours.npz", {}),
+    ("official.npz", {"gelu": "tanh"}),
+    ("timm.safetensors", {"gelu": "erf"}),
+  ],
+)
+def test_a_file_says_which_model_it_is(tmp_path, name, gelu):
+  tree = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+    template(**vit.VARIANTS["smoke"]),
+  )
+  if name == "ours.npz":
+    pretrained.save(tmp_path / name, tree)
+  elif name == "official.npz":
+    flat = {
+      k.replace("MlpBlock_0", "MlpBlock_3"): v for k, v in flatten(tree).items()
+    }
+    np.savez(tmp_path / name, **flat)
+  else:
+    pretrained.save_torch(tmp_path / name, tree, layouts.TIMM)
+  assert pretrained.settings(tmp_path / name) == {"model": {**NPZ, **gelu}}
+
+
+def test_a_file_of_no_variant_is_named(tmp_path, tree):
+  path = tmp_path / "own.npz"
+  pretrained.save(path, tree)
+  with pytest.raises(
+    ValueError, match="own.npz is a ViT of width 6, .*takes .*ViT-B_16"
+  ):
+    pretrained.settings(path)
+  np.savez(path, w=np.zeros(3, np.float32))
+  with pytest.raises(ValueError, match="does not have a ViT's parameters"):
+    pretrained.settings(path)
+
+
+def test_a_file_of_another_variant_is_one_line(tmp_path):
+  path = tmp_path / "small.npz"
+  sizes = template(**vit.VARIANTS["small_images"])
+  pretrained.save(path, jax.tree.map(lambda x: np.zeros(x.shape), sizes))
+  with pytest.raises(
+    ValueError,
+    match="small.npz is a small_images at 8 pixels, and this config asks for "
+    "smoke at 16 pixels: set --my_config.model.variant=small_images, or use",
+  ) as error:
+    fields = {**vit.VARIANTS["smoke"], "image_size": 16}
+    pretrained.load(path, template(**fields))
+  assert "\n" not in str(error.value)

@@ -66,6 +66,7 @@ def run(tmp_path_factory):
   config.epochs = 2
   config.model.lora.rank = 2
   config.model.depth = 1
+  config.model.gelu = "tanh"
   config.init_checkpoint = str(folder / "vit.npz")
   return folder, main.execute(config, folder / "run"), first
 

@@ -1,7 +1,9 @@
 """The weights that a run starts from: of a file, made, or drawn."""
 
+import logging
 import pathlib
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +11,61 @@ from ml_collections import ConfigDict
 
 from libml import scenarios
 from models import checksums
+from models import described
 from models import initial
+from models import pretrained
+
+_LOG = logging.getLogger("palimpsest")
+
+
+def settle(config: ConfigDict) -> ConfigDict:
+  """Returns a config with what its file of weights says in place of None.
+
+  That is the model's variant, image size and GELU. Where all are None, an
+  export also says how images are normalized.
+
+  Args:
+    config: From a config file.
+
+  Raises:
+    FileNotFoundError: There is no such file.
+    ValueError: The config names no file, the file does not say what is asked,
+      or its sizes are no variant's.
+  """
+  asked = [key for key in described.KEYS if config.model.get(key, "") is None]
+  if "width" in config.model:  # its sizes stand in the config
+    asked = [key for key in asked if key != "variant"]
+  if not asked:
+    return config
+  if config.init_checkpoint is None:
+    raise ValueError(
+      "No pretrained weights: give --my_config.init_checkpoint=FILE (.npz or "
+      f".safetensors), which says the model's {', '.join(asked)}, or set "
+      f"{' and '.join(f'--my_config.model.{key}' for key in asked)}."
+    )
+  told = pretrained.settings(config.init_checkpoint)
+  unsaid = [key for key in asked if key not in told["model"]]
+  if unsaid:
+    raise ValueError(
+      f"{config.init_checkpoint} does not say the model's {unsaid[0]}: set "
+      f"--my_config.model.{unsaid[0]}, as in the run that made the file."
+    )
+  told["model"] = {key: told["model"][key] for key in asked}
+  if len(asked) < len(described.KEYS):
+    told.pop("preprocess", None)
+  config = config.copy_and_resolve_references()
+  config.update(told)
+  _LOG.info("%s says: %s", config.init_checkpoint, _line(told))
+  return config
+
+
+def _line(sections: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns settings as the command line takes them."""
+  return ", ".join(
+    f"{section}.{key}={value}"
+    for section, settings in sections.items()
+    for key, value in settings.items()
+  )
 
 
 def first(
