@@ -79,7 +79,7 @@ def test_an_unreadable_checkpoint_is_named_in_a_short_line(tmp_path):
     manifest.write_bytes(data)
     with pytest.raises(ValueError, match="No checkpoint can be used") as error:
       saver.restore(jax.eval_shape(lambda: leaves))
-  assert "manifest.ocdbt" in str(error.value) and len(str(error.value)) < 600
+  assert "DATA_LOSS" in str(error.value) and len(str(error.value)) < 600
 
 
 def test_one_run_holds_a_workdir(tmp_path):
