@@ -141,7 +141,7 @@ CASES = {
     (
       (STOP, "measure", 0, 2, 4),
       (KILL, "train", 1, 1, 4),
-      (STOP, "train", 1, 3, 7),
+      (KILL, "train", 1, 3, 6),
     ),
     frozenset({f"params/{MLP}/lora_b", f"memory/start/{MLP}/lora_a"}),
     frozenset({f"params/{MLP}/kernel", "params/head/kernel", "params/cls"}),
