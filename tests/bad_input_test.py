@@ -71,6 +71,14 @@ CASES = {
   "unknown dtype": ({"model__dtype": "bf16"}, r"'bf16'.*bfloat16"),
   "unknown method": ({"method__name": "l2pp"}, r"method 'l2pp'.*mean 'l2p'"),
   "unknown model": ({"model__name": "vti"}, r"model 'vti'.*mean 'vit'"),
+  "no device along an axis": (
+    {"mesh__model": 0},
+    r"A mesh of data=-1 x model=0 does not fit 2 devices",
+  ),
+  "settings of a group": (
+    {"optimizer__backbone": 3},
+    r"optimizer.backbone=3 must be a dict of settings, or None to freeze",
+  ),
   "unknown variant": (
     {"model__variant": "ViT-B16"},
     r"variant 'ViT-B16'.*ViT-B_16",

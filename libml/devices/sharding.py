@@ -33,9 +33,9 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     ValueError: data * model is not the number of devices.
   """
   count = jax.device_count()
-  if data == -1:
+  if data == -1 and model > 0:
     data = count // model
-  if data * model != count:
+  if min(data, model) < 1 or data * model != count:
     raise ValueError(
       f"A mesh of data={data} x model={model} does not fit {count} devices; "
       f"the product must be {count}. Set mesh.model to a divisor of {count}, "

@@ -362,6 +362,11 @@ def _check_settings(names: Sequence[str], settings: Mapping[str, Any]) -> None:
         f"The optimizer has settings for {name!r}, which is no parameter "
         f"group. {registry.nearest(name, names)}"
       )
+    if not isinstance(settings[name], Mapping | None):
+      raise ValueError(
+        f"optimizer.{name}={settings[name]!r} must be a dict of settings, or "
+        "None to freeze the group."
+      )
 
 
 def _check_number(name: str, value: Any) -> None:
